@@ -1,0 +1,68 @@
+"""memlens: see what a network memorizes.
+
+The rooms, from the ground up; each imports only from those above it:
+
+store        where finished work lies, written so that a kill leaves the old state or the new one
+data         ``Samples`` and ``Dataset``: images and labels that you can see and edit; ``load``
+models       plain functions ``(n_classes, in_shape) -> nn.Module``
+signals      per-sample quantities as pure functions: loss, gradients, margin, curvature
+recorder     ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
+scores       every score as a pure function of a trace, with its metadata: the catalogue
+stopping     online detection of the peak of the weight norm or the mean input gradient
+recipes      ``Recipe``, ``Measure``, the optimizers
+runs         ``Run``: what one training leaves
+training     the one training loop, ``train``
+jobs         ``train_many``: trainings done once, side by side, and found again in the store
+subsets      many models on random subsets: Feldman-Zhang memorization with standard errors
+calibration  reliability table, ECE, MCE, MSCE, UCE
+metrics      similarity with bootstrap intervals, ranking metrics, bins and fits
+paper        the printed tables, ours beside theirs, verdicts
+plots        axes-level plots, one palette
+profiles     which data set, nets and recipes a notebook runs with
+page         what a notebook opens: its profile, figures, facts and claims
+reproduce    the main job: papermill over the notebooks in order
+
+Names are loaded on first use, so ``import memlens`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "data", "Dataset": "data", "Samples": "data",
+    "build": "models",
+    "Recorder": "recorder", "Trace": "recorder",
+    "catalogue": "scores",
+    "PeakDetector": "stopping", "Peak": "stopping",
+    "Run": "runs",
+    "Recipe": "recipes", "Measure": "recipes", "train": "training",
+    "Job": "jobs", "train_many": "jobs",
+    "Sweep": "subsets", "subset_sweep": "subsets",
+    "compare": "metrics",
+    "get_profile": "profiles",
+    "open_page": "page",
+}  # fmt: skip
+_ROOMS = (
+    "store", "data", "models", "signals", "recorder", "scores", "stopping", "recipes", "runs",
+    "training", "jobs", "subsets", "calibration", "metrics", "paper", "plots", "profiles",
+    "page", "reproduce",
+)  # fmt: skip
+
+__all__ = [*_HOME, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"memlens.{_HOME[name]}"), name)
+    elif name in _ROOMS:
+        value = import_module(f"memlens.{name}")
+    else:
+        raise AttributeError(f"module 'memlens' has no attribute {name!r}; it has {__all__}")
+    globals()[name] = value  # the next use finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
