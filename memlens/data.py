@@ -1,0 +1,275 @@
+"""Samples that you can see and edit: images, labels, original indices and clean labels as tensors.
+
+Images stay in the units of their source (uint8 pixels, usually); `Dataset.normalise` makes the
+float input of a net from them. Every sample keeps the index it has in the original data, so that a
+score can always be traced back to its picture.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TEST_SHARE = 0.2  # of digits: 1,437 training and 360 test samples
+SPLIT_SEED = 0  # the split is a fixed part of the data, not a parameter of an experiment
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A set of labelled images.
+
+    Attributes
+    ----------
+    images : Tensor (n_samples, channels, height, width), uint8 or float32
+    labels : Tensor (n_samples,), int64: what a net is trained on
+    index : Tensor (n_samples,), int64: position in the original data
+    clean_labels : Tensor (n_samples,), int64: labels before noise was added
+
+    Raises
+    ------
+    ValueError, TypeError
+        On wrong shape or dtype, another length, labels below zero, NaN or infinite pixels.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    clean_labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ValueError(
+                f"images have shape {tuple(self.images.shape)}; expected (n, channels, height, "
+                "width): add the channel axis with images[:, None]"
+            )
+        if self.images.dtype not in (torch.uint8, torch.float32):
+            raise TypeError(f"images are {self.images.dtype}; convert them to uint8 or float32")
+        for name in ("labels", "index", "clean_labels"):
+            _check_vector(name, getattr(self, name), len(self.images))
+        if self.images.is_floating_point() and not self.images.isfinite().all():
+            bad = (~self.images.isfinite()).flatten(1).any(1).nonzero()[:, 0]
+            raise ValueError(
+                f"{len(bad)} images hold NaN or infinite pixels, the first at position {bad[0]}; "
+                "remove or repair them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, which: Tensor) -> "Samples":
+        """The chosen samples (mask or positions), each with its original index."""
+        return Samples(
+            self.images[which], self.labels[which], self.index[which], self.clean_labels[which]
+        )
+
+    @property
+    def is_noisy(self) -> Tensor:
+        """Mask (n_samples,) of the samples whose label was changed."""
+        return self.labels != self.clean_labels
+
+
+def _check_vector(name: str, values: Tensor, n: int) -> None:
+    if values.shape != (n,):
+        raise ValueError(f"{name} have shape {tuple(values.shape)} for {n} images; expected ({n},)")
+    if values.dtype != torch.int64:
+        raise TypeError(f"{name} are {values.dtype}; convert them to int64")
+    if n and values.min() < 0:
+        raise ValueError(f"{name} go down to {values.min()}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test samples of one source, and how its pixels become a net's input.
+
+    Attributes
+    ----------
+    name : str
+    train, test : Samples
+    class_names : tuple of str, one a class
+    pixel_max : float, the value of a white pixel (255 for most uint8 images, 16 for digits)
+    mean, std : tuple of float, one a channel, of the training pixels scaled to [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If labels lie outside the classes, a class has no training sample, or the shapes differ.
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+    class_names: tuple[str, ...]
+    pixel_max: float = 255.0
+    mean: tuple[float, ...] = field(default=(0.0,))
+    std: tuple[float, ...] = field(default=(1.0,))
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            samples = getattr(self, part)
+            if len(samples) and samples.labels.max() >= self.n_classes:
+                raise ValueError(
+                    f"{part} labels of {self.name} go up to {samples.labels.max()}, but there are "
+                    f"{self.n_classes} class names: expected labels 0 to {self.n_classes - 1}"
+                )
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            raise ValueError(
+                f"train images are {self.in_shape}, test images "
+                f"{tuple(self.test.images.shape[1:])}; resize one of them"
+            )
+        counts = torch.bincount(self.train.labels, minlength=self.n_classes)
+        if (counts == 0).any():
+            empty = [self.class_names[i] for i in (counts == 0).nonzero()[:, 0]]
+            raise ValueError(f"classes without a training sample in {self.name}: {empty}")
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes there are names for."""
+        return len(self.class_names)
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape (channels, height, width) of one image."""
+        return tuple(self.train.images.shape[1:])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """A net's input, float32 of the same shape: (pixel / pixel_max - mean) / std."""
+        mean = images.new_tensor(self.mean, dtype=torch.float32)[:, None, None]
+        std = images.new_tensor(self.std, dtype=torch.float32)[:, None, None]
+        # One multiply-add: this runs in every training step.
+        return images * (1 / (self.pixel_max * std)) - mean / std
+
+    def with_noise(self, rate: float, *, seed: int = 0, per_class: bool = False) -> "Dataset":
+        """The same data with symmetric label noise: a flipped label is uniform over the others.
+
+        Parameters
+        ----------
+        rate : float in [0, 1)
+            Share of labels to flip, rounded down to whole samples.
+        seed : int
+            Chooses the samples and their new labels.
+        per_class : bool
+            False: the share holds over the whole set (CSG paper, B.6). True: the same share in
+            every class (curvature paper, section 4.3).
+
+        Returns
+        -------
+        Dataset
+            With ``train.labels`` changed and ``train.clean_labels`` kept.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"noise rate is {rate}; expected a share in [0, 1), e.g. 0.1 for 10 %")
+        labels = self.train.labels.clone()
+        generator = torch.Generator().manual_seed(seed)
+        groups = (
+            [(labels == c).nonzero()[:, 0] for c in range(self.n_classes)]
+            if per_class
+            else [torch.arange(len(labels))]
+        )
+        for group in groups:
+            order = torch.randperm(len(group), generator=generator)
+            # A hair more than the product: 0.29 * 100 is 28.999999999999996.
+            chosen = group[order[: int(rate * len(group) + 1e-9)]]
+            shift = torch.randint(1, self.n_classes, (len(chosen),), generator=generator)
+            labels[chosen] = (labels[chosen] + shift) % self.n_classes
+        return replace(self, train=replace(self.train, labels=labels))
+
+
+def from_arrays(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    class_names: tuple[str, ...] | None = None,
+    pixel_max: float = 255.0,
+    standardise: bool = True,
+) -> Dataset:
+    """A `Dataset` from arrays in their original order.
+
+    Parameters
+    ----------
+    train, test : (images, labels)
+        Images (n, channels, height, width), uint8 or float32; labels (n,), integers from 0.
+    class_names : tuple of str, optional
+        By default the labels' numbers.
+    pixel_max : float
+        The value of a white pixel.
+    standardise : bool
+        Whether a net's input has mean 0 and standard deviation 1 in every channel.
+    """
+    parts = [_samples(images, labels, 0) for images, labels in (train, test)]
+    if class_names is None:
+        class_names = tuple(str(c) for c in range(int(parts[0].labels.max()) + 1))
+    mean, std = (0.0,) * parts[0].images.shape[1], (1.0,) * parts[0].images.shape[1]
+    if standardise:
+        scaled = parts[0].images.double().div(pixel_max).transpose(0, 1).flatten(1)
+        mean, std = tuple(scaled.mean(1).tolist()), tuple(scaled.std(1).tolist())
+    return Dataset(name, *parts, tuple(class_names), float(pixel_max), mean, std)
+
+
+def _samples(images: np.ndarray, labels: np.ndarray, start: int) -> Samples:
+    target = torch.as_tensor(np.asarray(labels)).long()
+    index = torch.arange(start, start + len(target))
+    return Samples(torch.as_tensor(np.asarray(images)), target, index, target.clone())
+
+
+def load_digits() -> Dataset:
+    """The 1,797 real 8x8 handwritten digits that scikit-learn ships, split 1,437 / 360.
+
+    The split is stratified by class and fixed; ``index`` is the position in scikit-learn's order.
+    """
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = images.reshape(-1, 1, 8, 8).astype(np.uint8)
+    parts = train_test_split(
+        np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=SPLIT_SEED
+    )
+    train, test = (torch.as_tensor(np.sort(part)) for part in parts)
+    whole = _samples(images, labels, 0)
+    dataset = from_arrays(
+        "digits",
+        (images[train], labels[train]),
+        (images[test], labels[test]),
+        pixel_max=16.0,
+        standardise=False,  # a net sees pixels in [0, 1], as in Feldman and Zhang's trainings
+    )
+    return replace(dataset, train=whole[train], test=whole[test])
+
+
+LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+
+
+def load(name: str) -> Dataset:
+    """A data set by name.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message lists the known ones.
+    """
+    if name not in LOADERS:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(LOADERS))}")
+    return LOADERS[name]()
+
+
+def augment(x: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crop of the zero-padded images, and a random left-right flip, per sample.
+
+    All samples move in one gather on the device of ``x``; (n, c, h, w) -> (n, c, h, w).
+    The padding is zero in the space of ``x``.
+    """
+    n, _, height, width = x.shape
+    draw = lambda high: torch.randint(high, (n, 1), generator=generator).to(x.device)  # noqa: E731
+    rows = torch.arange(height, device=x.device) + draw(2 * pad + 1)  # (n, h)
+    columns = torch.arange(width, device=x.device) + draw(2 * pad + 1)  # (n, w)
+    if flip:
+        mirrored = draw(2).bool()
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = torch.nn.functional.pad(x, (pad,) * 4)
+    sample = torch.arange(n, device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
