@@ -1,0 +1,40 @@
+"""Nets from names and seeds."""
+
+import pytest
+import torch
+
+from memlens import models
+
+COUNTS = {"mlp": 64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10}
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_every_model_maps_images_to_logits(name):
+    net = models.build(name, 10, (1, 8, 8))
+    assert net(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+    assert models.build(name, 7, (3, 12, 12))(torch.zeros(2, 3, 12, 12)).shape == (2, 7)
+
+
+def test_parameter_count_of_the_mlp():
+    assert sum(p.numel() for p in models.build("mlp", 10, (1, 8, 8)).parameters()) == COUNTS["mlp"]
+
+
+def test_weights_follow_the_seed_and_leave_the_callers_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (models.build("mlp", 10, (1, 8, 8), seed=s)[1].weight for s in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_builder_of_your_own_is_a_plain_function():
+    net = models.build(lambda c, s: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, c)),
+                       2, (1, 2, 2))  # fmt: skip
+    assert net(torch.zeros(5, 1, 2, 2)).shape == (5, 2)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown model 'resnet'; known: mlp, .*small_cnn"):
+        models.build("resnet", 10, (1, 8, 8))
