@@ -1,0 +1,157 @@
+"""Per-sample quantities as pure functions: each is defined here, once.
+
+Shapes: ``logits`` (n, n_classes), ``y`` (n,) int64, ``x`` (n, ...) a net's input. Every function
+returns one number a sample, (n,), unless it says otherwise. Functions that take a model call it in
+the mode it is in and assume that samples do not touch each other: with batch norm in train mode
+they do, and `own_loss_gradient` is there to measure by how much.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+
+def loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, in nats, 0 or more."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """True-class logit minus the largest other logit; above 0 where the prediction is right.
+
+    On logits, not probabilities (Pleiss et al. 2020). A tie counts as wrong.
+    """
+    true = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return true - others.amax(1)
+
+
+def el2n(logits: Tensor, y: Tensor) -> Tensor:
+    """L2 norm of softmax minus one-hot label, in [0, sqrt 2] (Paul et al. 2021)."""
+    error = logits.softmax(1)
+    error = error - F.one_hot(y, logits.shape[1]).to(error.dtype)
+    return error.norm(dim=1)
+
+
+class GradientNorms(NamedTuple):
+    """L2 and L1 norm of each sample's gradient, (n,) each; the L2 norm is not squared."""
+
+    l2: Tensor
+    l1: Tensor
+
+
+def gradient_norms(gradient: Tensor) -> GradientNorms:
+    """Norms of per-sample gradients (n, ...)."""
+    flat = gradient.flatten(1)
+    return GradientNorms(flat.norm(dim=1), flat.abs().sum(1))
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient of each sample's loss by its own input, (n, ...), in the space of ``x``."""
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(model(x), y).sum(), x)[0]
+
+
+def own_loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """As `input_gradient`, with the other samples' losses left out: n backward passes.
+
+    The two differ where samples touch each other in the forward pass (batch norm, train mode).
+    The buffers of the model (running statistics) are left as they were.
+    """
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    x = x.detach().requires_grad_(True)
+    losses = loss(functional_call(model, state, (x,)), y)
+    rows = [
+        torch.autograd.grad(value, x, retain_graph=True)[0][i] for i, value in enumerate(losses)
+    ]
+    return torch.stack(rows)
+
+
+def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = "") -> Tensor:
+    """L2 norm of each sample's loss gradient by the weights, in the mode the model is in.
+
+    ``only`` restricts it to the parameters whose names start so, such as one layer.
+    """
+    parameters = {n: p.detach() for n, p in model.named_parameters() if n.startswith(only)}
+    if not parameters:
+        raise ValueError(f"no parameter of the model has a name that starts with {only!r}")
+
+    def one_loss(weights: dict[str, Tensor], xi: Tensor, yi: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, weights, (xi[None],)), yi[None])
+
+    gradients = vmap(grad(one_loss), in_dims=(None, 0, 0))(parameters, x, y)
+    return sum(g.flatten(1).pow(2).sum(1) for g in gradients.values()).sqrt()
+
+
+def weight_norm(model: nn.Module) -> Tensor:
+    """L2 norm of all parameters together, a scalar."""
+    return torch.stack([p.detach().float().norm() for p in model.parameters()]).norm()
+
+
+class Curvature(NamedTuple):
+    """Input-loss curvature of each sample, (n,) each, 0 or more.
+
+    ``norm``: mean over probes of ||Hv||, what the authors' code averages.
+    ``squared``: mean of ||Hv||^2, an estimate of the trace of H squared (Eq. 3 and 6).
+    """
+
+    norm: Tensor
+    squared: Tensor
+
+
+def curvature(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    n_probes: int = 10,
+    step: float = 1e-3,
+    exact: bool = False,
+    seed: int = 0,
+) -> Curvature:
+    """Curvature of the loss around each input (Garg, Ravikumar and Roy 2024, Eq. 3 to 6).
+
+    H is the Hessian of a sample's loss by its input, v a vector of random signs. The paper's
+    finite difference takes (gradient at x + h v) - (gradient at x); here it is divided by h, so
+    that it estimates Hv at any h. The clean gradient is shared by all probes: n + 1 gradients,
+    not 2 n. Eval mode, float32 or float64; the perturbation is in the space of ``x``.
+
+    Parameters
+    ----------
+    n_probes : int
+        Random directions to average over.
+    step : float
+        h, the size of the step in each coordinate; ignored when ``exact``.
+    exact : bool
+        Exact Hessian-vector products by differentiating the gradient instead.
+    seed : int
+        Of the random directions.
+    """
+    if n_probes < 1 or not step > 0:
+        raise ValueError(f"n_probes={n_probes}, step={step}: expected at least one probe, step > 0")
+    generator = torch.Generator().manual_seed(seed)
+    product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
+    norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
+    for _ in range(n_probes):
+        signs = torch.randint(2, x.shape, generator=generator).to(x) * 2 - 1
+        length = gradient_norms(product(signs)).l2
+        norm += length / n_probes
+        squared += length**2 / n_probes
+    return Curvature(norm, squared)
+
+
+def _difference(model: nn.Module, x: Tensor, y: Tensor, step: float) -> Callable[[Tensor], Tensor]:
+    clean = input_gradient(model, x, y)
+    return lambda v: (input_gradient(model, x + step * v, y) - clean) / step
+
+
+def _hessian_product(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        gradient = torch.autograd.grad(loss(model(x), y).sum(), x, create_graph=True)[0]
+    return lambda v: torch.autograd.grad(gradient, x, grad_outputs=v, retain_graph=True)[0]

@@ -1,0 +1,212 @@
+"""Signals against for-loops of single-sample backward passes, closed forms and exact Hessians."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memlens import models, signals
+
+N, CLASSES, SHAPE = 37, 5, (2, 3, 3)
+
+
+@pytest.fixture(params=["mlp", "small_cnn"])
+def net(request):
+    return models.build(request.param, CLASSES, SHAPE, seed=1).double().eval()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, *SHAPE, generator=generator, dtype=torch.float64)
+    return x, torch.randint(CLASSES, (N,), generator=generator)
+
+
+def one_by_one(net, x, y):
+    """The oracle: one sample, one forward pass, one backward pass, nothing shared."""
+    for xi, yi in zip(x, y, strict=True):
+        xi = xi.clone()[None].requires_grad_(True)
+        net.zero_grad()
+        logits = net(xi)
+        loss = -logits[0].log_softmax(0)[yi]
+        loss.backward()
+        weights = torch.cat([p.grad.flatten() for p in net.parameters()])
+        yield loss.item(), logits[0].detach(), xi.grad[0], weights
+
+
+def test_all_signals_against_single_samples(net, batch):
+    x, y = batch
+    logits = net(x).detach()
+    losses, margins, errors = (f(logits, y) for f in (signals.loss, signals.margin, signals.el2n))
+    gradient = signals.input_gradient(net, x, y)
+    norms = signals.gradient_norms(gradient)
+    weight_norms = signals.weight_gradient_norm(net, x, y)
+    for i, (loss, z, by_x, by_w) in enumerate(one_by_one(net, x, y)):
+        assert losses[i].item() == pytest.approx(loss, rel=1e-10)
+        rest = max(float(z[k]) for k in range(CLASSES) if k != y[i])
+        assert margins[i].item() == pytest.approx(float(z[y[i]]) - rest, rel=1e-9, abs=1e-12)
+        p = [math.exp(v) for v in z.log_softmax(0).tolist()]
+        distance = math.sqrt(sum((p[k] - int(k == y[i])) ** 2 for k in range(CLASSES)))
+        assert errors[i].item() == pytest.approx(distance, rel=1e-9)
+        assert torch.allclose(gradient[i], by_x, rtol=1e-9, atol=1e-12)
+        assert norms.l2[i].item() == pytest.approx(math.sqrt((by_x**2).sum()), rel=1e-9)
+        assert norms.l1[i].item() == pytest.approx(float(by_x.abs().sum()), rel=1e-9)
+        assert weight_norms[i].item() == pytest.approx(float(by_w.norm()), rel=1e-9)
+
+
+def test_linear_model_has_the_closed_form(batch):
+    x, y = batch
+    net = nn.Sequential(nn.Flatten(), nn.Linear(18, CLASSES)).double()
+    weight = net[1].weight
+    error = net(x).softmax(1) - F.one_hot(y, CLASSES)
+    expected = (error @ weight).reshape(x.shape)
+    assert torch.allclose(signals.input_gradient(net, x, y), expected)
+    by_weight = error.norm(dim=1) * (x.flatten(1).pow(2).sum(1) + 1).sqrt()
+    assert torch.allclose(signals.weight_gradient_norm(net, x, y), by_weight)
+    no_bias = error.norm(dim=1) * x.flatten(1).norm(dim=1)
+    assert torch.allclose(signals.weight_gradient_norm(net, x, y, only="1.weight"), no_bias)
+
+
+def test_gradients_do_not_depend_on_the_batch(net, batch):
+    x, y = batch
+    whole = signals.input_gradient(net, x, y)
+    parts = torch.cat([
+        signals.input_gradient(net, xs, ys)
+        for xs, ys in zip(x.split(8), y.split(8), strict=True)
+    ])  # fmt: skip
+    order = torch.randperm(N)
+    assert torch.allclose(parts, whole, rtol=1e-10, atol=1e-14)
+    shuffled = signals.input_gradient(net, x[order], y[order])
+    assert torch.allclose(shuffled, whole[order], rtol=1e-10, atol=1e-14)
+
+
+def test_norms_do_not_see_a_flip(batch):
+    x, _ = batch
+    norms, flipped = signals.gradient_norms(x), signals.gradient_norms(x.flip(-1))
+    assert torch.allclose(norms.l2, flipped.l2)
+    assert torch.allclose(norms.l1, flipped.l1)
+
+
+def test_signals_leave_model_and_input_alone(net, batch):
+    x, y = batch
+    before = [p.clone() for p in net.parameters()]
+    signals.input_gradient(net, x, y)
+    signals.curvature(net, x, y, n_probes=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert all(p.grad is None for p in net.parameters())
+    assert not x.requires_grad
+
+
+def test_margin_of_a_tie_is_zero_and_el2n_of_a_sure_miss_is_root_two():
+    y = torch.tensor([1, 0])
+    assert signals.margin(torch.tensor([[2.0, 2.0], [0.0, 5.0]]), y).tolist() == [0, -5]
+    assert signals.el2n(torch.tensor([[100.0, 0.0]]), y[:1]).item() == pytest.approx(math.sqrt(2))
+
+
+def test_weight_norm_is_that_of_the_flat_vector(net):
+    flat = torch.cat([p.flatten() for p in net.parameters()])
+    assert signals.weight_norm(net).item() == pytest.approx(flat.norm().item(), rel=1e-6)
+
+
+class Smooth(nn.Module):
+    """A net with curvature everywhere, so that the Hessian can be worked out exactly."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.first = nn.Parameter(torch.randn(6, 4, generator=generator, dtype=torch.float64))
+        self.second = nn.Parameter(torch.randn(3, 6, generator=generator, dtype=torch.float64))
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.first.T).tanh() @ self.second.T
+
+
+@pytest.fixture
+def smooth():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 1, 2, 2, generator=generator, dtype=torch.float64)
+    return Smooth(), x, torch.tensor([0, 1, 2, 0, 1])
+
+
+def exact_hessians(net, x, y):
+    def loss(flat, label):
+        return F.cross_entropy(net(flat.reshape(1, 1, 2, 2)), label[None])
+
+    return [torch.autograd.functional.hessian(lambda v, c=c: loss(v, c), xi.flatten())
+            for xi, c in zip(x, y, strict=True)]  # fmt: skip
+
+
+def test_exact_curvature_converges_to_the_trace_of_the_squared_hessian(smooth):
+    net, x, y = smooth
+    truth = torch.stack([(h @ h).trace() for h in exact_hessians(net, x, y)]).detach()
+    errors = [
+        (signals.curvature(net, x, y, n_probes=n, exact=True).squared / truth - 1).abs().max()
+        for n in (4, 4000)
+    ]
+    assert errors[1] < 0.05
+    assert errors[1] < errors[0]
+
+
+def test_one_exact_probe_is_the_norm_of_a_hessian_vector_product(smooth):
+    net, x, y = smooth
+    found = signals.curvature(net, x, y, n_probes=1, exact=True, seed=7)
+    signs = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(7)) * 2.0 - 1
+    for i, hessian in enumerate(exact_hessians(net, x, y)):
+        product = hessian @ signs[i].flatten().double()
+        assert found.norm[i].item() == pytest.approx(product.norm().item(), rel=1e-9)
+        assert found.squared[i].item() == pytest.approx(float(product @ product), rel=1e-9)
+
+
+def test_finite_differences_approach_the_exact_product(smooth):
+    net, x, y = smooth
+    exact = signals.curvature(net, x, y, n_probes=3, exact=True)
+    gaps = [
+        (signals.curvature(net, x, y, n_probes=3, step=h).norm / exact.norm - 1).abs().max()
+        for h in (1e-1, 1e-3, 1e-5)
+    ]
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < 1e-4
+
+
+def test_float32_finite_differences_at_the_papers_step(smooth):
+    net, x, y = smooth
+    exact = signals.curvature(net, x, y, exact=True)
+    rough = signals.curvature(net.float(), x.float(), y, step=1e-3)
+    assert torch.allclose(rough.norm.double(), exact.norm, rtol=0.02)
+
+
+def test_curvature_costs_n_plus_1_gradients(smooth, monkeypatch):
+    net, x, y = smooth
+    calls = []
+    real = signals.input_gradient
+    monkeypatch.setattr(signals, "input_gradient", lambda *a: calls.append(1) or real(*a))
+    signals.curvature(net, x, y, n_probes=10)
+    assert len(calls) == 11
+
+
+@pytest.mark.parametrize("bad", [{"n_probes": 0}, {"step": 0.0}, {"step": float("nan")}])
+def test_bad_curvature_arguments_are_refused(smooth, bad):
+    with pytest.raises(ValueError, match=r"expected at least one probe, step > 0"):
+        signals.curvature(*smooth, **bad)
+
+
+def test_batch_norm_couples_samples_and_the_oracle_knows(batch):
+    x, y = batch
+    net = models.build("mlp_bn", CLASSES, SHAPE).double().train()
+    buffers = [b.clone() for b in net.buffers()]
+    own = signals.own_loss_gradient(net, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(buffers, net.buffers(), strict=True))
+    batch_loss = signals.input_gradient(net, x, y)
+    assert (own - batch_loss).norm() > 0.01 * own.norm()
+    plain = models.build("mlp", CLASSES, SHAPE).double().train()
+    assert torch.allclose(
+        signals.own_loss_gradient(plain, x, y), signals.input_gradient(plain, x, y)
+    )
+
+
+def test_a_missing_layer_is_named():
+    net = models.build("mlp", CLASSES, SHAPE)
+    with pytest.raises(ValueError, match=r"starts with 'conv'"):
+        signals.weight_gradient_norm(net, torch.zeros(1, *SHAPE), torch.tensor([0]), only="conv")
