@@ -1,0 +1,88 @@
+"""Peak detection: where the peak is, when it is called, and what is no peak."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memlens.stopping import Peak, PeakDetector, find_peak
+
+
+def test_the_peak_is_called_after_patience_epochs_without_a_new_best():
+    assert find_peak([1, 2, 3, 2.9, 2.8, 2.7], patience=3) == Peak(2, 5)
+    assert find_peak([1, 2, 3, 2.9, 2.8], patience=3) == Peak(2, None)
+
+
+def test_a_first_small_bump_does_not_hide_a_later_higher_peak():
+    assert find_peak([1, 2, 1.9, 3, 4, 3, 2], patience=2) == Peak(4, 6)
+
+
+def test_a_curve_that_only_falls_has_no_peak():
+    assert find_peak([9, 8, 7, 6, 5, 4, 3, 2], patience=2).detected_epoch is None
+
+
+def test_under_strong_decay_the_peak_is_that_after_the_first_fall():
+    falls_first = [9, 7, 5, 4, 5, 6, 7, 6, 5, 4]
+    assert find_peak(falls_first, patience=2) == Peak(6, 8)
+
+
+def test_a_rise_below_min_rise_is_noise():
+    wobble = [5, 4, 4.02, 4.01, 4.0, 4.0, 4.0]
+    assert find_peak(wobble, patience=2, min_rise=0.01).detected_epoch is None
+    assert find_peak(wobble, patience=2, min_rise=0.001) == Peak(2, 4)
+
+
+def test_warmup_is_not_looked_at():
+    spike = [100, 1, 2, 3, 2, 1]
+    assert find_peak(spike, patience=2, warmup=1) == Peak(3, 5)
+
+
+def test_smoothing_takes_a_single_outlier_out():
+    noisy = [1, 2, 9, 3, 4, 5, 6, 7, 6, 5, 4, 3, 2]
+    assert find_peak(noisy, patience=2).peak_epoch == 2
+    assert find_peak(noisy, patience=4, smoothing=3).peak_epoch == 8
+
+
+def test_the_answer_stays_after_detection():
+    detector = PeakDetector(patience=1)
+    answers = [detector.update(v) for v in (1, 2, 1, 50, 60)]
+    assert answers == [False, False, True, True, True]
+    assert detector.peak == Peak(1, 2)
+    assert not detector.at_best
+
+
+def test_at_best_marks_the_epochs_whose_weights_are_worth_keeping():
+    detector = PeakDetector(patience=2)
+    marks = []
+    for value in (1, 3, 2, 4, 3, 2):
+        detector.update(value)
+        marks.append(detector.at_best)
+    assert marks == [True, True, False, True, False, False]
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=40), st.integers(1, 5))
+def test_online_means_later_values_cannot_change_an_answer(values, patience):
+    detector = PeakDetector(patience=patience)
+    for n, value in enumerate(values, 1):
+        detector.update(value)
+        assert detector.peak == find_peak(values[:n], patience=patience)
+        peak, detected = detector.peak
+        assert peak < n
+        assert detected is None or detected - peak >= patience
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=30), st.floats(0.5, 20))
+def test_the_unit_of_the_curve_does_not_matter_where_values_are_apart(values, factor):
+    rounded = [round(v) + 1.0 for v in values]
+    scaled = find_peak([factor * v for v in rounded])
+    assert scaled.peak_epoch == find_peak(rounded).peak_epoch
+
+
+@pytest.mark.parametrize("bad", [{"patience": 0}, {"smoothing": 0}, {"warmup": -1}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        PeakDetector(**bad)
+
+
+def test_a_value_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"the value of epoch 1 is nan"):
+        find_peak([1.0, float("nan")])
