@@ -1,0 +1,61 @@
+"""Trainings as jobs: done once, side by side, and found again in the store."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from joblib import Parallel, delayed
+
+from memlens import store
+from memlens.data import Dataset
+from memlens.recipes import Measure, Recipe
+from memlens.runs import Run
+from memlens.training import train
+
+_ROOMS = ("data", "models", "signals", "recorder", "stopping", "recipes", "runs", "training")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be done, or found done: the model must be a name from ``models.MODELS``."""
+
+    model: str
+    data: Dataset
+    recipe: Recipe = Recipe()
+    measure: Measure = Measure()
+
+    @property
+    def key(self) -> str:
+        """Name of the finished piece: the hash of everything that shapes it."""
+        return f"run-{store.fingerprint([self, store.code_version(*_ROOMS)])}"
+
+
+def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
+    """The runs of all jobs, in their order; finished ones come from the store.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+    n_jobs : int, optional
+        Trainings side by side, each in a process of its own; by default one a core. The results
+        do not depend on it.
+    """
+    keys = [job.key for job in jobs]
+    shelf = store.Store()
+    pieces = {key: shelf.get(key) for key in keys}
+    missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
+    if missing:
+        n_jobs = min(n_jobs or os.cpu_count() or 1, len(missing))
+        Parallel(n_jobs=n_jobs)(delayed(_train_and_keep)(k, j) for k, j in missing.items())
+        pieces |= {key: shelf.get(key) for key in missing}
+    lost = [key for key in keys if pieces[key] is None]
+    if lost:
+        raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")
+    return [
+        Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)
+    ]
+
+
+def _train_and_keep(key: str, job: Job) -> None:
+    run = train(job.model, job.data, job.recipe, job.measure)
+    store.Store().put(key, store.Piece(run.arrays, run.meta))
