@@ -1,0 +1,195 @@
+"""One sweep of nets trained on random subsets, kept as masks and logits.
+
+A sample's memorization is how much likelier a net is to get it right when it was trained on it
+(Feldman and Zhang 2020). The sweep trains many small nets together: their weights are stacked
+along a first axis and one batched forward and backward pass serves them all.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from torch.func import functional_call, stack_module_state, vmap
+
+from memlens import models, signals, store
+from memlens.data import Dataset
+from memlens.recipes import OPTIMIZERS, Recipe
+from memlens.training import shuffled, thread_count
+
+# Nets trained together by one process. Their weights, gradients and momenta should fit in the
+# processor's cache: more nets a pass save calls, but wait for memory (benchmarks/sweep.py).
+TOGETHER = 16
+SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
+_ROOMS = ("data", "models", "signals", "recipes", "training", "subsets")
+
+
+def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -> np.ndarray:
+    """Which model is trained on which sample, (n_models, n_samples) bool.
+
+    Every model gets round(keep * n_samples) samples, uniform without replacement.
+    """
+    size = round(keep * n_samples)
+    if not 0 < size < n_samples:
+        raise ValueError(
+            f"keep={keep} of {n_samples} samples is {size}; expected at least one kept and one "
+            "left out: give a share between 0 and 1"
+        )
+    masks = np.zeros((n_models, n_samples), dtype=bool)
+    for m in range(n_models):
+        chosen = np.random.default_rng([seed, m]).choice(n_samples, size, replace=False)
+        masks[m, chosen] = True
+    return masks
+
+
+def memorization(
+    masks: np.ndarray, correct: np.ndarray, index: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Feldman-Zhang memorization from masks and correctness (their Eq. 1, subset estimator).
+
+    Parameters
+    ----------
+    masks : ndarray (n_models, n_samples), bool
+        Whether the model was trained on the sample.
+    correct : ndarray (n_models, n_samples), bool or float in [0, 1]
+        Whether the model gets the sample's label right (or with which probability).
+    index : ndarray (n_samples,), optional
+        Index of the frame.
+
+    Returns
+    -------
+    DataFrame
+        memorization in [-1, 1] (higher = more memorized), standard_error, n_in, n_out,
+        in_accuracy, out_accuracy. A sample that was never left out, or never in, is NaN: nothing
+        is known about it. The standard error is that of a difference of two independent shares.
+    """
+    if masks.shape != correct.shape or masks.dtype != bool:
+        raise ValueError(
+            f"masks {masks.dtype} {masks.shape} and correct {correct.shape}: expected bool masks "
+            "and one shape (n_models, n_samples)"
+        )
+    n_in, n_out = masks.sum(0), (~masks).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy_in = np.where(masks, correct, 0.0).sum(0) / n_in
+        accuracy_out = np.where(masks, 0.0, correct).sum(0) / n_out
+        of_in = accuracy_in * (1 - accuracy_in) / n_in
+        of_out = accuracy_out * (1 - accuracy_out) / n_out
+    columns = {
+        "memorization": accuracy_in - accuracy_out,
+        "standard_error": np.sqrt(of_in + of_out),
+        "n_in": n_in,
+        "n_out": n_out,
+        "in_accuracy": accuracy_in,
+        "out_accuracy": accuracy_out,
+    }
+    return pd.DataFrame(columns, index=None if index is None else pd.Index(index, name="index"))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep.
+
+    Attributes
+    ----------
+    masks : ndarray (n_models, n_samples), bool: trained on it?
+    logits : ndarray (n_models, n_samples, n_classes), float32: eval mode, clean, last epoch
+    y_true : ndarray (n_samples,), int64
+    index : ndarray (n_samples,), int64: original index
+    """
+
+    masks: np.ndarray
+    logits: np.ndarray
+    y_true: np.ndarray
+    index: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each model gets each sample right, (n_models, n_samples) bool."""
+        return self.logits.argmax(2) == self.y_true
+
+    def memorization(self, n_models: int | None = None) -> pd.DataFrame:
+        """`memorization` from the first ``n_models`` models (default: all)."""
+        return memorization(self.masks[:n_models], self.correct[:n_models], self.index)
+
+
+def subset_sweep(
+    model: str,
+    data: Dataset,
+    *,
+    n_models: int = 400,
+    keep: float = 0.7,
+    recipe: Recipe = SHORT,
+    seed: int = 0,
+    n_jobs: int | None = None,
+) -> Sweep:
+    """Train ``n_models`` nets on random subsets of the training samples.
+
+    Parameters
+    ----------
+    model : str
+        A name from ``models.MODELS``; without batch norm and dropout, which couple samples or
+        draw random numbers inside the batched pass.
+    keep : float
+        Share of the samples each model is trained on; 0.7 as Feldman and Zhang.
+    recipe : Recipe
+        Its seed is not used: model m has weights and order from (seed, m).
+    n_jobs : int, optional
+        Processes; by default one a core. The results do not depend on it.
+    """
+    if recipe.augment != "none":
+        raise ValueError(f"the sweep trains on clean inputs; augment is {recipe.augment!r}")
+    parts = {"model": model, "train": data.train, "mean": data.mean, "std": data.std}
+    parts |= {"n_models": n_models, "keep": keep, "recipe": recipe, "seed": seed}
+    key = f"sweep-{store.fingerprint([parts, store.code_version(*_ROOMS)])}"
+    masks = subset_masks(n_models, len(data.train), keep, seed=seed)
+    shelf = store.Store()
+    piece = shelf.get(key)
+    if piece is None:
+        chunks = np.array_split(np.arange(n_models), -(-n_models // TOGETHER))
+        logits = Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(chunks)))(
+            delayed(train_together)(model, data, masks[chunk], recipe, chunk + (seed << 20))
+            for chunk in chunks
+        )
+        piece = store.Piece({"logits": np.concatenate(logits)}, {"n_models": n_models})
+        shelf.put(key, piece)
+    y_true, index = data.train.labels.numpy(), data.train.index.numpy()
+    return Sweep(masks, piece.arrays["logits"], y_true, index)
+
+
+def train_together(
+    model: str, data: Dataset, masks: np.ndarray, recipe: Recipe, seeds: Sequence[int]
+) -> np.ndarray:
+    """Train one net a row of ``masks``, all in one batched pass; their logits on every sample.
+
+    Returns
+    -------
+    ndarray (n_models, n_samples, n_classes), float32
+    """
+    seeds = [int(s) for s in seeds]
+    with thread_count(recipe.threads):
+        nets = [models.build(model, data.n_classes, data.in_shape, seed=s) for s in seeds]
+        if any(True for _ in nets[0].buffers()):
+            raise ValueError(f"model {model!r} has buffers (batch norm?): it cannot be stacked")
+        stacked, _ = stack_module_state(nets)
+        forward = vmap(lambda weights, x: functional_call(nets[0], weights, (x,)))
+        optimizer = OPTIMIZERS[recipe.optimizer](stacked.values(), recipe)
+        members = torch.stack([torch.as_tensor(m).nonzero()[:, 0] for m in masks])  # (m, kept)
+        x, y = data.normalise(data.train.images), data.train.labels
+        for epoch in range(recipe.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(epoch)
+            orders = torch.stack([shuffled(members.shape[1], s, epoch) for s in seeds])
+            for index in members.gather(1, orders).split(recipe.batch_size, dim=1):  # (m, b)
+                logits = forward(stacked, x[index])  # (m, b, c)
+                losses = signals.loss(logits.flatten(0, 1), y[index].flatten())
+                optimizer.zero_grad()
+                # Mean over each net's batch, sum over nets: no net sees another's gradient.
+                (losses.sum() / index.shape[1]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            return vmap(
+                lambda weights: functional_call(nets[0], weights, (x,)), chunk_size=len(nets)
+            )(stacked).numpy()
