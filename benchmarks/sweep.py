@@ -1,0 +1,67 @@
+"""Nets trained together over the same nets one by one, with the same cores.
+
+    python benchmarks/sweep.py [N_MODELS]
+
+Both sides use one process a core and one thread a process; both train on the same subsets in the
+same order. The one-by-one side is the textbook loop on a plain module. The target is 2.5.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import interleaved, ratios, save
+from joblib import Parallel, delayed
+
+import memlens as ml
+from memlens import models, subsets
+from memlens.recipes import OPTIMIZERS
+from memlens.training import shuffled
+
+RECIPE = subsets.SHORT
+ROUNDS = 3
+
+
+def one_by_one(data: ml.Dataset, masks: np.ndarray, seeds: Sequence[int]) -> None:
+    torch.set_num_threads(1)
+    x, y = data.normalise(data.train.images), data.train.labels
+    for mask, seed in zip(masks, seeds, strict=True):
+        net = models.build("mlp", data.n_classes, data.in_shape, seed=int(seed))
+        optimizer = OPTIMIZERS[RECIPE.optimizer](net.parameters(), RECIPE)
+        members = torch.as_tensor(mask).nonzero()[:, 0]
+        for epoch in range(RECIPE.epochs):
+            optimizer.param_groups[0]["lr"] = RECIPE.lr_at(epoch)
+            for index in members[shuffled(len(members), int(seed), epoch)].split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x[index]), y[index]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            net(x)
+
+
+def main(n_models: int) -> None:
+    data, cores = ml.load("digits"), os.cpu_count() or 1
+    masks = subsets.subset_masks(n_models, len(data.train), 0.7)
+    seeds = np.arange(n_models)
+    single = np.array_split(seeds, cores)
+    stacks = np.array_split(seeds, -(-n_models // subsets.TOGETHER))
+    pool = Parallel(n_jobs=cores)
+
+    def together() -> None:
+        pool(
+            delayed(subsets.train_together)("mlp", data, masks[s], RECIPE, s.tolist())
+            for s in stacks
+        )
+
+    def alone() -> None:
+        pool(delayed(one_by_one)(data, masks[s], s) for s in single)
+
+    seconds = interleaved({"together": together, "one by one": alone}, ROUNDS, warmup=1)
+    save("sweep", ratios(seconds, base="together").assign(n_models=n_models))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 400)
