@@ -112,7 +112,7 @@ def test_a_sweep_finds_a_planted_mislabelled_sample(small, tmp_path, monkeypatch
     planted = table.iloc[7]
     assert planted.in_accuracy == 1
     assert planted.memorization > 5 * planted.standard_error  # about ten nets were without it
-    assert (table.memorization >= planted.memorization).mean() < 0.05
+    assert (table.memorization > planted.memorization).sum() < 8  # among eighty, some hard ones
     assert sweep.memorization(16).n_in.max() <= 16
 
 
