@@ -7,8 +7,8 @@ data         ``Samples`` and ``Dataset``: images and labels that you can see and
 models       plain functions ``(n_classes, in_shape) -> nn.Module``
 signals      per-sample quantities as pure functions: loss, gradients, margin, curvature
 recorder     ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
-scores       every score as a pure function of a trace, with its metadata: the catalogue
 stopping     online detection of the peak of the weight norm or the mean input gradient
+scores       every score as a pure function of a trace, with its metadata: the catalogue
 recipes      ``Recipe``, ``Measure``, the optimizers
 runs         ``Run``: what one training leaves
 training     the one training loop, ``train``
@@ -45,7 +45,7 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "models", "signals", "recorder", "scores", "stopping", "recipes", "runs",
+    "store", "data", "models", "signals", "recorder", "stopping", "scores", "recipes", "runs",
     "training", "jobs", "subsets", "calibration", "metrics", "paper", "plots", "profiles",
     "page", "reproduce",
 )  # fmt: skip
