@@ -1,0 +1,300 @@
+"""Axes-level plots in one look: each takes axes and a table, draws the table, returns the axes.
+
+Nothing here shows or closes a figure, or alters what it is given. A plot of something computed has
+a partner that returns the table (`bands`, `binned`, `counts`, `roc_points`), so that one table goes
+to the plot and into the figure's CSV twin. A marker, hatch or line style doubles each colour.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_curve
+
+from memlens import metrics
+
+COLUMN, FULL = 3.4, 6.9  # inches: one column of a page, the whole width
+MARKED, CHANCE, INK, FILL, GAP = "#E69F00", "0.6", "0.25", "#9FB8CC", "#882255"
+
+# Scores wear Okabe and Ito's colours, everything else Tol's muted ones, so that no loss curve can
+# be taken for a score. Variants of a score share its colour and differ in marker and line.
+PALETTE: dict[str, tuple[str, str, str]] = {
+    "csg": ("#0072B2", "o", "-"), "early_csg": ("#0072B2", "p", "--"),
+    "csg_plain": ("#0072B2", "h", ":"), "memorization": ("#000000", "D", "-"),
+    "csl": ("#D55E00", "s", "-"), "sgal": ("#D55E00", "d", "--"),
+    "final_loss": ("#D55E00", "H", ":"),
+    "curvature": ("#009E73", "^", "-"), "curvature_squared": ("#009E73", "v", ":"),
+    "loss_sensitivity": ("#56B4E9", "<", "-"), "learning_time": ("#56B4E9", ">", "--"),
+    "first_correct": ("#56B4E9", "8", ":"), "last_wrong": ("#56B4E9", "*", "-."),
+    "forgetting": ("#CC79A7", "X", "-"), "aum": ("#CC79A7", "P", "--"),
+    "el2n": ("#CC79A7", "p", ":"), "in_confidence": ("#CC79A7", "d", "-."),
+    "weight_norm": ("#332288", "o", "-"), "input_gradient": ("#117733", "s", "-"),
+    "val_loss": ("#882255", "^", "-"), "train_loss": ("#999933", "v", "--"),
+    "peak": ("#332288", "o", "-"), "best_val": ("#882255", "^", "-."),
+    "last": ("#44AA99", "s", "--"),
+}  # fmt: skip
+_OTHERS = (
+    ("#332288", "o", "-"), ("#44AA99", "s", "--"), ("#882255", "^", "-."), ("#999933", "D", ":"),
+    ("#CC6677", "v", "-"), ("#117733", "X", "--"), ("#AA4499", "P", "-."), ("#88CCEE", "<", ":"),
+)  # fmt: skip
+_WRITTEN = ["CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
+            "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman"]  # fmt: skip
+
+
+def apply_style() -> None:
+    """Make the house style, ``memlens.mplstyle``, matplotlib's default."""
+    mpl.style.use(Path(__file__).with_name("memlens.mplstyle"))
+
+
+def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[float, float]:
+    """Inches for so many panels of height ``aspect`` x width: one column wide, else full width."""
+    width = COLUMN if columns == 1 else FULL
+    return width, round(width / columns * aspect * rows, 3)
+
+
+def style_of(name: str, position: int = 0) -> dict[str, str]:
+    """Color, marker and linestyle of a series; one without a look of its own is numbered."""
+    look = PALETTE.get(name, _OTHERS[position % len(_OTHERS)])
+    return dict(zip(("color", "marker", "linestyle"), look, strict=True))
+
+
+def label_of(name: object) -> str:
+    """How a name is written in a figure: ``early_csg`` becomes ``early CSG``."""
+    words = {word.lower(): word for word in _WRITTEN}
+    return " ".join(words.get(word, word) for word in str(name).split("_"))
+
+
+def bands(values: Mapping[str, ArrayLike], x: ArrayLike, x_name: str = "epoch") -> pd.DataFrame:
+    """Mean and spread over seeds, for `curves`, of arrays (n_seeds, n) or (n,) by series name.
+
+    Returns columns x_name, series, mean, std (divisor n_seeds - 1, NaN for one seed), n_seeds.
+    ValueError when an array's last axis is not as long as x, (n,).
+    """
+    x, parts = np.asarray(x), []
+    for name, value in values.items():
+        runs = np.atleast_2d(np.asarray(value, dtype=float))  # (n_seeds, n)
+        if runs.shape[1:] != x.shape:
+            raise ValueError(f"{name} has shape {np.shape(value)}: x asks for (n_seeds, {x.size})")
+        std = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.nan
+        part = {x_name: x, "series": name, "mean": runs.mean(axis=0), "std": std}
+        parts.append(pd.DataFrame(part).assign(n_seeds=len(runs)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
+    """Mean line and a band of ± one standard deviation for each series of a `bands` table.
+
+    The first column is x, beside series, mean and optionally std. ``labels`` is "direct" (names at
+    the line ends, up to about five; set limits and log scale before), "legend" or "none".
+    """
+    if labels not in ("direct", "legend", "none"):
+        raise ValueError(f"labels is {labels!r}: pass 'direct', 'legend' or 'none'")
+    x, lines = frame.columns[0], []
+    for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
+        look, every = style_of(str(name), i), max(1, len(part) // 7)
+        lines += ax.plot(part[x], part["mean"], **look, label=label_of(name),
+                         markevery=(i % every, every))
+        if "std" in part and part["std"].notna().any():
+            low, high = part["mean"] - part["std"], part["mean"] + part["std"]
+            ax.fill_between(part[x], low, high, color=look["color"], alpha=0.2, linewidth=0)
+    ax.set_xlabel(label_of(x))
+    if labels == "direct":
+        _label_ends(ax, lines)
+    elif labels == "legend":
+        ax.legend()
+    return ax
+
+
+def _label_ends(ax: Axes, lines: list) -> None:
+    """Write each line's name at its right end, pushed apart where two names would touch."""
+    size = mpl.rcParams["legend.fontsize"]
+    ends = [tuple(line.get_xydata()[-1]) for line in lines]
+    wanted = ax.transData.transform(ends)[:, 1] * 72 / ax.get_figure(root=True).dpi  # points
+    placed, gap = wanted.copy(), 1.5 * size  # more than a line: the layout shrinks the axes later
+    for _ in range(100):  # neighbours that are too close each give way by half, until none is
+        order = np.argsort(placed, kind="stable")
+        push = np.clip(gap - np.diff(placed[order]), 0, None) / 2
+        placed[order[1:]] += push
+        placed[order[:-1]] -= push
+    for line, end, shift in zip(lines, ends, placed - wanted, strict=True):
+        ax.annotate(line.get_label(), end, (5, shift), textcoords="offset points", va="center",
+                    color=line.get_color(), fontsize=size, annotation_clip=False)
+
+
+def mark_epoch(ax: Axes, epoch: float, label: str, *, height: float = 0.97) -> Axes:
+    """Draw a dashed upright line at an epoch, its label at ``height`` (share of the axes)."""
+    ax.axvline(epoch, color=INK, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1.5)
+    box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    ax.annotate(label, (epoch, height), (4, 0), xycoords=("data", "axes fraction"), va="top",
+                textcoords="offset points", color=INK, fontsize=7, bbox=box, zorder=5)
+    return ax
+
+
+def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = False) -> pd.DataFrame:
+    """Means of y in equal-width bins of x and the line through them, for `binned_scatter`.
+
+    x and y are (n_samples,). ``weighted`` fits with the bins' counts; the papers weigh bins alike.
+    Returns the columns of `metrics.binned_mean`, then fit (the line at x_mean) and r2 (one value).
+    """
+    frame = metrics.binned_mean(x, y, n_bins=n_bins)
+    line = metrics.linear_fit(frame["x_mean"], frame["y_mean"], frame["n"] if weighted else None)
+    return frame.assign(fit=line.intercept + line.slope * frame["x_mean"], r2=line.r2)
+
+
+def binned_scatter(ax: Axes, frame: pd.DataFrame, *, color: str = "#0072B2") -> Axes:
+    """Bin means (a larger dot for more samples), the line and its R², from a `binned` table."""
+    size = 12 + 60 * np.sqrt(frame["n"] / frame["n"].max())
+    ax.plot(frame["x_mean"], frame["fit"], color=INK, linestyle="--", linewidth=1, zorder=1.5,
+            label=f"line, R² = {frame['r2'].iloc[0]:.2f}")
+    ax.scatter(frame["x_mean"], frame["y_mean"], size, color=color, edgecolor="white")
+    ax.legend()
+    return ax
+
+
+def counts(values: ArrayLike, marked: ArrayLike | None = None, *, n_bins: int = 40) -> pd.DataFrame:
+    """Count in equal-width bins, for `histogram`: columns left, right, n (all), n_marked.
+
+    values are (n_samples,), finite; marked is bool of that shape, such as ``is_noisy``.
+    """
+    values = np.asarray(values, dtype=float)
+    mask = np.zeros(values.shape, bool) if marked is None else np.asarray(marked)
+    if mask.shape != values.shape or mask.dtype != bool:
+        raise ValueError(f"marked is {mask.dtype} of shape {mask.shape}: pass bool {values.shape}")
+    n, edges = np.histogram(values, bins=n_bins)
+    frame = pd.DataFrame({"left": edges[:-1], "right": edges[1:], "n": n})
+    return frame.assign(n_marked=np.histogram(values[mask], bins=edges)[0])
+
+
+def histogram(ax: Axes, frame: pd.DataFrame, *, marked_label: str = "mislabelled") -> Axes:
+    """Draw a `counts` table on a log axis, with the marked samples hatched in orange."""
+    width = frame["right"] - frame["left"]
+    ax.bar(frame["left"], frame["n"], width, align="edge", color=FILL, label="all samples")
+    if frame["n_marked"].any():
+        ax.bar(frame["left"], frame["n_marked"], width, align="edge", color=MARKED, hatch="////",
+               edgecolor="white", linewidth=0, label=marked_label)
+        ax.legend()
+    ax.set(yscale="log", ylim=(0.7, None), ylabel="samples")
+    return ax
+
+
+def image_grid(
+    figure: FigureBase, images: ArrayLike, *, titles: Sequence[str] | None = None,
+    columns: int = 8, pixel_max: float = 255, marked: ArrayLike | None = None,
+) -> np.ndarray:
+    """Show images in rows on a figure of their own; returns its axes, (rows, columns).
+
+    images are (n, 1 or 3, h, w), uint8 arrays or tensors; ``pixel_max`` is drawn white; ``marked``,
+    bool (n,), puts an orange frame around an image. ``figsize(columns, rows, 1.25)`` fits.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images have shape {images.shape}: (n, 1 or 3, h, w) needed")
+    titles = [""] * len(images) if titles is None else titles
+    marked = np.zeros(len(images), bool) if marked is None else np.asarray(marked)
+    rows, bare = -(-len(images) // columns), {"xticks": [], "yticks": [], "frame_on": False}
+    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=bare)
+    each = zip(images, titles, marked, strict=True)
+    for ax, (image, title, framed) in zip(axes.flat, each, strict=False):
+        shown = np.squeeze(image.transpose(1, 2, 0) / pixel_max)  # (c, h, w) -> (h, w[, 3])
+        ax.imshow(shown, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=7, loc="center", pad=2)
+        ax.set_frame_on(bool(framed))
+        ax.spines[:].set(visible=True, color=MARKED, linewidth=2.5)
+    return axes
+
+
+def heatmap(ax: Axes, frame: pd.DataFrame, *, signed: bool = False, digits: int = 2) -> Axes:
+    """Draw a table as coloured cells with numbers; ``signed`` centres the colours at 0."""
+    limit = np.nanmax(np.abs(frame.to_numpy(dtype=float))) if signed else None
+    named = frame.rename(index=label_of, columns=label_of)
+    sns.heatmap(named, ax=ax, annot=True, fmt=f".{digits}f", cbar=False, vmax=limit,
+                vmin=-limit if signed else None, cmap="PuOr" if signed else "cividis")
+    long = max(map(len, named.columns)) > 9
+    ax.set_xticklabels(named.columns, rotation=30 * long, ha="right" if long else "center")
+    ax.set_yticklabels(named.index, rotation=0)
+    ax.tick_params(length=0)
+    ax.set(xlabel="", ylabel="")
+    return ax
+
+
+def _name_rows(ax: Axes, index: pd.Index) -> np.ndarray:
+    """Name the rows on the y axis, the first on top; returns their positions."""
+    ax.set_yticks(range(len(index)), [label_of(name) for name in index])
+    ax.set_ylim(len(index) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    return np.arange(len(index))
+
+
+def bars(ax: Axes, frame: pd.DataFrame, *, printed: str | None = None) -> Axes:
+    """Bars from 0 to the column mean, numbered, a row for each index entry; std is an error bar.
+
+    ``printed`` names a column with the paper's numbers, drawn as hollow diamonds.
+    """
+    rows = _name_rows(ax, frame.index)
+    spread = frame["std"].fillna(0) if "std" in frame else pd.Series(0.0, frame.index)
+    ax.barh(rows, frame["mean"], 0.6, xerr=spread if spread.any() else None,
+            color=[PALETTE[name][0] if name in PALETTE else FILL for name in frame.index],
+            error_kw={"ecolor": INK, "elinewidth": 0.8})
+    ends = frame["mean"] + spread
+    if printed is not None:
+        ax.scatter(frame[printed], rows, 24, marker="D", facecolor="white", edgecolor="black",
+                   linewidth=0.9, zorder=4, label="paper")
+        ends = np.fmax(ends, frame[printed])
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderpad=0)
+    for row, mean, end in zip(rows, frame["mean"], ends, strict=True):
+        ax.annotate(f"{mean:.2f}", (end, row), (5, 0), textcoords="offset points", va="center")
+    return ax
+
+
+def forest(ax: Axes, frame: pd.DataFrame, *, zero: float = 0.0) -> Axes:
+    """Effect sizes (first column) with intervals low to high, as `metrics.associations` gives.
+
+    A filled dot is a finding: p_holm below 0.05 where there is one, else an interval without zero.
+    """
+    rows, effect = _name_rows(ax, frame.index), frame.columns[0]
+    found = (frame["low"] > zero) | (frame["high"] < zero)
+    found = frame["p_holm"] < 0.05 if "p_holm" in frame else found
+    ax.axvline(zero, color=CHANCE, linestyle="--", linewidth=0.8)
+    ax.hlines(rows, frame["low"], frame["high"], color=INK, linewidth=1.2)
+    ax.scatter(frame[effect], rows, 26, c=np.where(found, INK, "white"), edgecolor=INK, zorder=3)
+    ax.set_xlabel(label_of(effect))
+    return ax
+
+
+def reliability_diagram(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """Accuracy by bin of confidence (bars), and its gap to the mean confidence there (dots).
+
+    The table is `calibration.reliability`'s: left, right, confidence, accuracy, n.
+    """
+    used = frame[frame["n"] > 0]
+    ax.bar(used["left"], used["accuracy"], used["right"] - used["left"], align="edge", color=FILL,
+           edgecolor="white", linewidth=0.6, label="accuracy")
+    ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
+    ax.vlines(used["confidence"], used["accuracy"], used["confidence"], color=GAP, linewidth=1)
+    ax.plot(used["confidence"], used["confidence"], "o", color=GAP, label="confidence")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
+    return ax
+
+
+def roc_points(y_true: ArrayLike, scores: Mapping[str, ArrayLike] | pd.DataFrame) -> pd.DataFrame:
+    """ROC curves for `roc`: columns series, fpr, tpr; y_true is bool, scores (n_samples,) each."""
+    found = {name: roc_curve(np.asarray(y_true, bool), score) for name, score in scores.items()}
+    parts = [pd.DataFrame({"series": k, "fpr": v[0], "tpr": v[1]}) for k, v in found.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def roc(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """ROC curves of a `roc_points` table, the area under each in the legend, the chance line."""
+    ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
+    for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
+        ax.plot(part["fpr"], part["tpr"], **style_of(str(name), i), markevery=0.15,
+                label=f"{label_of(name)}  {np.trapezoid(part['tpr'], part['fpr']):.3f}")
+    ax.set(xlim=(-0.02, 1), xlabel="false positive rate", ylabel="true positive rate")
+    ax.legend(title="AUROC", loc="lower right", alignment="left")
+    return ax
