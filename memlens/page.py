@@ -1,0 +1,227 @@
+"""What a notebook opens in its set-up cell: its profile, and where figures, facts and claims go.
+
+    page = ml.open_page("02_similarity", profile)
+
+Facts are printed as yes or NO, because nbval compares text, not pictures, and a trained number is
+not the same to the last digit on another machine.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from memlens import paper, plots, profiles, store
+
+NOTEBOOKS = (
+    "00_primer", "01_validate_theory", "02_similarity", "03_early_stopping", "04_mislabel",
+    "05_bias", "06_optimizers",
+)  # fmt: skip
+CHECKED = "digits"  # the profile whose facts must hold: the thresholds were measured on it
+DPI = 200  # of the saved pictures: sharp on a page, and small enough to keep in git
+
+
+def open_page(notebook: str, profile: str) -> "Page":
+    """Open a notebook's page, and set the house style.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook, one of `NOTEBOOKS`.
+    profile : str
+        Name of a profile, as the parameters cell says.
+
+    Raises
+    ------
+    ValueError
+        For an unknown notebook or profile, or when papermill was given a parameter that the
+        parameters cell does not declare; papermill itself would only warn and go on.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"unknown notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
+    unknown, known = unknown_parameters(_input_history())
+    if unknown:
+        raise ValueError(
+            f"unknown parameter {', '.join(unknown)}; {notebook} has: {', '.join(known) or 'none'}"
+        )
+    page = Page(notebook, profile)
+    plots.apply_style()
+    return page
+
+
+class Page:
+    """A notebook's profile, and what it leaves behind in ``figures/<profile>/``.
+
+    Attributes
+    ----------
+    notebook : str
+        Name of the notebook; its number starts the name of every file.
+    profile : Profile
+        Data set, nets and recipes to run with.
+    folder : Path
+        Where the files go; independent of the working directory.
+    """
+
+    def __init__(self, notebook: str, profile: str) -> None:
+        self.notebook = notebook
+        self.profile = profiles.get_profile(profile)
+        self.folder = store.figures_dir(profile)
+        self._must_hold = profile == CHECKED
+        self._claims: dict[tuple[str, str], paper.Claim] = {}
+
+    def figure(
+        self, drawing: Figure | Axes | np.ndarray, name: str, data: pd.DataFrame, caption: str
+    ) -> None:
+        """Save a figure as ``NN_name.png``, and exactly what it draws as ``NN_name.csv``.
+
+        The figure stays open, so that the notebook shows it below the cell. The CSV starts with the
+        caption in lines of ``#`` and reads back with ``pd.read_csv(path, comment="#")``.
+
+        Parameters
+        ----------
+        drawing : Figure, Axes or array of Axes
+            What was drawn on.
+        name : str
+            Lower-case letters, digits and underscores.
+        data : DataFrame
+            The numbers drawn, unrounded; its index is written unless it only counts the rows.
+        caption : str
+            The message, the number of seeds, and the paper's figure where there is one.
+
+        Raises
+        ------
+        ValueError
+            For a bad name, an empty table or an empty caption; nothing is written.
+        """
+        if not re.fullmatch(r"[a-z0-9_]+", name) or name == "claims":
+            raise ValueError(f"figure name {name!r}: use a-z, 0-9 and _, but not 'claims'")
+        if data.empty or not caption.strip():
+            raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
+        picture = BytesIO()
+        # matplotlib's version would otherwise be written into the file and change its bytes
+        _figure_of(drawing).savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+        header = "".join(f"# {line.strip()}\n" for line in caption.strip().splitlines())
+        counts_rows = data.index.equals(pd.RangeIndex(len(data))) and data.index.name is None
+        table = data.to_csv(index=not counts_rows, lineterminator="\n")
+        store.write_atomic(self._path(f"{name}.csv"), (header + table).encode())
+        store.write_atomic(self._path(f"{name}.png"), picture.getvalue())
+
+    def fact(self, text: str, ok: bool, shown: object = None) -> None:
+        """Print ``text: yes``, or fail where the digits profile says otherwise.
+
+        Parameters
+        ----------
+        text : str
+            The fact with its margin, such as ``"CSG Pearson at least 0.70"``.
+        ok : bool
+            Whether it holds.
+        shown : object, optional
+            What was measured; only told when the fact does not hold.
+
+        Raises
+        ------
+        AssertionError
+            On the digits profile, if it does not hold. On other profiles ``text: NO`` is printed:
+            the margins were measured on digits.
+        """
+        if not isinstance(ok, bool | np.bool_):
+            raise TypeError(f"{text}: ok must be one True or False, got {ok!r}")
+        if ok:
+            print(f"{text}: yes")
+            return
+        answer = f"{text}: NO" + ("" if shown is None else f" (measured {shown})")
+        if self._must_hold:
+            raise AssertionError(answer)
+        print(answer)
+
+    def claim(
+        self, source: str, statement: str, measured: str, holds: bool | Sequence[bool]
+    ) -> None:
+        """Print ``source: verdict`` and enter the claim in the ledger.
+
+        Parameters
+        ----------
+        source : str
+            Where the paper says it, such as ``"CSG Table 1"``.
+        statement : str
+            The claim in our words; the same source and statement again replace the entry.
+        measured : str
+            What was measured, with its numbers.
+        holds : bool or sequence of bool
+            Whether it holds, or whether each of its parts does; see `paper.verdict`.
+        """
+        parts = [holds] if isinstance(holds, bool | np.bool_) else list(holds)
+        entry = paper.Claim(source, statement, measured, paper.verdict(parts))
+        self._claims[source, statement] = entry
+        print(f"{source}: {entry.verdict}")
+
+    def claims(self) -> pd.DataFrame:
+        """Return the ledger (source, statement, measured, verdict); writes ``NN_claims.csv``."""
+        columns = list(paper.Claim.__dataclass_fields__)
+        ledger = pd.DataFrame([asdict(entry) for entry in self._claims.values()], columns=columns)
+        table = ledger.to_csv(index=False, lineterminator="\n")
+        store.write_atomic(self._path("claims.csv"), table.encode())
+        return ledger
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self.notebook.split('_')[0]}_{name}"
+
+
+def _figure_of(drawing: Artist | np.ndarray) -> Figure:
+    """Return the whole figure, whichever part of it is given."""
+    part = np.ravel(drawing)[0] if isinstance(drawing, np.ndarray) else drawing
+    return part if isinstance(part, Figure) else part.get_figure(root=True)
+
+
+def unknown_parameters(cells: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find injected parameters that the notebook does not declare.
+
+    papermill puts a cell that starts with ``# Parameters`` after the parameters cell, which is the
+    one that assigns ``profile``. Only injections after the last parameters cell count: a reader in
+    JupyterLab may have run, changed and run again.
+
+    Parameters
+    ----------
+    cells : sequence of str
+        Sources in the order in which they ran.
+
+    Returns
+    -------
+    unknown, known : list of str
+        Injected names that are not declared; declared names.
+    """
+    known, injected = [], []
+    for cell in cells:
+        names = _assigned(cell)
+        if cell.startswith("# Parameters") and (known or "profile" not in names):
+            injected = names
+        elif "profile" in names:
+            known, injected = names, []
+    return [name for name in injected if name not in known], known
+
+
+def _assigned(source: str) -> list[str]:
+    """Return the names that a cell assigns at its top level, in order."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # not Python: a magic of another kernel
+        return []
+    targets = [node.targets if isinstance(node, ast.Assign) else [node.target] for node in body
+               if isinstance(node, ast.Assign | ast.AnnAssign)]  # fmt: skip
+    return [name.id for group in targets for target in group for name in ast.walk(target)
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]  # fmt: skip
+
+
+def _input_history() -> list[str]:
+    """Return the sources of the cells that ran so far; empty outside a kernel."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return list(shell.user_ns.get("In", [])) if shell else []
