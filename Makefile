@@ -1,0 +1,46 @@
+# One word per task. Each makes .venv first if it is not there: with uv where it is found,
+# with venv and pip where it is not (tools/setup_env.py).
+#
+#   make figures ARGS="--only 02 04"     only these notebooks
+#   make test ARGS="-k recorder"         only these tests
+#   make test PYTHON=python3.12          another Python than python3
+#   make test INSTALLER=pip              pip although uv is there
+
+PYTHON ?= python3
+INSTALLER ?= auto
+ARGS ?=
+RUN := .venv/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help figures test lab notebooks env clean
+
+help:
+	@echo "make figures    run all notebooks; figures and their numbers in figures/digits/"
+	@echo "make test       ruff, the tests, and every notebook against its stored outputs"
+	@echo "make lab        open JupyterLab on the notebooks"
+	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
+	@echo "make env        only make .venv (6 GB on disk; the others do it by themselves)"
+	@echo "make clean      remove .venv and what the tools left; data/ and figures/ stay"
+
+figures: env
+	$(RUN) memlens reproduce $(ARGS)
+
+# one pytest for all three, so that a failure anywhere fails it and hides nothing after it
+test: env
+	$(RUN) ruff check .
+	$(RUN) pytest memlens tests notebooks --doctest-modules \
+	  --nbval-lax --nbval-current-env --color=no $(ARGS)
+
+lab: env
+	JUPYTER_PREFER_ENV_PATH=1 $(RUN) jupyterlab notebooks $(ARGS)
+
+notebooks: env
+	$(RUN) memlens reproduce --save $(ARGS)
+
+env:
+	@command -v $(PYTHON) >/dev/null || { echo "memlens needs Python 3.11 or newer; there is no $(PYTHON)"; exit 1; }
+	@$(PYTHON) tools/setup_env.py --installer $(INSTALLER)
+
+clean:
+	rm -rf .venv .venv.lock .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find memlens tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
