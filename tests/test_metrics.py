@@ -390,9 +390,10 @@ def test_operating_points_by_hand():
     twenty = np.r_[np.ones(20), np.zeros(10)]
     score = np.r_[np.full(19, 2.0), 0.0, np.ones(10)]
     assert metrics.fpr_at_tpr(twenty, score) == 0  # 19 of 20 is 95 %, exactly enough
-    # tied pairs make a straight diagonal, whose middle is a threshold too
-    assert metrics.fpr_at_tpr([0, 1, 0, 1], [2, 2, 1, 1], 0.5) == 0.5
-    assert metrics.tpr_at_fpr([0, 1, 0, 1], [2, 2, 1, 1], 0.5) == 0.5
+    # tied pairs make a straight diagonal, whose inner points are thresholds too
+    y_true, y_score = [0, 1] * 4, [4, 4, 3, 3, 2, 2, 1, 1]
+    assert metrics.fpr_at_tpr(y_true, y_score, 0.5) == 0.5
+    assert metrics.tpr_at_fpr(y_true, y_score, 0.5) == 0.5
 
 
 def test_precision_at_counts_the_top():
