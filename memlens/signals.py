@@ -77,14 +77,15 @@ def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = 
 
     ``only`` restricts it to the parameters whose names start so, such as one layer.
     """
-    parameters = {n: p.detach() for n, p in model.named_parameters() if n.startswith(only)}
-    if not parameters:
+    fixed = {name: p.detach() for name, p in model.named_parameters()}
+    chosen = {name: fixed.pop(name) for name in list(fixed) if name.startswith(only)}
+    if not chosen:
         raise ValueError(f"no parameter of the model has a name that starts with {only!r}")
 
     def one_loss(weights: dict[str, Tensor], xi: Tensor, yi: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, weights, (xi[None],)), yi[None])
+        return F.cross_entropy(functional_call(model, fixed | weights, (xi[None],)), yi[None])
 
-    gradients = vmap(grad(one_loss), in_dims=(None, 0, 0))(parameters, x, y)
+    gradients = vmap(grad(one_loss), in_dims=(None, 0, 0))(chosen, x, y)
     return sum(g.flatten(1).pow(2).sum(1) for g in gradients.values()).sqrt()
 
 

@@ -66,7 +66,9 @@ def test_linear_model_has_the_closed_form(batch):
     by_weight = error.norm(dim=1) * (x.flatten(1).pow(2).sum(1) + 1).sqrt()
     assert torch.allclose(signals.weight_gradient_norm(net, x, y), by_weight)
     no_bias = error.norm(dim=1) * x.flatten(1).norm(dim=1)
-    assert torch.allclose(signals.weight_gradient_norm(net, x, y, only="1.weight"), no_bias)
+    found = signals.weight_gradient_norm(net, x, y, only="1.weight")
+    assert torch.allclose(found, no_bias)
+    assert not found.requires_grad
 
 
 def test_gradients_do_not_depend_on_the_batch(net, batch):
