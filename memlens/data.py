@@ -7,6 +7,7 @@ score can always be traced back to its picture.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -135,10 +136,14 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """A net's input, float32 of the same shape: (pixel / pixel_max - mean) / std."""
-        mean = images.new_tensor(self.mean, dtype=torch.float32)[:, None, None]
-        std = images.new_tensor(self.std, dtype=torch.float32)[:, None, None]
-        # One multiply-add: this runs in every training step.
-        return images * (1 / (self.pixel_max * std)) - mean / std
+        scale, offset = (part.to(images.device) for part in self._affine)
+        return images * scale + offset
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        # Worked out once, because `normalise` runs in every training step.
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return 1 / (self.pixel_max * std), -mean / std
 
     def with_noise(self, rate: float, *, seed: int = 0, per_class: bool = False) -> "Dataset":
         """The same data with symmetric label noise: a flipped label is uniform over the others.

@@ -5,6 +5,7 @@ tensors that the step made anyway, and the norms and the scatter are done in bul
 whenever the references hold more than ``flush_bytes``. Nothing in a step waits for the device.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -107,24 +108,25 @@ class Recorder:
             raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'sum'")
         self.n_samples, self.reduction, self.complete = n_samples, reduction, complete
         self.flush_bytes = flush_bytes
-        self._rows: dict[str, list[Tensor]] = {name: [] for name in SIGNALS}
+        self._rows: list[Tensor] = []  # (n_signals, n_samples) for each finished epoch
         self._start_epoch()
 
     @property
     def n_epochs(self) -> int:
         """Finished epochs."""
-        return len(self._rows["loss"])
+        return len(self._rows)
 
     @property
     def trace(self) -> Trace:
         """What the finished epochs hold; copied to the CPU."""
         if not self.n_epochs:
             raise ValueError("nothing recorded yet: call end_epoch() after each epoch")
-        return Trace({k: torch.stack(rows).cpu().numpy() for k, rows in self._rows.items()})
+        whole = torch.stack(self._rows, 1).cpu().numpy()  # (n_signals, n_epochs, n_samples)
+        return Trace(dict(zip(SIGNALS, whole, strict=True)))
 
     def last(self, name: str) -> Tensor:
         """A signal in the last finished epoch, (n_samples,), on the device it was recorded on."""
-        return self._rows[name][-1]
+        return self._rows[-1][SIGNALS.index(name)]
 
     def watch(self, x: Tensor) -> Tensor:
         """``x`` as a leaf that autograd fills with the input gradient; call before the forward."""
@@ -172,18 +174,11 @@ class Recorder:
         """
         self._flush()
         self._check_visits()
-        visited = self._visits > 0
-        means = {}
-        for name in SIGNALS:
-            values = self._epoch[name][visited]
-            if not values.isfinite().all():
-                raise FloatingPointError(
-                    f"{name} is NaN or infinite for {int((~values.isfinite()).sum())} samples in "
-                    f"epoch {self.n_epochs}: training has diverged; lower the learning rate"
-                )
-            means[name] = values.mean().item()
-        for name in SIGNALS:
-            self._rows[name].append(self._epoch[name])
+        values = self._epoch if self.complete else self._epoch[:, self._visits > 0]
+        means = dict(zip(SIGNALS, values.mean(1).tolist(), strict=True))
+        if not all(map(math.isfinite, means.values())):
+            self._tell_divergence(values)
+        self._rows.append(self._epoch)
         self._start_epoch()
         return means
 
@@ -191,15 +186,17 @@ class Recorder:
         """Everything the finished epochs hold, as tensors; take it between epochs."""
         if self._pending or self._visits is not None:
             raise ValueError("state_dict() in the middle of an epoch: call it after end_epoch()")
-        return {name: torch.stack(rows) if rows else None for name, rows in self._rows.items()}
+        return {"rows": torch.stack(self._rows) if self._rows else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        for name in SIGNALS:
-            rows = state[name]
-            if rows is not None and rows.shape[1] != self.n_samples:
-                raise ValueError(f"the state has {rows.shape[1]} samples, not {self.n_samples}")
-            self._rows[name] = [] if rows is None else list(rows)
+        rows = state["rows"]
+        if rows is not None and rows.shape[1:] != (len(SIGNALS), self.n_samples):
+            raise ValueError(
+                f"the state has {rows.shape[2]} samples and {rows.shape[1]} signals, the recorder "
+                f"{self.n_samples} and {len(SIGNALS)}"
+            )
+        self._rows = [] if rows is None else list(rows)
         self._start_epoch()
 
     @classmethod
@@ -211,26 +208,24 @@ class Recorder:
         ValueError
             If a sample of an epoch was seen by two of them, or by none.
         """
-        shares = [torch.tensor(r.trace.loss).isfinite().int() for r in recorders]
+        shares = [torch.stack(r._rows) for r in recorders]  # (n_epochs, n_signals, n_samples)
         if len({s.shape for s in shares}) != 1:
             raise ValueError(f"shares differ in shape: {[tuple(s.shape) for s in shares]}")
-        seen = torch.stack(shares).sum(0)
+        seen = sum(s[:, 0].isfinite().int() for s in shares)
         if (seen != 1).any():
             raise ValueError(
                 f"{int((seen > 1).sum())} sample visits were recorded by several recorders and "
                 f"{int((seen == 0).sum())} by none; expected each exactly once"
             )
         merged = cls(recorders[0].n_samples)
-        for name in SIGNALS:
-            rows = torch.stack([torch.stack(r._rows[name]) for r in recorders])
-            merged._rows[name] = list(rows.nan_to_num(0.0).sum(0))
+        merged._rows = list(sum(s.nan_to_num(0.0) for s in shares))
         return merged
 
     def _start_epoch(self) -> None:
         self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._pending_bytes = 0
         self._visits: Tensor | None = None
-        self._epoch: dict[str, Tensor] = {}
+        self._epoch: Tensor | None = None  # (n_signals, n_samples)
 
     def _flush(self) -> None:
         """Work off the references: norms in bulk, then one scatter a signal."""
@@ -248,30 +243,29 @@ class Recorder:
         sizes = [len(y) for *_, y in self._pending]
         scale = 1.0 if self.reduction == "sum" else _batch_sizes(sizes, index.device)
         logits = logits.float()
-        values = {
-            "loss": signals.loss(logits, y),
-            "grad_l2": norms.l2 * scale,
-            "grad_l1": norms.l1 * scale,
-            "margin": signals.margin(logits, y),
-            "el2n": signals.el2n(logits, y),
-        }
-        self._scatter(index, values)
+        values = [
+            signals.loss(logits, y),
+            norms.l2 * scale,
+            norms.l1 * scale,
+            signals.margin(logits, y),
+            signals.el2n(logits, y),
+        ]
+        self._scatter(index, torch.stack(values))
         self._pending, self._pending_bytes = [], 0
 
-    def _scatter(self, index: Tensor, values: Mapping[str, Tensor]) -> None:
-        if self._visits is None:
-            self._visits = torch.zeros(self.n_samples, dtype=torch.int32, device=index.device)
-            self._epoch = {
-                name: torch.full((self.n_samples,), torch.nan, device=index.device)
-                for name in SIGNALS
-            }
+    def _scatter(self, index: Tensor, values: Tensor) -> None:
+        if self._epoch is None:
+            shape = (len(SIGNALS), self.n_samples)
+            self._epoch = values.new_full(shape, torch.nan)
+            self._visits = torch.zeros(self.n_samples, dtype=torch.int64, device=index.device)
         self._visits += torch.bincount(index, minlength=self.n_samples)
-        for name, value in values.items():
-            self._epoch[name][index] = value
+        self._epoch[:, index] = values
 
     def _check_visits(self) -> None:
         if self._visits is None:
             raise ValueError("end_epoch() without an update() in this epoch")
+        if bool((self._visits == 1).all()):
+            return
         twice = (self._visits > 1).nonzero()[:, 0]
         never = (self._visits == 0).nonzero()[:, 0] if self.complete else twice[:0]
         if len(twice) or len(never):
@@ -280,6 +274,14 @@ class Recorder:
                 f"{twice[:3].tolist()}) and {len(never)} never (first: {never[:3].tolist()}); "
                 "visit each sample once an epoch, without drop_last or a sampler with replacement"
             )
+
+    def _tell_divergence(self, values: Tensor) -> None:
+        bad = {k: int((~v.isfinite()).sum()) for k, v in zip(SIGNALS, values, strict=True)}
+        name = max(bad, key=bad.get)
+        raise FloatingPointError(
+            f"{name} is NaN or infinite for {bad[name]} samples in epoch {self.n_epochs}: training "
+            "has diverged; lower the learning rate"
+        )
 
 
 def _batch_sizes(sizes: list[int], device: torch.device) -> Tensor:
