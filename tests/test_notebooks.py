@@ -1,0 +1,311 @@
+"""What the seven notebooks have to be, read from their files; nbval runs them.
+
+nbval passes a notebook that holds no outputs, never compares pictures, and skips a cell that
+asks for it. So each gate here is a function of a folder that returns the problems it found, and
+each is shown to find one.
+"""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NAMES = (
+    "00_primer", "01_validate_theory", "02_similarity", "03_early_stopping", "04_mislabel",
+    "05_bias", "06_optimizers",
+)  # fmt: skip
+CHECK = "nbval-check-output"
+MEDIAN_LINES, MAX_LINES, MAX_DEF = 8, 25, 10
+
+
+def notebooks(folder):
+    return {p.stem: nbformat.read(p, as_version=4) for p in sorted(folder.glob("*.ipynb"))}
+
+
+def code_cells(folder):
+    """(where, cell) for each code cell that holds code."""
+    for name, notebook in notebooks(folder).items():
+        for number, cell in enumerate(notebook.cells, 1):
+            if cell.cell_type == "code" and cell.source.strip():
+                yield f"{name} cell {number}", cell
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def trees(folder):
+    """(where, syntax tree) for each code cell that is Python; `no_magics` names the others."""
+    for where, cell in code_cells(folder):
+        try:
+            yield where, ast.parse(cell.source)
+        except SyntaxError:
+            continue
+
+
+def compared_text(cell):
+    """The outputs that nbval compares: all but pictures, and the names of pictures."""
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            yield output.text
+        elif not any(kind.startswith("image/") for kind in output.get("data", {})):
+            yield from map(str, output.get("data", {}).values())
+
+
+def all_text(output):
+    yield output.get("text", "")
+    yield from output.get("traceback", [])
+    yield from (str(v) for k, v in output.get("data", {}).items() if not k.startswith("image/"))
+
+
+# ---------------------------------------------------------------------------- gates
+
+
+def the_seven(folder):
+    """Exactly the seven, by name."""
+    found = tuple(notebooks(folder))
+    return [] if found == NAMES else [f"expected {NAMES}, found {found}"]
+
+
+def executed(folder):
+    """Each code cell was run, in one go from top to bottom."""
+    counts = {}
+    for where, cell in code_cells(folder):
+        counts.setdefault(where.split(" cell ")[0], []).append(cell.execution_count)
+    return [
+        f"{name} was not run from top to bottom: {found}"
+        for name, found in counts.items()
+        if found != list(range(1, len(found) + 1))
+    ]
+
+
+def enough_checked(folder, least=5):
+    """At least five checked cells each, and each of those has text that nbval can compare."""
+    problems, count = [], dict.fromkeys(notebooks(folder), 0)
+    for where, cell in code_cells(folder):
+        if CHECK in tags(cell):
+            count[where.split(" cell ")[0]] += 1
+            if not "".join(compared_text(cell)).strip():
+                problems.append(f"{where} is checked, but has no text to compare")
+    return problems + [
+        f"{k} has {n} checked cells of {least}" for k, n in count.items() if n < least
+    ]
+
+
+def nothing_skipped(folder):
+    """No cell asks nbval to look away."""
+    bad = {"nbval-skip", "nbval-ignore-output", "raises-exception", "nbval-raises-exception"}
+    return [
+        f"{where} asks nbval to look away"
+        for where, cell in code_cells(folder)
+        if bad & set(tags(cell)) or re.search(r"#\s*(NBVAL_|PYTEST_VALIDATE)", cell.source)
+    ]
+
+
+def parameters_first(folder):
+    """The first code cell, and no other, is the parameters: literals only, one is the profile."""
+    problems = []
+    for name, notebook in notebooks(folder).items():
+        cells = [c for c in notebook.cells if c.cell_type == "code"]
+        marked = [i for i, c in enumerate(cells) if "parameters" in tags(c)]
+        if marked != [0]:
+            problems.append(f"{name}: parameters must be the first code cell, not {marked}")
+        elif "profile" not in (names := literal_names(cells[0].source)):
+            problems.append(f"{name}: parameters must be literals, with a profile; found {names}")
+    return problems
+
+
+def literal_names(source):
+    """Names that the source gives a literal; empty if it does anything else."""
+    names = []
+    for node in ast.parse(source).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        target = node.targets[0] if isinstance(node, ast.Assign) else target
+        try:
+            ast.literal_eval(node.value)
+        except (AttributeError, ValueError):
+            return []
+        if not isinstance(target, ast.Name):
+            return []
+        names.append(target.id)
+    return names
+
+
+def no_magics(folder):
+    """Plain Python only: a cell that starts with an unknown magic and then raises passes nbval."""
+    problems = []
+    for where, cell in code_cells(folder):
+        try:
+            ast.parse(cell.source)
+        except SyntaxError:
+            problems.append(f"{where} is not plain Python")
+        if "get_ipython" in cell.source:
+            problems.append(f"{where} uses get_ipython")
+    return problems
+
+
+def no_absolute_paths(folder):
+    """No string in the code is a path of one machine."""
+    path = re.compile(r"(/[\w.]|~[/\\]|[A-Za-z]:[\\/])")
+    return [
+        f"{where} holds the path {node.value!r}"
+        for where, tree in trees(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and path.match(node.value)
+    ]
+
+
+def no_random_output(folder):
+    """No `df.style` (its HTML has a random id) and no progress bars in what is stored."""
+    problems = []
+    for where, tree in trees(folder):
+        for node in ast.walk(tree):
+            styled = isinstance(node, ast.Attribute) and node.attr == "style"
+            if styled and getattr(node.value, "id", "") not in {"plt", "mpl", "matplotlib"}:
+                problems.append(f"{where} uses .style")
+            if isinstance(node, ast.Name | ast.alias | ast.ImportFrom) and "tqdm" in ast.dump(node):
+                problems.append(f"{where} uses tqdm")
+    return problems
+
+
+def short_cells(folder):
+    """Cells that can be read at a glance."""
+    lengths = {}
+    for where, cell in code_cells(folder):
+        lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+        lengths.setdefault(where.split(" cell ")[0], {})[where] = lines
+    problems = [
+        f"{where} has {lines} lines, {MAX_LINES} at most"
+        for cells in lengths.values()
+        for where, lines in cells.items()
+        if lines > MAX_LINES
+    ]
+    for name, cells in lengths.items():
+        if (median := statistics.median(cells.values())) > MEDIAN_LINES:
+            problems.append(f"{name}: median of {median} lines a cell, {MEDIAN_LINES} at most")
+    return problems
+
+
+def short_helpers(folder):
+    """No helper longer than ten lines: those belong in the package, where they are tested."""
+    return [
+        f"{where}: {node.name} is longer than {MAX_DEF} lines"
+        for where, tree in trees(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and node.end_lineno - node.lineno >= MAX_DEF
+    ]
+
+
+def clean_outputs(folder):
+    """No error is stored, and nothing that names the machine that ran it."""
+    place = re.compile(r"/(home|root|tmp|Users|work|usr|opt|mnt|var)/\w|\\Users\\|ipykernel_\d")
+    problems = []
+    for where, cell in code_cells(folder):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                problems.append(f"{where} holds the error {output.ename}")
+            elif found := place.search("\n".join(all_text(output))):
+                problems.append(f"{where} holds a machine's path: {found.group()!r}")
+    return problems
+
+
+GATES = (
+    the_seven, executed, enough_checked, nothing_skipped, parameters_first, no_magics,
+    no_absolute_paths, no_random_output, short_cells, short_helpers, clean_outputs,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.__name__)
+def test_the_notebooks_pass(gate):
+    assert gate(FOLDER) == []
+
+
+# ---------------------------------------------------------------------------- the gates can fail
+
+
+def cell(source, count, text="ok\n", tag=CHECK):
+    outputs = [v4.new_output("stream", name="stdout", text=text)] if text else []
+    metadata = {"tags": [tag]} if tag else {}
+    return v4.new_code_cell(source, execution_count=count, outputs=outputs, metadata=metadata)
+
+
+def good_cells():
+    first = cell('profile: str = "digits"  # data set\nseeds: int = 3', 1, "", "parameters")
+    return [v4.new_markdown_cell("# Title"), first, *[cell("print('ok')", n) for n in range(2, 7)]]
+
+
+def write(folder, cells, names=NAMES):
+    for name in names:
+        nbformat.write(v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return folder
+
+
+def test_good_notebooks_pass_every_gate(tmp_path):
+    write(tmp_path, good_cells())
+    assert {gate.__name__: gate(tmp_path) for gate in GATES} == {g.__name__: [] for g in GATES}
+
+
+def test_a_missing_notebook_is_found(tmp_path):
+    assert the_seven(write(tmp_path, good_cells(), NAMES[:-1]))
+    assert the_seven(tmp_path / "nowhere")
+
+
+LONG = "\n".join(f"x{i} = {i}" for i in range(MAX_LINES + 1))
+HELPER = "def f():\n" + "\n".join(f"    x{i} = {i}" for i in range(MAX_DEF))
+PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figure size 6x4>"})
+
+
+@pytest.mark.parametrize(
+    ("gate", "bad"),
+    [
+        (executed, cell("print('ok')", None)),
+        (executed, cell("print('ok')", 9)),
+        (enough_checked, cell("print('ok')", 6, tag="")),
+        (enough_checked, cell("x = 1", 6, text="")),
+        (enough_checked, v4.new_code_cell("f()", outputs=[PICTURE], metadata={"tags": [CHECK]})),
+        (nothing_skipped, cell("print('ok')", 6, tag="nbval-skip")),
+        (nothing_skipped, cell("# NBVAL_IGNORE_OUTPUT\nprint('ok')", 6)),
+        (parameters_first, cell("seeds = 3", 6, tag="parameters")),
+        (no_magics, cell("%matplotlib inline", 6)),
+        (no_magics, cell("!ls", 6)),
+        (no_magics, cell("get_ipython().run_line_magic('who', '')", 6)),
+        (no_absolute_paths, cell("open('/data/x.csv')", 6)),
+        (no_absolute_paths, cell("open('~/x.csv')", 6)),
+        (no_absolute_paths, cell("open('C:\\\\x.csv')", 6)),
+        (no_random_output, cell("table.style.format('{:.2f}')", 6)),
+        (no_random_output, cell("from tqdm.auto import trange", 6)),
+        (no_random_output, cell("for x in tqdm(y): pass", 6)),
+        (short_cells, cell(LONG, 6)),
+        (short_helpers, cell(HELPER, 6)),
+        (clean_outputs, cell("print('ok')", 6, text="/home/me/x.py:3: Warning")),
+        (clean_outputs, v4.new_code_cell("1/0", outputs=[v4.new_output("error", ename="E")])),
+    ],
+)
+def test_each_gate_finds_what_it_is_for(tmp_path, gate, bad):
+    assert gate(write(tmp_path, [*good_cells()[:-1], bad])), bad.source
+
+
+def test_long_cells_throughout_are_found(tmp_path):
+    many = "\n".join(f"x{i} = {i}" for i in range(MEDIAN_LINES + 1))
+    assert short_cells(write(tmp_path, [cell(many, n) for n in range(1, 6)]))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["profile = 'digits'\nhalf = 0.5 * 2", "import os\nprofile = 'digits'", "seeds = 3",
+     "profile = 'digits'\nseeds = range(3)", "a, profile = 1, 'digits'"],
+)  # fmt: skip
+def test_parameters_that_are_no_literals_are_found(tmp_path, source):
+    assert parameters_first(write(tmp_path, [cell(source, 1, tag="parameters")]))
+
+
+def test_a_slash_in_a_formula_is_no_path(tmp_path):
+    source = "print('a / b', '/', r'$\\partial l/\\partial x$')\nplt.style.use('memlens')"
+    write(tmp_path, [cell(source, 1)])
+    assert no_absolute_paths(tmp_path) == no_random_output(tmp_path) == []
