@@ -20,9 +20,10 @@ from memlens.data import Dataset
 from memlens.recipes import OPTIMIZERS, Recipe
 from memlens.training import shuffled, thread_count
 
-# Nets trained together by one process. Their weights, gradients and momenta should fit in the
-# processor's cache: more nets a pass save calls, but wait for memory (benchmarks/sweep.py).
-TOGETHER = 16
+# Nets trained together by one process. More nets a pass share the cost of its calls, until their
+# weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
+# processor time a net.
+TOGETHER = 50
 SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
 _ROOMS = ("data", "models", "signals", "recipes", "training", "subsets")
 
