@@ -20,6 +20,7 @@ paper        the printed tables, ours beside theirs, verdicts
 plots        axes-level plots, one palette
 profiles     which data set, nets and recipes a notebook runs with
 page         what a notebook opens: its profile, figures, facts and claims
+finished     executed notebooks as files, and which need not be run again
 reproduce    the main job: papermill over the notebooks in order
 
 Names are loaded on first use, so ``import memlens`` costs nothing.
@@ -47,7 +48,7 @@ _HOME = {
 _ROOMS = (
     "store", "data", "models", "signals", "recorder", "stopping", "scores", "recipes", "runs",
     "training", "jobs", "subsets", "calibration", "metrics", "paper", "plots", "profiles",
-    "page", "reproduce",
+    "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

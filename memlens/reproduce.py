@@ -1,7 +1,8 @@
 """The main job: run the notebooks in order, headless, and say what came of it.
 
 papermill executes a copy of each notebook; the notebook itself is never written to while it runs.
-Each executed copy lies in ``figures/<profile>/notebooks/``, also when the notebook failed.
+Each executed copy lies in ``figures/<profile>/notebooks/``, also when the notebook failed. A copy
+that is still what a new run would give is not made again.
 """
 
 import ast
@@ -22,16 +23,17 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from memlens import store
+from memlens import finished, store
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 HEAD_LINES = 6  # of a failing cell
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one notebook; `failure` is empty when it ran to its end."""
+    """What came of one notebook: no `failure` means that it ran to its end.
+
+    `reused`: an earlier run still stands, and nothing was run.
+    """
 
     notebook: str
     seconds: float
@@ -39,6 +41,7 @@ class Outcome:
     claims: int
     hold: int
     failure: str
+    reused: bool = False
 
 
 def reproduce(
@@ -55,7 +58,7 @@ def reproduce(
     ----------
     profile : name in `memlens.profiles.PROFILES`: data set, net and recipes
     only : numbers or beginnings of notebook names (``"02"``); none means all
-    fresh : empty the cache first, so that everything is computed again
+    fresh : empty the cache and run all notebooks, so that everything is computed again
     save : store the outputs in the notebooks themselves; only with their own default parameters
     parameters : further notebook parameters; every notebook that is run must declare them
     folder : where the notebooks lie; the checkout's ``notebooks/`` by default
@@ -63,7 +66,8 @@ def reproduce(
     Returns
     -------
     DataFrame
-        A row per notebook: notebook, seconds, figures, claims, hold, failure ("" when it passed).
+        A row per notebook: notebook, seconds, figures, claims, hold, failure ("" when it passed),
+        reused (whether an earlier run still stands).
         A notebook that fails does not stop those after it.
 
     Raises
@@ -78,7 +82,12 @@ def reproduce(
         check_defaults(changes)
     if fresh:
         print(f"cache emptied: {store.Store().clear()} pieces")
-    outcomes = [run(path, changes[path], profile, save) for path in with_progress(paths)]
+    again = fresh or save
+    outcomes = [
+        (None if again else standing(path, changes[path], profile))
+        or run(path, changes[path], profile, save)
+        for path in with_progress(paths)
+    ]
     report = pd.DataFrame(outcomes)
     print(closing_table(report, store.figures_dir(profile)))
     return report
@@ -151,25 +160,41 @@ def with_progress(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
+def standing(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | None:
+    """The outcome of an earlier run, if running the notebook again would change nothing."""
+    start = time.perf_counter()
+    copy = store.figures_dir(profile) / "notebooks" / path.name
+    earlier = finished.recall(copy, finished.key_of(path, changed, profile))
+    if earlier is None:
+        return None
+    return Outcome(path.stem, time.perf_counter() - start, reused=True, failure="", **earlier)
+
+
 def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Outcome:
     """Run one notebook; whatever goes wrong in it ends in the outcome, not in an exception."""
     figures, number = store.figures_dir(profile), path.stem.split("_")[0]
     before, start = ages(figures, number), time.perf_counter()
+    key = finished.key_of(path, changed, profile)  # as it is now: it may be edited meanwhile
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
     made = {p for p, age in ages(figures, number).items() if before.get(p) != age}
     claims = figures / f"{number}_claims.csv"
     verdicts = pd.read_csv(claims)["verdict"] if claims in made else pd.Series(dtype=str)
+    result = {
+        "figures": sum(p.suffix == ".png" for p in made),
+        "claims": len(verdicts),
+        "hold": int((verdicts == "holds").sum()),
+    }
     if notebook is not None:
         copy = figures / "notebooks" / path.name
-        store.write_atomic(copy, as_bytes(clean(notebook)))
+        store.write_atomic(copy, finished.as_bytes(notebook))
     if failure:
         tqdm.write(f"\n{path.stem} failed {failure}\n", file=sys.stderr)
-    elif save and notebook is not None:
-        store.write_atomic(path, as_bytes(clean(notebook)))
-    drawn = sum(p.suffix == ".png" for p in made)
-    hold = int((verdicts == "holds").sum())
-    return Outcome(path.stem, seconds, drawn, len(verdicts), hold, failure)
+    elif notebook is not None:
+        finished.remember(copy, key, made, result)
+        if save:
+            store.write_atomic(path, copy.read_bytes())
+    return Outcome(path.stem, seconds, failure=failure, **result)
 
 
 def ages(figures: Path, number: str) -> dict[Path, int]:
@@ -232,29 +257,6 @@ def kernel_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def clean(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what changes from run to run: timings, versions, widget states.
-
-    Two runs with the same outputs give the same bytes.
-    """
-    cells = []
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if "papermill-error-cell-tag" in tags:
-            continue
-        cell.metadata = NotebookNode({"tags": tags} if tags else {})
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-        cells.append(cell)
-    metadata = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
-    return NotebookNode({**notebook, "cells": cells, "metadata": metadata})
-
-
-def as_bytes(notebook: NotebookNode) -> bytes:
-    """The notebook as a file holds it."""
-    return (nbformat.writes(nbformat.from_dict(notebook)).rstrip("\n") + "\n").encode()
-
-
 def closing_table(report: pd.DataFrame, figures: Path) -> str:
     """A line per notebook, and the sum; failures are marked, their reasons were shown before."""
     table = pd.DataFrame(
@@ -265,7 +267,10 @@ def closing_table(report: pd.DataFrame, figures: Path) -> str:
             "claims that hold": [
                 f"{h} of {c}" for h, c in zip(report["hold"], report["claims"], strict=True)
             ],
-            "": report["failure"].map(lambda failure: "FAILED" if failure else ""),
+            "": [
+                "FAILED" if failure else "unchanged" if reused else ""
+                for failure, reused in zip(report["failure"], report["reused"], strict=True)
+            ],
         }
     )
     total = report[["seconds", "figures", "hold", "claims"]].sum()

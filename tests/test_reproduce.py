@@ -115,6 +115,39 @@ def test_the_kernel_is_ours_whatever_the_user_has_set(folder, monkeypatch, tmp_p
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "evil")  # put back afterwards
 
 
+def test_a_second_call_runs_only_what_would_come_out_differently(folder, capsys):
+    source = notebook(folder, "00_primer", CLAIMS, "import os; os.mkdir('ran')")
+    figure = folder.parent / "figures" / "digits" / "00_a.png"
+
+    def again(*arguments):
+        (folder / "ran").rmdir() if (folder / "ran").exists() else None
+        assert __main__.main(["reproduce", *arguments]) == 0
+        return (folder / "ran").exists(), capsys.readouterr().out
+
+    assert again()[0]
+    ran, out = again()
+    assert not ran
+    assert re.search(r"00_primer +0\.\d +2 +2 of 4 +unchanged", out)
+    figure.write_bytes(b"touched up")
+    assert again()[0]
+    assert figure.read_bytes() == b"x"
+    figure.unlink()
+    assert again()[0]
+    assert again("-p", "seeds=4")[0]
+    assert again()[0]
+    assert again("--fresh")[0]
+    assert not again()[0]
+    source.write_text(source.read_text().replace("00_b.png", "00_c.png"))
+    assert again()[0]
+
+
+def test_a_failed_notebook_is_run_again(folder):
+    notebook(folder, "00_primer", "import os; os.mkdir('ran')", "1 / 0")
+    for _ in range(2):
+        assert __main__.main(["reproduce"]) == 1
+        (folder / "ran").rmdir()
+
+
 def test_fresh_empties_the_cache(folder, capsys):
     store.Store().put("0" * 16, store.Piece({}, {}))
     notebook(folder, "00_primer", "x = 1")
