@@ -59,7 +59,8 @@ def main(n_models: int) -> None:
     def alone() -> None:
         pool(delayed(one_by_one)(data, masks[s], s) for s in single)
 
-    seconds = interleaved({"together": together, "one by one": alone}, ROUNDS, warmup=1)
+    pool(delayed(one_by_one)(data, masks[:1], [0]) for _ in range(cores))  # processes, imports
+    seconds = interleaved({"together": together, "one by one": alone}, ROUNDS, warmup=0)
     save("sweep", ratios(seconds, base="together").assign(n_models=n_models))
 
 
