@@ -62,7 +62,7 @@ class Run:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """In-step scores: a row a training sample (original index), a column a score."""
-        return self._scores(self.trace)
+        return self.scores_at("weight_norm")
 
     @cached_property
     def posthoc_scores(self) -> pd.DataFrame:
@@ -73,12 +73,28 @@ class Run:
         ValueError
             If the run was not measured post-hoc.
         """
-        if self.posthoc_trace is None:
-            raise ValueError("no post-hoc signals: train with Measure(posthoc=True)")
-        return self._scores(self.posthoc_trace)
+        return self.scores_at("weight_norm", posthoc=True)
 
-    def _scores(self, trace: Trace) -> pd.DataFrame:
-        return scores.score_frame(trace, self.peak, self.data.train.index.numpy())
+    def scores_at(self, peak: str, *, posthoc: bool = False) -> pd.DataFrame:
+        """All scores, with SGAL and early CSG taken at the named peak.
+
+        Parameters
+        ----------
+        peak : "weight_norm" or "input_gradient"
+        posthoc : bool
+            From the post-hoc signals instead of the in-step ones.
+
+        Raises
+        ------
+        ValueError
+            If the peak is unknown, or the run was not measured post-hoc.
+        """
+        if peak not in self.peaks:
+            raise ValueError(f"unknown peak {peak!r}; known: {', '.join(self.peaks)}")
+        trace = self.posthoc_trace if posthoc else self.trace
+        if trace is None:
+            raise ValueError("no post-hoc signals: train with Measure(posthoc=True)")
+        return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
 
     def checkpoint(self, name: str) -> nn.Module:
         """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last"."""

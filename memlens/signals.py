@@ -6,6 +6,7 @@ the mode it is in and assume that samples do not touch each other: with batch no
 they do, and `own_loss_gradient` is there to measure by how much.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -77,6 +80,7 @@ def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = 
 
     ``only`` restricts it to the parameters whose names start so, such as one layer.
     """
+    _warn_if_samples_touch(model)
     fixed = {name: p.detach() for name, p in model.named_parameters()}
     chosen = {name: fixed.pop(name) for name in list(fixed) if name.startswith(only)}
     if not chosen:
@@ -135,6 +139,7 @@ def curvature(
     """
     if n_probes < 1 or not step > 0:
         raise ValueError(f"n_probes={n_probes}, step={step}: expected at least one probe, step > 0")
+    _warn_if_samples_touch(model)
     generator = torch.Generator().manual_seed(seed)
     product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
     norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
@@ -156,3 +161,14 @@ def _hessian_product(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor
     with torch.enable_grad():
         gradient = torch.autograd.grad(loss(model(x), y).sum(), x, create_graph=True)[0]
     return lambda v: torch.autograd.grad(gradient, x, grad_outputs=v, retain_graph=True)[0]
+
+
+def _warn_if_samples_touch(model: nn.Module) -> None:
+    layers = [m for m in model.modules() if m.training and isinstance(m, _BatchNorm | _DropoutNd)]
+    if layers:
+        names = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+        warnings.warn(
+            f"the model is in train mode and has {names}: what is measured for one sample then "
+            "depends on the others, or on chance; call model.eval() first",
+            stacklevel=3,
+        )

@@ -208,6 +208,16 @@ def test_batch_norm_couples_samples_and_the_oracle_knows(batch):
     )
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(CLASSES), nn.Dropout(0.5)])
+def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, layer):
+    x, y = batch
+    net = nn.Sequential(nn.Flatten(), nn.Linear(18, CLASSES), layer).double()
+    with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
+        signals.curvature(net.train(), x, y, n_probes=1)
+    signals.curvature(net.eval(), x, y, n_probes=1)
+    signals.weight_gradient_norm(net, x, y)
+
+
 def test_a_missing_layer_is_named():
     net = models.build("mlp", CLASSES, SHAPE)
     with pytest.raises(ValueError, match=r"starts with 'conv'"):

@@ -157,6 +157,19 @@ def test_stop_really_stops_at_the_peak_and_scores_the_same(small):
     assert same(weights(stopped, "peak"), weights(whole, "peak"))
 
 
+def test_early_scores_can_be_taken_at_either_peak(small):
+    run = train("mlp", small, replace(SHORT, epochs=12))
+    for name, peak in run.peaks.items():
+        until = peak.peak_epoch + 1
+        frame = run.scores_at(name)
+        assert frame["sgal"].to_numpy() == pytest.approx(run.trace.loss[:until].sum(0), rel=1e-5)
+        squares = run.trace.grad_l2[:until].astype(float) ** 2
+        assert frame["early_csg"].to_numpy() == pytest.approx(squares.sum(0), rel=1e-5)
+    assert run.scores.equals(run.scores_at("weight_norm"))
+    with pytest.raises(ValueError, match=r"unknown peak 'loss'; known: weight_norm, input_grad"):
+        run.scores_at("loss")
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     torch.manual_seed(99)
     first = shuffled(50, 1, 2)
