@@ -46,16 +46,15 @@ def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
     missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
     if missing:
         n_jobs = min(n_jobs or os.cpu_count() or 1, len(missing))
-        Parallel(n_jobs=n_jobs)(delayed(_train_and_keep)(k, j) for k, j in missing.items())
+        Parallel(n_jobs=n_jobs)(delayed(_train_and_keep)(k, j, shelf) for k, j in missing.items())
         pieces |= {key: shelf.get(key) for key in missing}
     lost = [key for key in keys if pieces[key] is None]
     if lost:
         raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")
-    return [
-        Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)
-    ]
+    return [Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)]
 
 
-def _train_and_keep(key: str, job: Job) -> None:
+def _train_and_keep(key: str, job: Job, shelf: store.Store) -> None:
+    # The shelf comes along: a worker that was started earlier may know another MEMLENS_CACHE.
     run = train(job.model, job.data, job.recipe, job.measure)
-    store.Store().put(key, store.Piece(run.arrays, run.meta))
+    shelf.put(key, store.Piece(run.arrays, run.meta))
