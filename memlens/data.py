@@ -6,7 +6,7 @@ score can always be traced back to its picture.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -103,8 +103,8 @@ class Dataset:
     test: Samples
     class_names: tuple[str, ...]
     pixel_max: float = 255.0
-    mean: tuple[float, ...] = field(default=(0.0,))
-    std: tuple[float, ...] = field(default=(1.0,))
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -203,7 +203,7 @@ def from_arrays(
     standardise : bool
         Whether a net's input has mean 0 and standard deviation 1 in every channel.
     """
-    parts = [_samples(images, labels, 0) for images, labels in (train, test)]
+    parts = [_samples(images, labels) for images, labels in (train, test)]
     if class_names is None:
         class_names = tuple(str(c) for c in range(int(parts[0].labels.max()) + 1))
     mean, std = (0.0,) * parts[0].images.shape[1], (1.0,) * parts[0].images.shape[1]
@@ -213,9 +213,9 @@ def from_arrays(
     return Dataset(name, *parts, tuple(class_names), float(pixel_max), mean, std)
 
 
-def _samples(images: np.ndarray, labels: np.ndarray, start: int) -> Samples:
+def _samples(images: np.ndarray, labels: np.ndarray) -> Samples:
     target = torch.as_tensor(np.asarray(labels)).long()
-    index = torch.arange(start, start + len(target))
+    index = torch.arange(len(target))
     return Samples(torch.as_tensor(np.asarray(images)), target, index, target.clone())
 
 
@@ -233,7 +233,7 @@ def load_digits() -> Dataset:
         np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=SPLIT_SEED
     )
     train, test = (torch.as_tensor(np.sort(part)) for part in parts)
-    whole = _samples(images, labels, 0)
+    whole = _samples(images, labels)
     dataset = from_arrays(
         "digits",
         (images[train], labels[train]),

@@ -1,7 +1,7 @@
 """Which data, nets and recipes the notebooks run with: one table, one row a profile."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memlens.data import Dataset, load
@@ -29,7 +29,7 @@ class Profile:
     keep: float  # share of the samples that each net of the sweep is trained on
     noise_rates: tuple[float, ...]  # of the papers' mislabel tables
     optimizers: Mapping[str, Mapping[str, Any]]  # changes to the recipe, by optimizer
-    measure: Measure = field(default=Measure(posthoc=True, curvature_probes=10))
+    measure: Measure = Measure(posthoc=True, curvature_probes=10)
 
     def load(self) -> Dataset:
         """The data set, without noise."""

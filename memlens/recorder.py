@@ -228,7 +228,7 @@ class Recorder:
         self._epoch: Tensor | None = None  # (n_signals, n_samples)
 
     def _flush(self) -> None:
-        """Work off the references: norms in bulk, then one scatter a signal."""
+        """Work off the references: norms in bulk, then one scatter."""
         if not self._pending:
             return
         columns = zip(*self._pending, strict=True)

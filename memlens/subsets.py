@@ -143,6 +143,7 @@ def subset_sweep(
     if recipe.augment != "none":
         raise ValueError(f"the sweep trains on clean inputs; augment is {recipe.augment!r}")
     parts = {"model": model, "train": data.train, "mean": data.mean, "std": data.std}
+    parts |= {"pixel_max": data.pixel_max, "class_names": data.class_names}
     parts |= {"n_models": n_models, "keep": keep, "recipe": recipe, "seed": seed}
     key = f"sweep-{store.fingerprint([parts, store.code_version(*_ROOMS)])}"
     masks = subset_masks(n_models, len(data.train), keep, seed=seed)
@@ -172,7 +173,7 @@ def train_together(
     seeds = [int(s) for s in seeds]
     with thread_count(recipe.threads):
         nets = [models.build(model, data.n_classes, data.in_shape, seed=s) for s in seeds]
-        if any(True for _ in nets[0].buffers()):
+        if next(nets[0].buffers(), None) is not None:
             raise ValueError(f"model {model!r} has buffers (batch norm?): it cannot be stacked")
         stacked, _ = stack_module_state(nets)
         forward = vmap(lambda weights, x: functional_call(nets[0], weights, (x,)))
@@ -191,6 +192,4 @@ def train_together(
                 (losses.sum() / index.shape[1]).backward()
                 optimizer.step()
         with torch.no_grad():
-            return vmap(
-                lambda weights: functional_call(nets[0], weights, (x,)), chunk_size=len(nets)
-            )(stacked).numpy()
+            return vmap(lambda weights: functional_call(nets[0], weights, (x,)))(stacked).numpy()

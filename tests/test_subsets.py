@@ -101,6 +101,16 @@ def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_
     assert np.array_equal(again.logits, sweeps[0].logits)
 
 
+def test_a_sweep_of_the_same_pixels_on_another_scale_is_another_sweep(
+    small, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    settings = {"n_models": 2, "recipe": SHORT, "n_jobs": 1}
+    first = ml.subset_sweep("mlp", small, **settings)
+    other = ml.subset_sweep("mlp", replace(small, pixel_max=255.0), **settings)
+    assert not np.array_equal(first.logits, other.logits)
+
+
 def test_a_sweep_finds_a_planted_mislabelled_sample(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     labels = small.train.labels.clone()
