@@ -6,18 +6,29 @@ store        where finished work lies, written so that a kill leaves the old sta
 data         ``Samples`` and ``Dataset``: images and labels that you can see and edit; ``load``
 models       plain functions ``(n_classes, in_shape) -> nn.Module``
 signals      per-sample quantities as pure functions: loss, gradients, margin, curvature
+weightgrads  per-sample norms of the weight gradient, without the gradients themselves
 recorder     ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
 stopping     online detection of the peak of the weight norm or the mean input gradient
 scores       every score as a pure function of a trace, with its metadata: the catalogue
 recipes      ``Recipe``, ``Measure``, the optimizers
+probes       what is measured after an epoch: signals post-hoc, curvature, gradients
 runs         ``Run``: what one training leaves
 training     the one training loop, ``train``
 jobs         ``train_many``: trainings done once, side by side, and found again in the store
+together     many small nets trained in one batched pass
 subsets      many models on random subsets: Feldman-Zhang memorization with standard errors
+retrainings  the extra trainings that some scores need: folds, a second split, repeats
+proxies      the scores that need more trainings: SAMIS, SSFT, confident learning, means of runs
+costs        the catalogue of all scores, and what each of them costs
+duplicates   planted pairs, and a finder of exact and near duplicates
 calibration  reliability table, ECE, MCE, MSCE, UCE
-metrics      similarity with bootstrap intervals, ranking metrics, bins and fits
+checks       what a measure takes: finite vectors of one length, frames of them
+metrics      similarity with bootstrap intervals, bins, fits, associations
+detection    how well a score finds what was planted: AUROC, average precision, rates
 paper        the printed tables, ours beside theirs, verdicts
+ledger       all claims of all notebooks in one table, and the README's copy of it
 plots        axes-level plots, one palette
+charts       plots with names along an axis: heat maps, bars, forests
 profiles     which data set, nets and recipes a notebook runs with
 page         what a notebook opens: its profile, figures, facts and claims
 finished     executed notebooks as files, and which need not be run again
@@ -35,20 +46,22 @@ _HOME = {
     "load": "data", "Dataset": "data", "Samples": "data",
     "build": "models",
     "Recorder": "recorder", "Trace": "recorder",
-    "catalogue": "scores",
+    "catalogue": "costs",
     "PeakDetector": "stopping", "Peak": "stopping",
     "Run": "runs",
     "Recipe": "recipes", "Measure": "recipes", "train": "training",
     "Job": "jobs", "train_many": "jobs",
     "Sweep": "subsets", "subset_sweep": "subsets",
+    "extra_scores": "proxies", "every_score": "proxies",
     "compare": "metrics",
     "get_profile": "profiles",
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "models", "signals", "recorder", "stopping", "scores", "recipes", "runs",
-    "training", "jobs", "subsets", "calibration", "metrics", "paper", "plots", "profiles",
-    "page", "finished", "reproduce",
+    "store", "data", "models", "signals", "weightgrads", "recorder", "stopping", "scores",
+    "recipes", "probes", "runs", "training", "jobs", "together", "subsets", "retrainings",
+    "proxies", "costs", "duplicates", "calibration", "checks", "metrics", "detection", "paper",
+    "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -1,19 +1,19 @@
-"""Similarity of scores, detection quality, binned fits and tested associations.
+"""Similarity of scores, means over seeds, binned fits and tested associations.
 
-Arrays hold one finite value per sample, ``(n_samples,)``, and are read as float64; scores point
-upwards (higher = more memorized, more suspicious). What cannot be scored (NaN, infinite, another
-length, one class) raises a ValueError or TypeError that says what was found and what to do.
-Bootstraps draw whole samples, and the same seed draws the same ones for every score.
+Arrays hold one finite value per sample, ``(n_samples,)``, as `checks` has it; scores point upwards
+(higher = more memorized, more suspicious). Bootstraps draw whole samples, and the same seed draws
+the same ones for every score.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import betainc
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from memlens.checks import aligned, paired, vector, vectors
 
 _CHUNK = 2**15  # values per block of resamples; ours: a quarter MB of float64 stays in the cache
 Draws = Callable[[np.ndarray], np.ndarray]  # takes drawn sample indices (r, n) to rows or values
@@ -25,29 +25,6 @@ class LinearFit(NamedTuple):
     slope: float
     intercept: float
     r2: float
-
-
-def _vector(name: str, values: ArrayLike) -> np.ndarray:
-    try:
-        vector = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} is not numeric ({error}): pass one number per sample") from None
-    if vector.ndim != 1 or not vector.size:
-        raise ValueError(f"{name} has shape {vector.shape}: pass (n_samples,), at least one sample")
-    if n_bad := int((~np.isfinite(vector)).sum()):
-        raise ValueError(f"{name} holds {n_bad} non-finite values (NaN or infinite) among "
-                         f"{vector.size}: drop those samples, or find out where they come from")
-    return vector
-
-
-def _pair(x: ArrayLike, y: ArrayLike, x_name: str, y_name: str) -> tuple[np.ndarray, np.ndarray]:
-    first, second = _vector(x_name, x), _vector(y_name, y)
-    if first.size != second.size:
-        raise ValueError(f"{x_name} has {first.size} samples, {y_name} {second.size}: pass pairs")
-    # Two Series in another order would be paired by position, sample i with sample j: refuse.
-    if isinstance(x, pd.Series) and isinstance(y, pd.Series) and not x.index.equals(y.index):
-        raise ValueError(f"{x_name} and {y_name} have different indices: align them first")
-    return first, second
 
 
 def _unit(rows: np.ndarray, centre: bool) -> np.ndarray:
@@ -83,7 +60,7 @@ def _measure(statistic: Callable[..., float], xs: Collection[np.ndarray], y: np.
 
 
 def _correlation(statistic: Callable[..., float], a: ArrayLike, b: ArrayLike) -> float:
-    x, y = _pair(a, b, "a", "b")
+    x, y = paired(a, b, "a", "b")
     return float(_measure(statistic, [x], y)(np.arange(x.size)[None])[0, 0])
 
 
@@ -131,7 +108,7 @@ def bootstrap_interval(
     if len({x.shape[:1] for x in samples}) != 1 or samples[0].shape[:1] in ((), (0,)):
         raise ValueError(f"found shapes {[x.shape for x in samples]}: pass arrays of one length")
     if statistic in (cosine, pearson, spearman) and len(arrays) == 2:
-        x, y = _pair(*arrays, "array 0", "array 1")
+        x, y = paired(*arrays, "array 0", "array 1")
         measure = _measure(statistic, [x], y)
     else:
         def measure(drawn: np.ndarray) -> np.ndarray:
@@ -145,22 +122,6 @@ def _table(statistic: Callable[..., float], columns: dict[str, np.ndarray], y: n
     table = pd.DataFrame({name: measure(np.arange(y.size)[None])[:, 0]}, index=list(columns))
     table[[f"{name}_low", f"{name}_high"]] = _bootstrap(measure, y.size, *options)
     return table
-
-
-def _columns(frame: pd.DataFrame, kind: str) -> dict[str, np.ndarray]:
-    if not isinstance(frame, pd.DataFrame) or frame.columns.empty or frame.columns.has_duplicates:
-        raise TypeError(f"found {type(frame).__name__}: pass a DataFrame, each {kind} column once")
-    return {name: _vector(f"{kind} column {name!r}", frame[name]) for name in frame.columns}
-
-
-def _aligned(values: pd.Series | ArrayLike, frame: pd.DataFrame, name: str) -> np.ndarray:
-    if isinstance(values, pd.Series):
-        if values.index.has_duplicates or frame.index.has_duplicates:
-            raise ValueError(f"{name} or its frame has an index label twice: keep each sample once")
-        values = values.reindex(frame.index)  # NaN for a row that the Series does not know
-    if np.shape(values) != (len(frame),):
-        raise ValueError(f"{name} has shape {np.shape(values)}: pass ({len(frame)},) or a Series")
-    return np.asarray(values, dtype=np.float64)
 
 
 def compare(scores: pd.DataFrame, truth: pd.Series | ArrayLike, *, top_k: int | None = None,
@@ -179,13 +140,13 @@ def compare(scores: pd.DataFrame, truth: pd.Series | ArrayLike, *, top_k: int | 
     DataFrame, index "score": n_samples, cosine, constant_cosine (what a constant score gets: mean
     over root mean square of the truth), pearson, spearman, each with _low and _high
     """
-    columns, target = _columns(scores, "score"), _aligned(truth, scores, "truth")
+    columns, target = vectors(scores, "score"), aligned(truth, scores, "truth")
     kept = np.flatnonzero(~np.isnan(target))
     if not 3 <= (kept.size if top_k is None else top_k) <= kept.size:
         raise ValueError(f"{kept.size} of {len(scores)} samples have a truth and top_k is {top_k}: "
                          "compare 3 or more of them; do scores and truth share the sample index?")
     kept = np.sort(kept[np.argsort(-target[kept], kind="stable")[:top_k]])
-    target, columns = _vector("truth", target[kept]), {name: x[kept] for name, x in columns.items()}
+    target, columns = vector("truth", target[kept]), {name: x[kept] for name, x in columns.items()}
     table = pd.DataFrame({"n_samples": target.size}, index=list(columns))
     table["cosine"] = [cosine(column, target) for column in columns.values()]
     table["constant_cosine"] = cosine(np.ones_like(target), target)
@@ -193,49 +154,87 @@ def compare(scores: pd.DataFrame, truth: pd.Series | ArrayLike, *, top_k: int | 
     return pd.concat([table, *intervals], axis=1).rename_axis("score")
 
 
-def _detect(y_true: ArrayLike, y_score: ArrayLike, share: float = 0) -> tuple[np.ndarray, ...]:
-    labels, score = _pair(y_true, y_score, "y_true", "y_score")
-    if (found := np.unique(labels).tolist()) != [0, 1] or not 0 <= share <= 1:
-        raise ValueError(f"y_true holds {found[:3]}, the rate asked for is {share}: pass both "
-                         "classes as 0 and 1 (1 = looked for), and a share between 0 and 1")
-    return labels == 1, score
+def _of_rows(statistic: Callable[..., float], rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Statistic of each row (r, n) with the truth (n,): the values of a loop, without the loop."""
+    if statistic not in (cosine, pearson, spearman):
+        return np.array([statistic(truth, row) for row in rows])
+    both = np.vstack([rows, truth])
+    both = pd.DataFrame(both).rank(axis=1).to_numpy() if statistic is spearman else both
+    scale = np.abs(both).max(axis=1, keepdims=True)  # so that squares neither overflow nor vanish
+    both = _unit(both / np.where(scale > 0, scale, 1), centre=statistic is not cosine)
+    return np.clip(both[:-1] @ both[-1], -1, 1)
 
 
-def auroc(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """Chance that a positive (y_true 1) outranks a negative (0), ties half; in [0, 1], chance 0.5.
+def by_epoch(values: ArrayLike, truth: ArrayLike,
+             statistic: Callable[..., float] = pearson) -> np.ndarray:
+    """Likeness to a truth of each epoch alone, and of the sum of the epochs up to it.
 
-    Raises, as all detection metrics here, when one class is absent or a score is not finite.
+    Parameters
+    ----------
+    values : (..., n_epochs, n_samples), such as one signal of each run, finite. A row of NaN is an
+        epoch that was not measured: nan alone, and left out of the sum
+    truth : (n_samples,) in the order of the values; samples whose truth is NaN are left out
+    statistic : called as ``statistic(truth, row)``: a correlation above, or ``detection.auroc``
+
+    Returns
+    -------
+    ndarray (2, ..., n_epochs): ``alone, summed = by_epoch(...)``; nan where the statistic is, and
+    for a sum of nothing yet
     """
-    return float(roc_auc_score(*_detect(y_true, y_score)))
+    values, truth = np.asarray(values, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if values.ndim < 2 or truth.shape != values.shape[-1:]:
+        raise ValueError(f"values have shape {values.shape}, the truth {truth.shape}: pass (..., "
+                         "n_epochs, n_samples) and (n_samples,)")
+    kept = ~np.isnan(truth)
+    values, truth = values[..., kept], vector("truth", truth[kept])
+    measured = ~np.isnan(values).all(axis=-1)
+    if n_bad := int((~np.isfinite(values[measured])).sum()):
+        raise ValueError(f"values hold {n_bad} non-finite numbers in epochs that were measured: "
+                         "leave out those samples, or make the whole epoch NaN")
+    begun = np.logical_or.accumulate(measured, axis=-1)
+    summed = np.where(measured[..., None], values, 0).cumsum(axis=-2)
+    found = np.full((2, *measured.shape), np.nan)
+    found[0][measured] = _of_rows(statistic, values[measured], truth)
+    found[1][begun] = _of_rows(statistic, summed[begun], truth)
+    return found
 
 
-def average_precision(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """Area under the precision-recall steps, in (0, 1]; by chance the share of positives."""
-    return float(average_precision_score(*_detect(y_true, y_score)))
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds, cell by cell, as two frames of one shape."""
+
+    mean: pd.DataFrame
+    std: pd.DataFrame
+
+    def of(self, column: Hashable) -> pd.DataFrame:
+        """Mean and std of one column, a row each: the form that ``bars`` draws."""
+        return pd.DataFrame({"mean": self.mean[column], "std": self.std[column]})
+
+    def text(self, digits: int = 2) -> pd.DataFrame:
+        """Cells such as "0.79 ± 0.01", to print; a cell without a mean is empty."""
+        mean, std = (frame.map(f"{{:.{digits}f}}".format) for frame in self)
+        return (mean + (" ± " + std).where(self.std.notna(), "")).where(self.mean.notna(), "")
 
 
-def fpr_at_tpr(y_true: ArrayLike, y_score: ArrayLike, tpr: float = 0.95) -> float:
-    """Lowest false positive rate, [0, 1], of a threshold with at least this true positive rate."""
-    fprs, tprs, _ = roc_curve(*_detect(y_true, y_score, tpr), drop_intermediate=False)
-    return float(fprs[tprs >= tpr].min())
+def mean_over(frames: Iterable[pd.DataFrame]) -> Spread:
+    """Mean and std over seeds of frames with the same rows and columns, one a seed.
 
-
-def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
-    """Highest true positive rate, [0, 1], of a threshold with at most this false positive rate."""
-    fprs, tprs, _ = roc_curve(*_detect(y_true, y_score, fpr), drop_intermediate=False)
-    return float(tprs[fprs <= fpr].max())
-
-
-def precision_at(y_true: ArrayLike, y_score: ArrayLike, fraction: float = 0.01) -> float:
-    """Share of positives, [0, 1], among the fraction of samples with the highest score.
-
-    Rounded down, as label noise is, to at least 1; samples tied at the cut count by their mean.
+    Score frames, `compare` or ``judge`` tables: ``mean, std = mean_over(...)``. The divisor of the
+    std is n - 1, so that it is NaN for one frame. A cell that is NaN in any frame is NaN in both.
+    Raises a ValueError for other rows or columns, in another order too; a TypeError for text.
     """
-    labels, score = _detect(y_true, y_score, fraction)
-    k = max(1, int(fraction * labels.size + 1e-9))  # 0.29 * 100 is below 29 in floats
-    cut = np.sort(score)[-k]
-    above, tied = score > cut, score == cut
-    return float((labels[above].sum() + (k - above.sum()) * labels[tied].mean()) / k)
+    if not (frames := list(frames)):
+        raise ValueError("found no frame: pass one a seed")
+    rows, columns = frames[0].index, frames[0].columns
+    for i, frame in enumerate(frames):
+        if not (frame.index.equals(rows) and frame.columns.equals(columns)):
+            raise ValueError(f"frame {i} has not the rows and columns of frame 0 in the same order:"
+                             " reindex it like frame 0")
+    try:
+        cells = np.stack([frame.to_numpy(dtype=np.float64) for frame in frames])
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a frame holds what is no number ({error}): drop those columns") from None
+    std = cells.std(axis=0, ddof=1) if len(frames) > 1 else np.full_like(cells[0], np.nan)
+    return Spread(*(pd.DataFrame(part, rows, columns) for part in (cells.mean(axis=0), std)))
 
 
 def binned_mean(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
@@ -244,7 +243,7 @@ def binned_mean(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
     Bins are [left, right), the last closed; empty ones are absent; a constant x makes one bin.
     Columns left, right, x_mean, y_mean, y_std (divisor n), n.
     """
-    x, y = _pair(x, y, "x", "y")
+    x, y = paired(x, y, "x", "y")
     if n_bins < 1:
         raise ValueError(f"n_bins is {n_bins}: pass at least 1")
     edges = np.linspace(x.min(), x.max(), n_bins + 1)
@@ -257,8 +256,8 @@ def binned_mean(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
 
 def linear_fit(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> LinearFit:
     """Least-squares line; weights are not negative, e.g. counts. Raises when x is constant."""
-    x, y = _pair(x, y, "x", "y")
-    weights = np.ones_like(x) if weights is None else _pair(weights, x, "weights", "x")[0]
+    x, y = paired(x, y, "x", "y")
+    weights = np.ones_like(x) if weights is None else paired(weights, x, "weights", "x")[0]
     used = weights > 0
     if weights.min() < 0 or not used.any() or np.ptp(x[used]) == 0:
         raise ValueError(f"x is constant in {used.sum()} weighted samples, or the least weight, "
@@ -290,8 +289,8 @@ def associations(score: pd.Series | ArrayLike, attributes: pd.DataFrame, *, seed
     sample, at least 3. Index "attribute", columns spearman (effect size), low, high (bootstrap),
     p_value (two-sided t approximation), p_holm (over all); nan for a constant attribute.
     """
-    columns = _columns(attributes, "attribute")
-    target = _vector("score", _aligned(score, attributes, "score"))
+    columns = vectors(attributes, "attribute")
+    target = vector("score", aligned(score, attributes, "score"))
     if target.size < 3:
         raise ValueError(f"found {target.size} samples: a rank correlation needs at least 3")
     table = _table(spearman, columns, target, confidence, n_resamples, seed)

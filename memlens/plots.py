@@ -5,13 +5,13 @@ a partner that returns the table (`bands`, `binned`, `counts`, `roc_points`), so
 to the plot and into the figure's CSV twin. A marker, hatch or line style doubles each colour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from numpy.typing import ArrayLike
@@ -44,7 +44,8 @@ _OTHERS = (
     ("#CC6677", "v", "-"), ("#117733", "X", "--"), ("#AA4499", "P", "-."), ("#88CCEE", "<", ":"),
 )  # fmt: skip
 _WRITTEN = ["CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
-            "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman"]  # fmt: skip
+            "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd",
+            "TracIn", "SAMIS", "SSFT"]  # fmt: skip
 
 
 def apply_style() -> None:
@@ -70,6 +71,23 @@ def label_of(name: object) -> str:
     return " ".join(words.get(word, word) for word in str(name).split("_"))
 
 
+def panels(axes: np.ndarray, draw: Callable[..., object], tables: Mapping[str, pd.DataFrame],
+           **options: object) -> pd.DataFrame:
+    """Draw a table a panel, its name as the title; returns all tables as one, for the CSV twin.
+
+    ``draw(ax, table, **options)`` is a function of this room or of `charts`; ``axes`` are as many
+    as there are tables, in order. The first column, or level of the index, is "panel".
+    """
+    for ax, (title, table) in zip(np.ravel(axes), tables.items(), strict=True):
+        draw(ax, table, **options)
+        ax.set_title(label_of(title))
+    index = next(iter(tables.values())).index
+    drawn = pd.concat(tables, names=["panel", *(name or "row" for name in index.names)])
+    if isinstance(index, pd.RangeIndex) and index.name is None:  # which only counts
+        drawn = drawn.reset_index("panel").reset_index(drop=True)
+    return drawn
+
+
 def bands(values: Mapping[str, ArrayLike], x: ArrayLike, x_name: str = "epoch") -> pd.DataFrame:
     """Mean and spread over seeds, for `curves`, of arrays (n_seeds, n) or (n,) by series name.
 
@@ -91,24 +109,35 @@ def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
     """Mean line and a band of ± one standard deviation for each series of a `bands` table.
 
     The first column is x, beside series, mean and optionally std. ``labels`` is "direct" (names at
-    the line ends, up to about five; set limits and log scale before), "legend" or "none".
+    the line ends, up to about five; set limits and log scale before), "legend" or "none". On a log
+    axis a band that reaches 0 or less goes on to the lower limit, or to half the least mean.
     """
     if labels not in ("direct", "legend", "none"):
         raise ValueError(f"labels is {labels!r}: pass 'direct', 'legend' or 'none'")
-    x, lines = frame.columns[0], []
+    x, lines, floor = frame.columns[0], [], _floor(ax, frame)
     for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
         look, every = style_of(str(name), i), max(1, len(part) // 7)
         lines += ax.plot(part[x], part["mean"], **look, label=label_of(name),
                          markevery=(i % every, every))
         if "std" in part and part["std"].notna().any():
             low, high = part["mean"] - part["std"], part["mean"] + part["std"]
-            ax.fill_between(part[x], low, high, color=look["color"], alpha=0.2, linewidth=0)
+            ax.fill_between(part[x], low.clip(lower=floor), high, color=look["color"], alpha=0.2,
+                            linewidth=0)
     ax.set_xlabel(label_of(x))
     if labels == "direct":
         _label_ends(ax, lines)
     elif labels == "legend":
         ax.legend()
     return ax
+
+
+def _floor(ax: Axes, frame: pd.DataFrame) -> float | None:
+    """Where a band ends that has no logarithm: a corner at 0 would lie infinitely far below."""
+    if ax.get_yscale() != "log":
+        return None
+    if not ax.get_autoscaley_on():  # limits were set
+        return ax.get_ylim()[0]
+    return frame["mean"].where(frame["mean"] > 0).min() / 2
 
 
 def _label_ends(ax: Axes, lines: list) -> None:
@@ -185,20 +214,24 @@ def histogram(ax: Axes, frame: pd.DataFrame, *, marked_label: str = "mislabelled
 
 def image_grid(
     figure: FigureBase, images: ArrayLike, *, titles: Sequence[str] | None = None,
-    columns: int = 8, pixel_max: float = 255, marked: ArrayLike | None = None,
+    rows: Sequence[str] | None = None, columns: int = 8, pixel_max: float = 255,
+    marked: ArrayLike | None = None,
 ) -> np.ndarray:
     """Show images in rows on a figure of their own; returns its axes, (rows, columns).
 
     images are (n, 1 or 3, h, w), uint8 arrays or tensors; ``pixel_max`` is drawn white; ``marked``,
-    bool (n,), puts an orange frame around an image. ``figsize(columns, rows, 1.25)`` fits.
+    bool (n,), puts an orange frame around an image; ``rows`` names each row at its left.
+    ``figsize(columns, rows, 1.25)`` fits.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images have shape {images.shape}: (n, 1 or 3, h, w) needed")
     titles = [""] * len(images) if titles is None else titles
     marked = np.zeros(len(images), bool) if marked is None else np.asarray(marked)
-    rows, bare = -(-len(images) // columns), {"xticks": [], "yticks": [], "frame_on": False}
-    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=bare)
+    n_rows, bare = -(-len(images) // columns), {"xticks": [], "yticks": [], "frame_on": False}
+    axes = figure.subplots(n_rows, columns, squeeze=False, subplot_kw=bare)
+    for ax, name in zip(axes[:, 0], [""] * n_rows if rows is None else rows, strict=True):
+        ax.set_ylabel(label_of(name), fontsize=7)
     each = zip(images, titles, marked, strict=True)
     for ax, (image, title, framed) in zip(axes.flat, each, strict=False):
         shown = np.squeeze(image.transpose(1, 2, 0) / pixel_max)  # (c, h, w) -> (h, w[, 3])
@@ -207,64 +240,6 @@ def image_grid(
         ax.set_frame_on(bool(framed))
         ax.spines[:].set(visible=True, color=MARKED, linewidth=2.5)
     return axes
-
-
-def heatmap(ax: Axes, frame: pd.DataFrame, *, signed: bool = False, digits: int = 2) -> Axes:
-    """Draw a table as coloured cells with numbers; ``signed`` centres the colours at 0."""
-    limit = np.nanmax(np.abs(frame.to_numpy(dtype=float))) if signed else None
-    named = frame.rename(index=label_of, columns=label_of)
-    sns.heatmap(named, ax=ax, annot=True, fmt=f".{digits}f", cbar=False, vmax=limit,
-                vmin=-limit if signed else None, cmap="PuOr" if signed else "cividis")
-    long = max(map(len, named.columns)) > 9
-    ax.set_xticklabels(named.columns, rotation=30 * long, ha="right" if long else "center")
-    ax.set_yticklabels(named.index, rotation=0)
-    ax.tick_params(length=0)
-    ax.set(xlabel="", ylabel="")
-    return ax
-
-
-def _name_rows(ax: Axes, index: pd.Index) -> np.ndarray:
-    """Name the rows on the y axis, the first on top; returns their positions."""
-    ax.set_yticks(range(len(index)), [label_of(name) for name in index])
-    ax.set_ylim(len(index) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    return np.arange(len(index))
-
-
-def bars(ax: Axes, frame: pd.DataFrame, *, printed: str | None = None) -> Axes:
-    """Bars from 0 to the column mean, numbered, a row for each index entry; std is an error bar.
-
-    ``printed`` names a column with the paper's numbers, drawn as hollow diamonds.
-    """
-    rows = _name_rows(ax, frame.index)
-    spread = frame["std"].fillna(0) if "std" in frame else pd.Series(0.0, frame.index)
-    ax.barh(rows, frame["mean"], 0.6, xerr=spread if spread.any() else None,
-            color=[PALETTE[name][0] if name in PALETTE else FILL for name in frame.index],
-            error_kw={"ecolor": INK, "elinewidth": 0.8})
-    ends = frame["mean"] + spread
-    if printed is not None:
-        ax.scatter(frame[printed], rows, 24, marker="D", facecolor="white", edgecolor="black",
-                   linewidth=0.9, zorder=4, label="paper")
-        ends = np.fmax(ends, frame[printed])
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderpad=0)
-    for row, mean, end in zip(rows, frame["mean"], ends, strict=True):
-        ax.annotate(f"{mean:.2f}", (end, row), (5, 0), textcoords="offset points", va="center")
-    return ax
-
-
-def forest(ax: Axes, frame: pd.DataFrame, *, zero: float = 0.0) -> Axes:
-    """Effect sizes (first column) with intervals low to high, as `metrics.associations` gives.
-
-    A filled dot is a finding: p_holm below 0.05 where there is one, else an interval without zero.
-    """
-    rows, effect = _name_rows(ax, frame.index), frame.columns[0]
-    found = (frame["low"] > zero) | (frame["high"] < zero)
-    found = frame["p_holm"] < 0.05 if "p_holm" in frame else found
-    ax.axvline(zero, color=CHANCE, linestyle="--", linewidth=0.8)
-    ax.hlines(rows, frame["low"], frame["high"], color=INK, linewidth=1.2)
-    ax.scatter(frame[effect], rows, 26, c=np.where(found, INK, "white"), edgecolor=INK, zorder=3)
-    ax.set_xlabel(label_of(effect))
-    return ax
 
 
 def reliability_diagram(ax: Axes, frame: pd.DataFrame) -> Axes:

@@ -1,4 +1,3 @@
-import time
 import warnings
 
 import numpy as np
@@ -7,7 +6,6 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from memlens import metrics
 
@@ -328,123 +326,147 @@ def test_compare_refuses_bad_input():
         metrics.compare(pd.concat([scores, scores], axis=1), truth)
 
 
-def test_compare_is_fast_enough_for_a_notebook():
+# epochs, seeds ------------------------------------------------------------------------------------
+
+
+def epochs_and_truth(ties=False, shape=(2, 6, 40)):
+    rng = np.random.default_rng(5)
+    values, truth = rng.exponential(size=shape), rng.exponential(size=shape[-1])
+    return (values.round(), truth.round()) if ties else (values, truth)
+
+
+def slow_by_epoch(values, truth, statistic):
+    """One run: epoch by epoch, sample by sample, in plain Python."""
+    known = [i for i, t in enumerate(truth) if t == t]
+    alone, summed, total = [], [], None
+    for row in values:
+        measured = row[0] == row[0]
+        if measured:
+            total = [a + b for a, b in zip(total or [0.0] * len(row), row)]
+        for found, part in ((alone, row if measured else None), (summed, total)):
+            found.append(np.nan if part is None else statistic(
+                np.array([truth[i] for i in known]), np.array([part[i] for i in known])))
+    return [alone, summed]
+
+
+@pytest.mark.parametrize("statistic", CORRELATIONS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_by_epoch_equals_a_slow_loop_with_scipy(statistic, ties):
+    values, truth = epochs_and_truth(ties)
+    truth[[3, 17]] = np.nan
+    values[0, [0, 3]] = values[1, 5] = np.nan  # epochs not measured: the first, inside, the last
+    found = metrics.by_epoch(values, truth, statistic)
+    assert found.shape == (2, 2, 6)
+    for run in range(2):
+        slow = slow_by_epoch(values[run], truth, ORACLES[statistic])
+        one = metrics.by_epoch(values[run], truth, statistic)
+        for each in (found[:, run], one):
+            np.testing.assert_allclose(each, slow, atol=1e-12)
+    assert np.isnan(found[:, 0, 0]).all()
+    assert np.isnan(found[0, 0, 3]) and found[1, 0, 3] == found[1, 0, 2]
+
+
+def test_by_epoch_takes_any_statistic_truth_first():
+    values, truth = epochs_and_truth()
+    values[1, 2] = np.nan
+    for statistic in (lambda y_true, score: score @ y_true**2, lambda y_true, score: score.max()):
+        found = metrics.by_epoch(values, truth, statistic)
+        for run in range(2):
+            np.testing.assert_allclose(found[:, run], slow_by_epoch(values[run], truth, statistic))
+
+
+def test_by_epoch_sums_in_float64_whatever_it_is_given():
+    truth = np.arange(5.0)
+    values = np.float32([[1e8] * 5, truth])  # in float32 the second epoch would be lost
+    assert metrics.by_epoch(values, truth)[1] == pytest.approx([np.nan, 1], nan_ok=True)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_by_epoch_neither_overflows_nor_vanishes(scale):
+    values, truth = epochs_and_truth()
+    np.testing.assert_allclose(metrics.by_epoch(values * scale, truth),
+                               metrics.by_epoch(values, truth), atol=1e-12)
+
+
+def test_by_epoch_finds_the_epoch_that_was_planted():
+    values, truth = epochs_and_truth()
+    values[1, 4] = 1000 * truth
+    alone, summed = metrics.by_epoch(values, pd.Series(truth))
+    assert np.argmax(alone[1]) == 4 and alone[1, 4] == pytest.approx(1)
+    assert summed[1, 4] > 0.99 > 0.9 > summed[1, 3]
+
+
+def test_by_epoch_refuses_bad_input():
+    values, truth = epochs_and_truth()
+    with pytest.raises(ValueError, match=r"values have shape \(2, 6, 40\), the truth \(39,\)"):
+        metrics.by_epoch(values, truth[1:])
+    with pytest.raises(ValueError, match=r"values have shape \(40,\)"):
+        metrics.by_epoch(truth, truth)
+    for hole in (np.nan, np.inf):
+        holed = values.copy()
+        holed[1, 2, 7] = hole
+        with pytest.raises(ValueError, match="values hold 1 non-finite numbers in epochs"):
+            metrics.by_epoch(holed, truth)
+    with pytest.raises(ValueError, match="truth has shape .* at least one sample"):
+        metrics.by_epoch(values, truth * np.nan)
+
+
+def frames_of_seeds(n=3):
     rng = np.random.default_rng(0)
-    scores, truth = pd.DataFrame(rng.normal(size=(1437, 20))), rng.normal(size=1437)
-    start = time.process_time()  # not the clock on the wall: the machine may be busy
-    metrics.compare(scores, truth)
-    assert time.process_time() - start < 6  # 1.2 s measured on one idle core
+    index = pd.Index(["csg", "csl"], name="score")
+    return [pd.DataFrame(rng.normal(size=(2, 3)), index, ["auroc", "low", "n"]) for _ in range(n)]
 
 
-# detection ----------------------------------------------------------------------------------------
+def test_mean_over_seeds_by_hand():
+    mean, std = metrics.mean_over(frames := frames_of_seeds())
+    for row in ("csg", "csl"):
+        for column in ("auroc", "low", "n"):
+            cells = [frame.loc[row, column] for frame in frames]
+            centre = sum(cells) / 3
+            assert mean.loc[row, column] == pytest.approx(centre)
+            assert std.loc[row, column] == pytest.approx(
+                (sum((cell - centre) ** 2 for cell in cells) / 2) ** 0.5)
+    assert mean.index.name == std.index.name == "score"
+    assert metrics.mean_over(iter(frames)).mean.equals(mean)
 
 
-def labels_and_score(seed=0, n=300, ties=False):
-    rng = np.random.default_rng(seed)
-    y_true = rng.random(n) < 0.2
-    y_score = rng.normal(size=n) + y_true
-    return y_true, y_score.round() if ties else y_score
+def test_a_hole_in_one_seed_is_no_mean_of_the_others():
+    frames = frames_of_seeds()
+    frames[1].loc["csl", "low"] = np.nan
+    mean, std = metrics.mean_over(frames)
+    assert np.isnan(mean.loc["csl", "low"]) and np.isnan(std.loc["csl", "low"])
+    assert mean.notna().sum().sum() == std.notna().sum().sum() == 5
 
 
-def rates_of_all_thresholds(y_true, y_score):
-    flagged = [y_score >= cut for cut in [*np.unique(y_score), np.inf]]
-    return [((f & ~y_true).sum() / (~y_true).sum(), (f & y_true).sum() / y_true.sum())
-            for f in flagged]
+def test_one_seed_has_a_mean_and_no_spread():
+    frame = frames_of_seeds(1)[0]
+    mean, std = metrics.mean_over([frame])
+    pd.testing.assert_frame_equal(mean, frame)
+    assert std.isna().all(axis=None)
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_auroc_is_the_chance_to_outrank_and_matches_scikit_learn(ties):
-    y_true, y_score = labels_and_score(ties=ties)
-    positive, negative = y_score[y_true][:, None], y_score[~y_true]
-    wins = (positive > negative).mean() + 0.5 * (positive == negative).mean()
-    assert metrics.auroc(y_true, y_score) == pytest.approx(wins)
-    assert metrics.auroc(y_true, y_score) == roc_auc_score(y_true, y_score)
-    assert metrics.auroc(y_true, -y_score) == pytest.approx(1 - wins)
-    assert metrics.auroc(y_true.astype(int).tolist(), np.ones(300)) == 0.5
+def test_a_spread_gives_one_column_and_text():
+    frames = [pd.DataFrame({"pearson": [a, 0.5], "gap": [np.nan, 0]}) for a in (0.70, 0.80, 0.81)]
+    spread = metrics.mean_over(frames)
+    column = spread.of("pearson")
+    assert list(column.columns) == ["mean", "std"]
+    assert column["mean"].tolist() == pytest.approx([0.77, 0.5])
+    assert spread.text()["pearson"].tolist() == ["0.77 ± 0.06", "0.50 ± 0.00"]
+    assert spread.text()["gap"].tolist() == ["", "0.00 ± 0.00"]
+    assert spread.text(3).iloc[0, 0] == "0.770 ± 0.061"
+    assert metrics.mean_over(frames[:1]).text().iloc[0, 0] == "0.70"
 
 
-def test_average_precision_matches_scikit_learn_and_chance():
-    y_true, y_score = labels_and_score(ties=True)
-    assert metrics.average_precision(y_true, y_score) == average_precision_score(y_true, y_score)
-    assert metrics.average_precision(y_true, np.ones(300)) == pytest.approx(y_true.mean())
-    assert metrics.average_precision([0, 1, 0, 1], [4, 3, 2, 1]) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("target", [0, 0.001, 0.05, 0.5, 0.95, 1])
-def test_operating_points_match_a_search_over_all_thresholds(ties, target):
-    y_true, y_score = labels_and_score(ties=ties)
-    points = rates_of_all_thresholds(y_true, y_score)
-    assert metrics.fpr_at_tpr(y_true, y_score, target) == pytest.approx(
-        min(fpr for fpr, tpr in points if tpr >= target))
-    assert metrics.tpr_at_fpr(y_true, y_score, target) == pytest.approx(
-        max(tpr for fpr, tpr in points if fpr <= target))
-
-
-def test_operating_points_by_hand():
-    y_true, y_score = [1, 1, 0, 1, 0], [5, 4, 3, 2, 1]
-    assert metrics.fpr_at_tpr(y_true, y_score) == 0.5  # the third positive costs one negative
-    assert metrics.fpr_at_tpr(y_true, y_score, 0.6) == 0
-    assert metrics.tpr_at_fpr(y_true, y_score, 0) == pytest.approx(2 / 3)
-    assert metrics.tpr_at_fpr(y_true, y_score, 0.5) == 1
-    twenty = np.r_[np.ones(20), np.zeros(10)]
-    score = np.r_[np.full(19, 2.0), 0.0, np.ones(10)]
-    assert metrics.fpr_at_tpr(twenty, score) == 0  # 19 of 20 is 95 %, exactly enough
-    # tied pairs make a straight diagonal, whose inner points are thresholds too
-    y_true, y_score = [0, 1] * 4, [4, 4, 3, 3, 2, 2, 1, 1]
-    assert metrics.fpr_at_tpr(y_true, y_score, 0.5) == 0.5
-    assert metrics.tpr_at_fpr(y_true, y_score, 0.5) == 0.5
-
-
-def test_precision_at_counts_the_top():
-    y_true, y_score = [1, 0, 1, 1, 0, 0, 0, 0, 0, 0], np.arange(10, 0, -1)
-    assert metrics.precision_at(y_true, y_score, 0.1) == 1
-    assert metrics.precision_at(y_true, y_score, 0.4) == 0.75
-    assert metrics.precision_at(y_true, y_score, 1) == pytest.approx(0.3)
-    assert metrics.precision_at(y_true, y_score) == 1  # at least one sample
-    assert metrics.precision_at(y_true, y_score, 0.29) == 0.5  # rounded down to 2
-
-
-def test_precision_at_the_noise_rate_is_one_for_a_perfect_score():
-    for n, rate in ((100, 0.29), (1437, 0.1), (1437, 0.01)):
-        y_true = np.arange(n) < int(n * rate + 1e-9)
-        assert metrics.precision_at(y_true, y_true + 0.0, rate) == 1
-    hundred = np.arange(100) < 29
-    assert metrics.precision_at(~hundred, -np.arange(100.0), 0.29) == 0
-    # 0.29 * 100 is 28.999999999999996: cut short, the 29th of the top would not be looked at
-    assert metrics.precision_at(np.arange(100) == 28, -np.arange(100.0), 0.29) == 1 / 29
-
-
-def test_precision_at_counts_ties_by_their_mean_in_any_order():
-    y_true, y_score = np.array([1, 0, 1, 0, 0]), np.array([9, 5, 5, 5, 1])
-    expected = (1 + 1 * (1 / 3)) / 2  # one above the cut, a third of a positive per tied place
-    assert metrics.precision_at(y_true, y_score, 0.4) == pytest.approx(expected)
-    order = [3, 4, 2, 0, 1]
-    assert metrics.precision_at(y_true[order], y_score[order], 0.4) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("measure", [
-    metrics.auroc, metrics.average_precision, metrics.fpr_at_tpr, metrics.precision_at,
-    lambda y_true, y_score: metrics.tpr_at_fpr(y_true, y_score, 0.1)])
-def test_detection_refuses_bad_input(measure):
-    with pytest.raises(ValueError, match=r"y_true holds \[0.0\].*both classes"):
-        measure([0, 0, 0], [1, 2, 3])
-    with pytest.raises(ValueError, match=r"y_true holds \[1.0\].*both classes"):
-        measure([True, True], [1, 2])
-    with pytest.raises(ValueError, match=r"y_true holds \[-1.0, 1.0\].*as 0 and 1"):
-        measure([-1, 1, 1], [1, 2, 3])
-    with pytest.raises(ValueError, match="y_true has 3 samples, y_score 2"):
-        measure([0, 1, 1], [1, 2])
-    with pytest.raises(ValueError, match="y_score holds 1 non-finite"):
-        measure([0, 1, 1], [1, 2, np.nan])
-
-
-@pytest.mark.parametrize("measure", [
-    metrics.fpr_at_tpr, metrics.tpr_at_fpr, metrics.precision_at])
-@pytest.mark.parametrize("percent", [95, -0.1])
-def test_a_percentage_is_no_share(measure, percent):
-    with pytest.raises(ValueError, match=f"rate asked for is {percent}: .* between 0 and 1"):
-        measure([0, 1], [1, 2], percent)
+def test_mean_over_refuses_frames_that_do_not_match():
+    first, second, _ = frames_of_seeds()
+    for other in (second[::-1], second[["low", "auroc", "n"]], second.iloc[:1],
+                  second.rename(index={"csl": "aum"}), second.drop(columns="n")):
+        with pytest.raises(ValueError, match="frame 1 has not the rows and columns of frame 0"):
+            metrics.mean_over([first, other])
+    with pytest.raises(ValueError, match="found no frame"):
+        metrics.mean_over([])
+    with pytest.raises(TypeError, match=r"holds what is no number \(.*holds.*\): drop those"):
+        metrics.mean_over([first.assign(verdict="holds")])
 
 
 # binned mean, line --------------------------------------------------------------------------------

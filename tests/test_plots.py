@@ -1,7 +1,5 @@
 """The plots draw the numbers they are given, all of them, and alter nothing."""
 
-from functools import partial
-
 import matplotlib
 
 matplotlib.use("Agg")
@@ -11,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_hex, to_rgba
+from matplotlib.colors import to_hex
 from sklearn.metrics import roc_auc_score
 
 from memlens import metrics, plots
@@ -28,14 +26,6 @@ BINNED = plots.binned(RNG.random(300), RNG.random(300))
 NOISY = RNG.random(300) < 0.2
 VALUES = RNG.random(300) + NOISY
 COUNTS = plots.counts(VALUES, NOISY, n_bins=20)
-TABLE = pd.DataFrame(
-    {"mean": [0.8, 0.7, 0.4], "std": [0.01, np.nan, 0.05], "paper": [0.72, 0.79, np.nan]},
-    index=["csg", "csl", "something_else"],
-)
-EFFECTS = pd.DataFrame(
-    {"spearman": [0.5, -0.2, 0.1], "low": [0.4, -0.3, -0.1], "high": [0.6, -0.1, 0.3]},
-    index=["brightness", "contrast", "stroke_width"],
-)
 BINS = pd.DataFrame(
     {"left": [0, 0.25, 0.5, 0.75], "right": [0.25, 0.5, 0.75, 1], "n": [0, 5, 10, 20],
      "confidence": [np.nan, 0.4, 0.6, 0.9], "accuracy": [np.nan, 0.5, 0.6, 0.7]}
@@ -45,9 +35,6 @@ DRAWINGS = {
     "curves": (plots.curves, BANDS),
     "binned_scatter": (plots.binned_scatter, BINNED),
     "histogram": (plots.histogram, COUNTS),
-    "heatmap": (plots.heatmap, EFFECTS),
-    "bars": (partial(plots.bars, printed="paper"), TABLE),
-    "forest": (plots.forest, EFFECTS),
     "reliability": (plots.reliability_diagram, BINS),
     "roc": (plots.roc, ROC),
 }
@@ -169,6 +156,61 @@ def test_curves_draw_each_mean_and_a_band_one_std_to_each_side(ax):
     assert ax.get_xlabel() == "epoch"
 
 
+FALLING = plots.bands({"csg": [[3.0, 2.0, 0.02], [1.0, 0.1, 0.04]], "csl": [1.0, 0.5, 0.2]}, X[:3])
+
+
+def lower_edge(ax):
+    """Lowest point of the band at each x, of the band and its outline as they are drawn."""
+    corners = ax.collections[0].get_paths()[0].vertices
+    return [corners[corners[:, 0] == x, 1].min() for x in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("limits", "floor"), [(None, 0.03 / 2), ((1e-4, 5), 1e-4)])
+def test_a_band_that_reaches_zero_does_not_tear_on_a_log_axis(ax, limits, floor):
+    ax.set_yscale("log")
+    if limits:
+        ax.set_ylim(limits)
+    plots.curves(ax, FALLING, labels="none")
+    # mean - std is 2 - 1.41, 1.05 - 1.34 < 0 and 0.03 - 0.014
+    assert lower_edge(ax) == pytest.approx([2 - np.sqrt(2), floor, 0.03 - np.sqrt(2e-4)])
+    shown = ax.get_ylim()
+    assert shown == limits if limits else 0.005 < shown[0] <= floor
+    assert np.isfinite(ax.transData.transform(ax.collections[0].get_paths()[0].vertices)).all()
+
+
+def test_on_a_linear_axis_the_band_goes_below_zero(ax):
+    plots.curves(ax, FALLING, labels="none")
+    assert lower_edge(ax)[1] == pytest.approx(1.05 - 1.9 / np.sqrt(2))
+
+
+def test_panels_draw_a_table_each_and_return_them_as_one():
+    axes = plt.subplots(1, 2)[1]
+    tables = {"csg": BANDS, "without_csl": BANDS[BANDS["series"] != "csl"].reset_index(drop=True)}
+    drawn = plots.panels(axes, plots.curves, tables, labels="none")
+    assert [ax.get_title(loc="left") for ax in axes] == ["CSG", "without CSL"]
+    assert [len(ax.get_lines()) for ax in axes] == [3, 2]
+    assert not any(ax.texts for ax in axes)  # the option arrived
+    assert list(drawn) == ["panel", *BANDS] and isinstance(drawn.index, pd.RangeIndex)
+    for name, table in tables.items():
+        part = drawn[drawn["panel"] == name].drop(columns="panel").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, table)
+
+
+def test_panels_keep_an_index_that_means_something():
+    table = BINS.set_axis(list("abcd"))
+    for name, found in (("score", "score"), (None, "row")):
+        axes = plt.subplots(2, 1)[1]
+        tables = {"one": table.rename_axis(name), "two": table.rename_axis(name)}
+        drawn = plots.panels(axes, plots.reliability_diagram, tables)
+        assert drawn.index.names == ["panel", found]
+        assert drawn.loc["two"].index.tolist() == list("abcd")
+
+
+def test_panels_want_as_many_axes_as_tables():
+    with pytest.raises(ValueError, match="longer|shorter"):
+        plots.panels(plt.subplots(1, 2)[1], plots.curves, {"one": BANDS})
+
+
 def test_curves_name_the_lines_at_their_ends_in_their_colours(ax):
     plots.curves(ax, BANDS)
     named = {text.get_text(): text.get_color() for text in ax.texts}
@@ -279,63 +321,21 @@ def test_image_grid_shows_colour_images_channels_last():
     np.testing.assert_allclose(axes[0, 1].images[0].get_array(), images[1].transpose(1, 2, 0) / 255)
 
 
+def test_image_grid_names_its_rows():
+    images = np.zeros((5, 1, 8, 8))
+    axes = plots.image_grid(plt.figure(), images, columns=2, rows=["lowest", "highest", "csl"])
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["lowest", "highest", "CSL"]
+    assert not any(ax.get_ylabel() for ax in axes[:, 1])
+    assert all(ax.yaxis.label.get_visible() for ax in axes[:, 0])
+    with pytest.raises(ValueError, match="shorter"):
+        plots.image_grid(plt.figure(), images, columns=2, rows=["lowest"])
+
+
 def test_image_grid_refuses_wrong_shapes():
     with pytest.raises(ValueError, match=r"images have shape \(8, 8\)"):
         plots.image_grid(plt.figure(), np.zeros((8, 8)))
     with pytest.raises(ValueError, match="shorter"):
         plots.image_grid(plt.figure(), np.zeros((3, 1, 8, 8)), titles=["one"])
-
-
-@pytest.mark.parametrize("signed", [False, True])
-def test_heatmap_writes_the_numbers_into_their_cells(ax, signed):
-    frame = pd.DataFrame([[0.5, -0.25], [np.nan, 1]], index=["csg", "csl"], columns=["adam", "sgd"])
-    plots.heatmap(ax, frame, signed=signed)
-    assert [text.get_text() for text in ax.texts] == ["0.50", "-0.25", "1.00"]
-    np.testing.assert_array_equal(ax.collections[0].get_array().filled(np.nan), frame)
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["Adam", "SGD"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["CSG", "CSL"]
-    if signed:
-        assert ax.collections[0].get_clim() == (-1, 1)
-
-
-def test_bars_draw_means_spreads_and_the_printed_numbers(ax):
-    plots.bars(ax, TABLE, printed="paper")
-    bars = ax.patches
-    assert [bar.get_width() for bar in bars] == TABLE["mean"].tolist()
-    assert [bar.get_x() for bar in bars] == [0, 0, 0]
-    assert to_hex(bars[0].get_facecolor()).upper() == "#0072B2"
-    spans = [segment[:, 0].tolist() for segment in ax.collections[0].get_segments()]
-    np.testing.assert_allclose(spans, [[0.79, 0.81], [0.7, 0.7], [0.35, 0.45]])
-    offsets = ax.collections[1].get_offsets()
-    np.testing.assert_array_equal(offsets[:2], [[0.72, 0], [0.79, 1]])
-    assert [text.get_text() for text in ax.texts] == ["0.80", "0.70", "0.40"]
-    top, *_, bottom = ax.get_yticks()
-    assert ax.transData.transform((0, top))[1] > ax.transData.transform((0, bottom))[1]
-
-
-def test_bars_without_spread_or_paper_are_just_bars(ax):
-    plots.bars(ax, TABLE[["mean"]])
-    assert len(ax.patches) == 3 and not ax.collections
-
-
-def test_forest_draws_intervals_and_fills_what_is_found(ax):
-    plots.forest(ax, EFFECTS)
-    lines, dots = ax.collections
-    spans = [segment[:, 0].tolist() for segment in lines.get_segments()]
-    assert spans == EFFECTS[["low", "high"]].values.tolist()
-    np.testing.assert_array_equal(dots.get_offsets()[:, 0], EFFECTS["spearman"])
-    filled = [tuple(color) != to_rgba("white") for color in dots.get_facecolors()]
-    assert filled == [True, True, False]
-    corrected = plots.forest(plt.subplots()[1], EFFECTS.assign(p_holm=[0.001, 0.2, 0.9]))
-    filled = [tuple(c) != to_rgba("white") for c in corrected.collections[1].get_facecolors()]
-    assert filled == [True, False, False]
-
-
-def test_forest_takes_what_associations_gives(ax):
-    score = pd.Series(RNG.random(60))
-    table = metrics.associations(score, pd.DataFrame({"brightness": score + 1}), n_resamples=20)
-    dots = plots.forest(ax, table).collections[1]
-    assert dots.get_offsets()[0, 0] == pytest.approx(1)
 
 
 def test_reliability_diagram_leaves_empty_bins_out(ax):
