@@ -12,13 +12,14 @@ ARGS ?=
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lab notebooks env clean
+.PHONY: help figures test lab notebooks claims env clean
 
 help:
 	@echo "make figures    run all notebooks; figures and their numbers in figures/digits/"
 	@echo "make test       ruff, the tests, and every notebook against its stored outputs"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
+	@echo "make claims     write the claims of figures/digits/ into README.md"
 	@echo "make env        only make .venv (6 GB on disk; the others do it by themselves)"
 	@echo "make clean      remove .venv and what the tools left; data/ and figures/ stay"
 
@@ -36,6 +37,9 @@ lab: env
 
 notebooks: env
 	$(RUN) memlens reproduce --save $(ARGS)
+
+claims: env
+	$(RUN) memlens claims --readme README.md $(ARGS)
 
 env:
 	@command -v $(PYTHON) >/dev/null || { echo "memlens needs Python 3.11 or newer; there is no $(PYTHON)"; exit 1; }

@@ -1,14 +1,18 @@
-"""The command line: ``memlens reproduce`` and ``memlens scores``."""
+"""The command line: ``memlens reproduce``, ``memlens claims`` and ``memlens scores``."""
 
 import argparse
 import ast
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 0, 1 (a notebook failed), 2 (wrong use), 130."""
+    """Run one subcommand; returns the exit code.
+
+    0; 1: a notebook failed, or a page is out of date; 2: wrong use; 130: stopped by hand.
+    """
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -37,6 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         "-p", dest="parameters", action="append", default=[], type=parse_parameter,
         metavar="NAME=VALUE", help="another notebook parameter; may be repeated",
     )  # fmt: skip
+    book = commands.add_parser("claims", help="the ledger: every claim, measured, with a verdict")
+    book.set_defaults(run=run_claims)
+    book.add_argument("--profile", default="digits", help="whose claims (digits)")
+    book.add_argument("--readme", type=Path, metavar="FILE", help="write them into this page")
+    book.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
     table = commands.add_parser("scores", help="the catalogue: every score, its cost, its source")
     table.set_defaults(run=run_scores)
     return parser
@@ -63,9 +72,26 @@ def run_reproduce(options: argparse.Namespace) -> int:
     return int((report["failure"] != "").any())
 
 
+def run_claims(options: argparse.Namespace) -> int:
+    """Print how the claims fare; write the ledger into a page, or check the page's copy of it."""
+    from memlens import ledger, store
+
+    print(ledger.summary(ledger.ledger(options.profile)), flush=True)
+    page = options.readme or store.root() / "README.md"
+    if options.check:
+        current = ledger.is_current(page, options.profile)
+        call = f"memlens claims --profile {options.profile} --readme {page}"
+        print(f"\n{page}: " + ("up to date" if current else f"out of date; run `{call}`"))
+        return int(not current)
+    if options.readme:
+        changed = ledger.update_readme(page, options.profile)
+        print(f"\n{page}: " + ("written" if changed else "up to date"))
+    return 0
+
+
 def run_scores(options: argparse.Namespace) -> int:
     """Print the catalogue."""
-    from memlens.scores import catalogue
+    from memlens.costs import catalogue
 
     print(catalogue().to_string(max_colwidth=60), flush=True)
     return 0

@@ -10,7 +10,6 @@ import ast
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -21,11 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from memlens import paper, plots, profiles, store
+from memlens.ledger import NOTEBOOKS, Claim, Interval, as_table, interval_text
 
-NOTEBOOKS = (
-    "00_primer", "01_validate_theory", "02_similarity", "03_early_stopping", "04_mislabel",
-    "05_bias", "06_optimizers",
-)  # fmt: skip
 CHECKED = "digits"  # the profile whose facts must hold: the thresholds were measured on it
 DPI = 200  # of the saved pictures: sharp on a page, and small enough to keep in git
 
@@ -76,7 +72,7 @@ class Page:
         self.profile = profiles.get_profile(profile)
         self.folder = store.figures_dir(profile)
         self._must_hold = profile == CHECKED
-        self._claims: dict[tuple[str, str], paper.Claim] = {}
+        self._claims: dict[tuple[str, str, str], Claim] = {}
 
     def figure(
         self, drawing: Figure | Axes | np.ndarray, name: str, data: pd.DataFrame, caption: str
@@ -144,33 +140,70 @@ class Page:
         print(answer)
 
     def claim(
-        self, source: str, statement: str, measured: str, holds: bool | Sequence[bool]
+        self,
+        source: str,
+        statement: str,
+        measured: str,
+        holds: bool | Sequence[bool],
+        interval: Interval = "",
     ) -> None:
         """Print ``source: verdict`` and enter the claim in the ledger.
 
         Parameters
         ----------
         source : str
-            Where the paper says it, such as ``"CSG Table 1"``.
+            The paper and the place in it, such as ``"CSG Table 1"``; see `paper.split_source`.
         statement : str
             The claim in our words; the same source and statement again replace the entry.
         measured : str
             What was measured, with its numbers.
         holds : bool or sequence of bool
             Whether it holds, or whether each of its parts does; see `paper.verdict`.
+        interval : str, tuple (low, high), or array-like of shape (n_seeds,)
+            The spread of what was measured; see `ledger.interval_text`.
         """
-        parts = [holds] if isinstance(holds, bool | np.bool_) else list(holds)
-        entry = paper.Claim(source, statement, measured, paper.verdict(parts))
-        self._claims[source, statement] = entry
-        print(f"{source}: {entry.verdict}")
+        place, words = paper.split_source(source), (interval_text(interval), paper.verdict(holds))
+        self._enter(source, Claim("claim", *place, statement, measured, *words))
+
+    def doubt(
+        self,
+        name: str,
+        ours: str,
+        bears_out: bool | Sequence[bool] | None,
+        interval: Interval = "",
+    ) -> None:
+        """Print ``name: verdict`` and enter what our runs say about a doubt.
+
+        Parameters
+        ----------
+        name : str
+            An id of `paper.doubts`; the same again replaces the entry.
+        ours : str
+            What was measured, with its numbers, or why it cannot be.
+        bears_out : bool, sequence of bool or None
+            Whether our runs show it too; None: they cannot tell. See `paper.doubt_verdict`.
+        interval : str, tuple (low, high), or array-like of shape (n_seeds,)
+            As in `claim`.
+        """
+        listed = paper.doubts().set_index("id")
+        if name not in listed.index:
+            raise ValueError(f"unknown doubt {name!r}; the doubts are: {', '.join(listed.index)}")
+        if not ours.strip():
+            raise ValueError(f"doubt {name!r}: say what our runs show, or why they cannot tell")
+        papers, text = listed.loc[name, ["paper", "doubt"]]
+        words = interval_text(interval), paper.doubt_verdict(bears_out)
+        self._enter(name, Claim("doubt", papers, name, text, ours, *words))
+
+    def _enter(self, shown: str, entry: Claim) -> None:
+        self._claims[entry.paper, entry.where, entry.statement] = entry
+        print(f"{shown}: {entry.verdict}")
 
     def claims(self) -> pd.DataFrame:
-        """Return the ledger (source, statement, measured, verdict); writes ``NN_claims.csv``."""
-        columns = list(paper.Claim.__dataclass_fields__)
-        ledger = pd.DataFrame([asdict(entry) for entry in self._claims.values()], columns=columns)
-        table = ledger.to_csv(index=False, lineterminator="\n")
-        store.write_atomic(self._path("claims.csv"), table.encode())
-        return ledger
+        """Return the claims and doubts, a row each (see `ledger.Claim`); writes NN_claims.csv."""
+        table = as_table(self._claims.values())
+        text = table.to_csv(index=False, lineterminator="\n")
+        store.write_atomic(self._path("claims.csv"), text.encode())
+        return table
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{self.notebook.split('_')[0]}_{name}"

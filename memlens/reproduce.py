@@ -179,7 +179,8 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     seconds = time.perf_counter() - start
     made = {p for p, age in ages(figures, number).items() if before.get(p) != age}
     claims = figures / f"{number}_claims.csv"
-    verdicts = pd.read_csv(claims)["verdict"] if claims in made else pd.Series(dtype=str)
+    entries = pd.read_csv(claims) if claims in made else pd.DataFrame({"kind": [], "verdict": []})
+    verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are doubts
     result = {
         "figures": sum(p.suffix == ".png" for p in made),
         "claims": len(verdicts),

@@ -19,6 +19,7 @@ from memlens import page as page_room
 from memlens import plots, profiles
 from memlens.page import NOTEBOOKS, open_page, unknown_parameters
 
+COLUMNS = ["kind", "paper", "where", "statement", "measured", "interval", "verdict"]
 DATA = pd.DataFrame({"epoch": [1, 2, 3], "csg": [0.1, 1 / 3, np.pi]})
 
 
@@ -167,10 +168,13 @@ def test_claims_are_printed_recorded_and_written(page, capsys):
     told = "CSG Table 1: holds\nCSG Fig. 4: holds in part\nCSG Table 2: does not hold here\n"
     assert capsys.readouterr().out == told
     ledger = page.claims()
-    assert list(ledger.columns) == ["source", "statement", "measured", "verdict"]
+    assert list(ledger.columns) == COLUMNS
+    assert set(ledger["kind"]) == {"claim"} and set(ledger["paper"]) == {"CSG"}
+    assert list(ledger["where"]) == ["Table 1", "Fig. 4", "Table 2"]
     assert list(ledger["verdict"]) == ["holds", "holds in part", "does not hold here"]
     assert ledger["measured"][1] == "R² 0.9, 0.2"
-    pd.testing.assert_frame_equal(pd.read_csv(page.folder / "02_claims.csv"), ledger)
+    back = pd.read_csv(page.folder / "02_claims.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(back, ledger)
 
 
 def test_running_a_claim_again_replaces_it(page):
@@ -182,9 +186,67 @@ def test_running_a_claim_again_replaces_it(page):
     ]  # fmt: skip
 
 
+def test_two_spellings_of_a_place_are_one_claim(page, capsys):
+    page.claim("Curvature 4.3", "falls", "0.5", False)
+    page.claim("curvature Sec. 4.3", "falls", "0.8", True)
+    assert page.claims()[["paper", "where", "measured"]].values.tolist() == [
+        ["curvature", "section 4.3", "0.8"],
+    ]  # fmt: skip
+    told = "Curvature 4.3: does not hold here\ncurvature Sec. 4.3: holds\n"
+    assert capsys.readouterr().out == told  # as written, because stored outputs compare it
+
+
+@pytest.mark.parametrize("source", ["here", "Table 1", "CSG"])
+def test_a_claim_without_paper_or_place_is_refused_and_not_entered(page, source):
+    with pytest.raises(ValueError, match="begin with CSG, CSL, curvature"):
+        page.claim(source, "drawn", "1", True)
+    assert page.claims().empty
+
+
+def test_a_claim_may_have_an_interval(page):
+    page.claim("CSG Table 1", "a", "1", True, interval="95 %: 0.1 to 0.2")
+    page.claim("CSG Table 1", "b", "1", True, interval=(0.7634, 0.8012))
+    page.claim("CSG Table 1", "c", "1", True, interval=np.array([0.78, 0.76, 0.80]))
+    page.claim("CSG Table 1", "d", "1", True, (0.1, 0.2))
+    assert list(page.claims()["interval"]) == [
+        "95 %: 0.1 to 0.2", "0.76 to 0.80", "0.76 to 0.80, 3 seeds", "0.10 to 0.20",
+    ]  # fmt: skip
+
+
+def test_doubts_are_printed_recorded_and_written_with_the_claims(page, capsys):
+    page.claim("CSG Table 2", "calibration improves", "0.14, 0.10", False)
+    page.doubt("csg-table2-ece", "0.018 and 0.019", [True, False], interval=[0.01, 0.02])
+    page.doubt("csg-fz-architecture", "no published scores for digits", None)
+    page.doubt("csg-table2-ece", "0.018 and 0.012", np.True_)
+    assert capsys.readouterr().out == (
+        "CSG Table 2: does not hold here\ncsg-table2-ece: seen here in part\n"
+        "csg-fz-architecture: cannot be tested here\ncsg-table2-ece: seen here too\n"
+    )
+    table = page.claims()
+    assert table[["kind", "where", "measured", "interval", "verdict"]].values.tolist() == [
+        ["claim", "Table 2", "0.14, 0.10", "", "does not hold here"],
+        ["doubt", "csg-table2-ece", "0.018 and 0.012", "", "seen here too"],
+        ["doubt", "csg-fz-architecture", "no published scores for digits", "",
+         "cannot be tested here"],
+    ]  # fmt: skip
+    assert table["statement"][1].startswith("ECE is worse at the early stop (0.138)")
+    back = pd.read_csv(page.folder / "02_claims.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(back, table)
+
+
+def test_an_unknown_doubt_or_one_of_which_nothing_is_said_is_refused(page):
+    with pytest.raises(ValueError, match="unknown doubt 'csg-table2'; .*csg-table2-sums"):
+        page.doubt("csg-table2", "0.1", True)
+    with pytest.raises(ValueError, match="'csg-table2-sums': say what our runs show"):
+        page.doubt("csg-table2-sums", " ", None)
+    with pytest.raises(TypeError, match="True or False, got 0.1"):
+        page.doubt("csg-table2-sums", "0.1", [0.1])
+    assert page.claims().empty
+
+
 def test_a_notebook_without_claims_writes_an_empty_ledger(page):
     assert page.claims().empty
-    assert (page.folder / "02_claims.csv").read_text() == "source,statement,measured,verdict\n"
+    assert (page.folder / "02_claims.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
 PARAMETERS = 'profile: str = "digits"  # which data\nseeds: int = 3\nlow, high = 0, 1'
@@ -247,14 +309,14 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
         'frame = pd.DataFrame({"x": [1, 2], "y": [3, seeds]})\nax.plot(frame["x"], frame["y"])\n'
         'page.figure(ax, "line", frame, "a line")'
     )
-    facts = 'page.fact("two seeds", seeds == 2)\npage.claim("here", "drawn", "1", True)'
+    facts = 'page.fact("two seeds", seeds == 2)\npage.claim("CSG here", "drawn", "1", True)'
     book = papermill_run(tmp_path, draw, facts, "page.claims()", seeds=2)
     shown, told = book.cells[3].outputs, book.cells[4].outputs
     assert [output.output_type for output in shown] == ["display_data"]
     picture = base64.b64decode(shown[0].data["image/png"])
     width = int.from_bytes(picture[16:20])
     assert 380 < width < 430  # 3.4 in at the style's 120 dots an inch: the style was in force
-    assert told[0].text == "two seeds: yes\nhere: holds\n"
+    assert told[0].text == "two seeds: yes\nCSG here: holds\n"
     folder = tmp_path / "figures" / "digits"
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["00_claims.csv", "00_line.csv", "00_line.png"]

@@ -22,7 +22,8 @@ folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / profile
 folder.mkdir(parents=True, exist_ok=True)
 for name in ("00_a.png", "00_b.png", "00_a.csv", "01_other.png"):
     (folder / name).write_bytes(b"x")
-verdicts = ["verdict", "holds", "holds in part", "holds", "does not hold here"]
+verdicts = ["kind,verdict", "claim,holds", "claim,holds in part", "claim,holds",
+            "claim,does not hold here", "doubt,seen here too"]
 (folder / "00_claims.csv").write_text("\\n".join(verdicts))
 """
 
