@@ -12,7 +12,10 @@ from memlens.recipes import Measure, Recipe
 from memlens.runs import Run
 from memlens.training import train
 
-_ROOMS = ("data", "models", "signals", "recorder", "stopping", "recipes", "runs", "training")
+_ROOMS = (
+    "data", "models", "signals", "weightgrads", "recorder", "stopping", "recipes", "probes", "runs",
+    "training",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """How a net is trained and what is measured on the way: frozen tables, one line a setting."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +38,7 @@ class Recipe:
     weight_decay: float = 1e-4  # on all parameters, as in the authors' code
     milestones: tuple[float, ...] = (0.6, 0.8)  # shares of the epochs where lr is multiplied
     gamma: float = 0.1
+    sam_rho: float = 0.0  # above 0: sharpness-aware minimization with this radius (0.05 is usual)
     augment: str = "none"  # one of AUGMENTS
     seed: int = 0  # initial weights, order of the samples, augmentation
     stop: str | None = None  # "weight_norm" or "input_gradient": really stop at its peak
@@ -55,6 +58,8 @@ class Recipe:
                 f"epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr}: "
                 "expected at least one epoch, one sample a batch and a learning rate above 0"
             )
+        if not self.sam_rho >= 0:
+            raise ValueError(f"sam_rho is {self.sam_rho}; expected a radius, or 0 for none")
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
@@ -64,9 +69,59 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured after an epoch, beside the in-step signals that cost next to nothing."""
+    """What is measured after an epoch, beside the in-step signals that cost next to nothing.
+
+    The other measurements go through the post-hoc pass, and need it.
+    """
 
     posthoc: bool = False  # the same signals in eval mode on clean inputs, as the authors' code
     curvature_probes: int = 0  # 0: no curvature; the paper takes 10
     curvature_step: float = 1e-3  # h, in normalised input units
-    every: int = 1  # epochs between two measurements of curvature
+    weight_gradients: bool = False  # per-sample norms, for GraNd and TracIn
+    logit_gradients: bool = False  # their variance over the epochs, for VoG
+    every: int = 1  # epochs between two measurements of curvature and gradients
+
+    def __post_init__(self) -> None:
+        asked = [
+            name
+            for name in ("curvature_probes", "weight_gradients", "logit_gradients")
+            if getattr(self, name)
+        ]
+        if asked and not self.posthoc:
+            raise ValueError(f"{', '.join(asked)} needs the post-hoc pass: set posthoc=True")
+        if self.every < 1 or self.curvature_probes < 0 or not self.curvature_step > 0:
+            raise ValueError(
+                f"every={self.every}, curvature_probes={self.curvature_probes}, curvature_step="
+                f"{self.curvature_step}: expected every >= 1, no negative probes, a step above 0"
+            )
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed from several, without the collisions that a sum would have."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def ascended(weights: Sequence[Tensor], rho: float, *, stacked: bool = False) -> Iterator[None]:
+    """Inside, the weights stand where the loss rises most within radius ``rho``; then back.
+
+    The ascent step of sharpness-aware minimization (Foret et al. 2021, Eq. 2), along the gradients
+    that ``weights`` hold, which are cleared. With ``stacked`` the first axis is one of nets, each
+    with a norm of its own.
+    """
+    weights = [w for w in weights if w.grad is not None]  # the others are frozen
+    gradients = [w.grad for w in weights]
+    squares = [g.flatten(1).pow(2).sum(1) if stacked else g.pow(2).sum() for g in gradients]
+    scale = rho / (torch.stack(squares).sum(0).sqrt() + 1e-12)
+    before = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients):
+            factor = scale.view(-1, *[1] * (gradient.ndim - 1)) if stacked else scale
+            weight.add_(factor * gradient)
+            weight.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before):
+                weight.copy_(value)  # not a subtraction, which would round

@@ -22,16 +22,32 @@ FLUSH_BYTES = 64 << 20
 class Trace(Mapping[str, np.ndarray]):
     """Signals of every sample at every epoch: name -> (n_epochs, n_samples) float32.
 
-    The sample axis is last; rows are epochs from 0. ``trace["loss"]`` and ``trace.loss`` are the
-    same array. `until` gives the first epochs as a trace of their own.
+    The sample axis is last; rows are epochs from 0; a row of NaN was not measured.
+    ``trace["loss"]`` and ``trace.loss`` are the same array. `until` gives the first epochs as a
+    trace of their own.
+
+    Attributes
+    ----------
+    lr : ndarray (n_epochs,) or None: learning rate of each epoch, for scores that weigh by it
+    y_true : ndarray (n_samples,) or None: labels, for scores that compare within a class
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        lr: np.ndarray | None = None,
+        y_true: np.ndarray | None = None,
+    ) -> None:
         shapes = {name: array.shape for name, array in arrays.items()}
         if len(set(shapes.values())) != 1 or any(len(s) != 2 for s in shapes.values()):
             raise ValueError(f"expected arrays of one shape (n_epochs, n_samples); got {shapes}")
         self._arrays = dict(arrays)
         self.n_epochs, self.n_samples = next(iter(shapes.values()))
+        for name, vector, n in (("lr", lr, self.n_epochs), ("y_true", y_true, self.n_samples)):
+            if vector is not None and np.shape(vector) != (n,):
+                raise ValueError(f"{name} has shape {np.shape(vector)}; expected ({n},)")
+        self.lr, self.y_true = lr, y_true
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -65,7 +81,9 @@ class Trace(Mapping[str, np.ndarray]):
         """
         if not 1 <= n_epochs <= self.n_epochs:
             raise ValueError(f"asked for {n_epochs} epochs of a trace of {self.n_epochs}")
-        return Trace({name: array[:n_epochs] for name, array in self.items()})
+        arrays = {name: array[:n_epochs] for name, array in self.items()}
+        lr = None if self.lr is None else self.lr[:n_epochs]
+        return Trace(arrays, lr=lr, y_true=self.y_true)
 
 
 class Recorder:

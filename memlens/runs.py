@@ -38,9 +38,10 @@ class Run:
     ) -> None:
         self.model, self.data, self.arrays, self.meta = model, data, arrays, meta
         self.history = pd.DataFrame(self._group("history/")).astype({"epoch": int})
-        self.trace = Trace(self._group("trace/"))
+        beside = {"lr": self.history["lr"].to_numpy(), "y_true": data.train.labels.numpy()}
+        self.trace = Trace(self._group("trace/"), **beside)
         posthoc = self._group("posthoc/")
-        self.posthoc_trace = Trace(posthoc) if posthoc else None
+        self.posthoc_trace = Trace(posthoc, **beside) if posthoc else None
         self.peaks = {name: Peak(*meta["peaks"][name]) for name in PEAKS}
 
     def __repr__(self) -> str:
@@ -66,7 +67,7 @@ class Run:
 
     @cached_property
     def posthoc_scores(self) -> pd.DataFrame:
-        """The same scores post-hoc, and curvature where it was measured.
+        """The same scores post-hoc, and those that only a post-hoc pass can give.
 
         Raises
         ------

@@ -3,7 +3,8 @@
 All scores are (n_samples,) float64 and oriented so that higher means more memorized, or more
 suspicious. The same functions serve the in-step trace (train mode, augmented inputs, before each
 update) and the post-hoc trace (eval mode, clean inputs, after each epoch). T is the number of
-epochs, t counts them from 0, g is the gradient of a sample's loss by its normalised input.
+epochs, t counts them from 0, g is the gradient of a sample's loss by its normalised input. Where a
+signal is not measured in every epoch, scores take the epochs that have it.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from memlens.recorder import Trace
+from memlens.recorder import SIGNALS, Trace
 from memlens.stopping import Peak
 
-IN_STEP = "in-step (train mode, augmented, before the update)"
-POST_HOC = "post-hoc (eval mode, clean, after the epoch)"
-EL2N_EPOCH = 10  # early in training, as Paul et al. 2021 (epochs 10 to 20 of 200)
+EARLY_EPOCH = 10  # of EL2N and GraNd: early in training, as Paul et al. 2021 (10 to 20 of 200)
 
 
 def csg(trace: Trace) -> np.ndarray:
@@ -40,17 +39,28 @@ def csl(trace: Trace) -> np.ndarray:
     return trace.loss.sum(0, dtype=np.float64)
 
 
-def forgetting(trace: Trace) -> np.ndarray:
-    """How often a right prediction turned wrong; T for a sample never right (Toneva 2019)."""
+def forgetting(trace: Trace, never_learned: float | None = None) -> np.ndarray:
+    """How often a right prediction turned wrong (Toneva et al. 2019).
+
+    A sample never right gets ``never_learned``; by default T, as there. Other code gives it 0, 1000
+    or infinity.
+    """
     correct = trace.correct
     events = (correct[:-1] & ~correct[1:]).sum(0)
-    return np.where(correct.any(0), events, trace.n_epochs).astype(np.float64)
+    never = trace.n_epochs if never_learned is None else never_learned
+    return np.where(correct.any(0), events, never).astype(np.float64)
 
 
-def first_correct(trace: Trace) -> np.ndarray:
-    """First epoch with a right prediction; T for a sample never right."""
+def first_correct(trace: Trace, never_learned: float | None = None) -> np.ndarray:
+    """First epoch with a right prediction; for a sample never right ``never_learned``, or T."""
     correct = trace.correct
-    return np.where(correct.any(0), correct.argmax(0), trace.n_epochs).astype(np.float64)
+    never = trace.n_epochs if never_learned is None else never_learned
+    return np.where(correct.any(0), correct.argmax(0), never).astype(np.float64)
+
+
+def share_wrong(trace: Trace) -> np.ndarray:
+    """Share of the epochs with a wrong prediction, in [0, 1]."""
+    return 1 - trace.correct.mean(0)
 
 
 def last_wrong(trace: Trace) -> np.ndarray:
@@ -78,7 +88,7 @@ def aum(trace: Trace) -> np.ndarray:
 
 def el2n(trace: Trace) -> np.ndarray:
     """Norm of the error vector at one early epoch of one run (Paul et al. 2021 average ten)."""
-    return trace.el2n[min(EL2N_EPOCH, trace.n_epochs - 1)].astype(np.float64)
+    return trace.el2n[min(EARLY_EPOCH, trace.n_epochs - 1)].astype(np.float64)
 
 
 def final_loss(trace: Trace) -> np.ndarray:
@@ -91,8 +101,18 @@ def in_confidence(trace: Trace) -> np.ndarray:
     return -np.expm1(-trace.loss[-1].astype(np.float64))
 
 
+def in_confidence_max(trace: Trace) -> np.ndarray:
+    """1 minus the largest probability in the last epoch, whichever class has it.
+
+    The form of the CSL authors' public code. A sample that the net calls wrong with certainty gets
+    0 here and 1 by `in_confidence`.
+    """
+    log_largest = np.maximum(-trace.margin[-1].astype(np.float64), 0) - trace.loss[-1]
+    return -np.expm1(np.minimum(log_largest, 0))
+
+
 def curvature(trace: Trace) -> np.ndarray:
-    """Mean over epochs and probes of the norm ||Hv||; epochs not measured are left out."""
+    """Mean over epochs and probes of the norm ||Hv||."""
     return np.nanmean(trace.curvature, axis=0, dtype=np.float64)
 
 
@@ -101,55 +121,157 @@ def curvature_squared(trace: Trace) -> np.ndarray:
     return np.nanmean(trace.curvature_squared, axis=0, dtype=np.float64)
 
 
+def curvature_last(trace: Trace) -> np.ndarray:
+    """Norm ||Hv|| at the end of training alone (Garg et al. 2024, Table 4)."""
+    return _latest(trace.curvature)
+
+
+def vog(trace: Trace) -> np.ndarray:
+    """Variance of the true-class logit's gradient over all checkpoints (Agarwal et al. 2022)."""
+    return _latest(trace.vog)
+
+
+def vog_last5(trace: Trace) -> np.ndarray:
+    """The same over the last five checkpoints."""
+    return _latest(trace.vog_last)
+
+
+def vog_class(trace: Trace) -> np.ndarray:
+    """VoG over all checkpoints, standardised within the sample's class, as its authors rank it."""
+    return class_normalised(vog(trace), trace.y_true)
+
+
+def vog_last5_class(trace: Trace) -> np.ndarray:
+    """VoG over the last five checkpoints, standardised within the class."""
+    return class_normalised(vog_last5(trace), trace.y_true)
+
+
+def grand(trace: Trace) -> np.ndarray:
+    """GraNd: norm of the weight gradient at one early epoch (Paul et al. 2021), one run."""
+    return _latest(trace.weight_grad[: EARLY_EPOCH + 1])
+
+
+def tracin(trace: Trace) -> np.ndarray:
+    """TracIn self-influence: sum of lr * ||weight gradient||^2 (Pruthi et al. 2020, TracInCP)."""
+    return _self_influence(trace.weight_grad, trace.lr)
+
+
+def tracin_last_layer(trace: Trace) -> np.ndarray:
+    """TracIn self-influence through the weights of the last layer alone, a usual shortcut."""
+    return _self_influence(trace.weight_grad_last, trace.lr)
+
+
+def class_normalised(values: np.ndarray, y_true: np.ndarray) -> np.ndarray:
+    """Values (n_samples,) minus the mean of their class, over its standard deviation.
+
+    0 throughout a class without spread.
+    """
+    if np.shape(y_true) != values.shape:
+        raise ValueError(
+            f"y_true has shape {np.shape(y_true)}; expected {values.shape}: pass y_true to Trace"
+        )
+    y_true, normal = np.asarray(y_true), np.zeros_like(values, dtype=np.float64)
+    for label in np.unique(y_true):
+        own = values[y_true == label]
+        normal[y_true == label] = (own - own.mean()) / (own.std() or 1.0)
+    return normal
+
+
+def _latest(rows: np.ndarray) -> np.ndarray:
+    """The last row that was measured, (n_samples,)."""
+    measured = np.flatnonzero(~np.isnan(rows).any(1))
+    if not measured.size:
+        raise ValueError(f"none of {len(rows)} epochs was measured: lower `every` in Measure")
+    return rows[measured[-1]].astype(np.float64)
+
+
+def _self_influence(norms: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    if lr is None:
+        raise ValueError("the trace has no learning rates: pass lr to Trace")
+    return np.nansum(lr[:, None] * norms.astype(np.float64) ** 2, axis=0)
+
+
 @dataclass(frozen=True)
 class Score:
     """What a score column is.
 
-    ``extra_forwards``: cost beyond plain training, in forward passes a sample and epoch, where a
-    training step counts 3 (forward and backward). ``n`` stands for the curvature probes.
+    Attributes
+    ----------
+    function : from a `Trace` (here) or from what extra trainings left (room ``proxies``)
+    formula, variant, never_learned, source : str
+    needs : tuple of str, the signals it is made of
+    until_peak : bool, whether it stops at the peak of the weight norm
     """
 
-    function: Callable[[Trace], np.ndarray]
+    function: Callable[..., np.ndarray]
     formula: str
     variant: str
     never_learned: str
-    extra_forwards: str
     source: str
+    needs: tuple[str, ...]
     until_peak: bool = False
-    post_hoc_only: bool = False
+
+    @property
+    def post_hoc_only(self) -> bool:
+        """Whether the training step alone cannot give it."""
+        return not set(self.needs) <= set(SIGNALS)
 
 
 # fmt: off
 CATALOGUE: dict[str, Score] = {
-    "csg": Score(csg, "sum_t ||g||_2^2", "squared L2, summed", "-", "0", "Ravikumar 2026, Eq. 3"),
-    "csg_plain": Score(csg_plain, "sum_t ||g||_2", "L2 not squared, summed", "-", "0",
-                       "Ravikumar 2026, public code"),
-    "loss_sensitivity": Score(loss_sensitivity, "mean_t ||g||_1", "L1, mean", "-", "0",
-                              "Arpit 2017"),
-    "csl": Score(csl, "sum_t loss", "cross-entropy, summed", "-", "0", "Ravikumar 2025"),
-    "forgetting": Score(forgetting, "count of right -> wrong", "events", "T", "0", "Toneva 2019"),
+    "csg": Score(csg, "sum_t ||g||_2^2", "squared L2, summed", "-", "Ravikumar 2026, Eq. 3",
+                 ("grad_l2",)),
+    "csg_plain": Score(csg_plain, "sum_t ||g||_2", "L2 not squared, summed", "-",
+                       "Ravikumar 2026, public code", ("grad_l2",)),
+    "loss_sensitivity": Score(loss_sensitivity, "mean_t ||g||_1", "L1, mean", "-", "Arpit 2017",
+                              ("grad_l1",)),
+    "csl": Score(csl, "sum_t loss", "cross-entropy, summed", "-", "Ravikumar 2025", ("loss",)),
+    "forgetting": Score(forgetting, "count of right -> wrong", "events", "T", "Toneva 2019",
+                        ("margin",)),
     "first_correct": Score(first_correct, "first t with a right prediction",
-                           "threshold learning time", "T", "0", "Ravikumar 2026, B.6.1"),
+                           "threshold learning time", "T", "Ravikumar 2026, B.6.1", ("margin",)),
     "last_wrong": Score(last_wrong, "last t with a wrong prediction, + 1", "learned for good",
-                        "T", "0", "Toneva 2019; Maini 2022"),
+                        "T", "Toneva 2019; Maini 2022", ("margin",)),
+    "share_wrong": Score(share_wrong, "mean_t [prediction wrong]", "0-1 loss, mean", "1",
+                         "Ravikumar 2025, public code", ("margin",)),
     "learning_time": Score(learning_time, "share of t with mean_{s<=t} ||g||_2 >= its grand mean",
-                           "running mean of gradients", "-", "0", "Ravikumar 2026, Eq. 4"),
-    "aum": Score(aum, "- mean_t (z_y - max_{k != y} z_k)", "logit margin, negated", "-", "0",
-                 "Pleiss 2020"),
-    "el2n": Score(el2n, f"||softmax - onehot||_2 at t = {EL2N_EPOCH}", "one early epoch, one run",
-                  "-", "0", "Paul 2021"),
-    "final_loss": Score(final_loss, "loss at t = T - 1", "cross-entropy", "-", "0",
-                        "Ravikumar 2026, Tab. 1"),
-    "in_confidence": Score(in_confidence, "1 - p_y at t = T - 1", "true class", "-", "0",
-                           "Carlini 2019"),
+                           "running mean of gradients", "-", "Ravikumar 2026, Eq. 4",
+                           ("grad_l2",)),
+    "aum": Score(aum, "- mean_t (z_y - max_{k != y} z_k)", "logit margin, negated", "-",
+                 "Pleiss 2020", ("margin",)),
+    "el2n": Score(el2n, f"||softmax - onehot||_2 at t = {EARLY_EPOCH}", "one early epoch, one run",
+                  "-", "Paul 2021", ("el2n",)),
+    "final_loss": Score(final_loss, "loss at t = T - 1", "cross-entropy", "-",
+                        "Ravikumar 2026, Tab. 1", ("loss",)),
+    "in_confidence": Score(in_confidence, "1 - p_y at t = T - 1", "true class", "-",
+                           "Carlini 2019", ("loss",)),
+    "in_confidence_max": Score(in_confidence_max, "1 - max_k p_k at t = T - 1", "largest class",
+                               "-", "Ravikumar 2025, public code", ("loss", "margin")),
     "sgal": Score(csl, "sum_{t <= peak} loss", "CSL up to the peak of the weight norm", "-",
-                  "< 0: stops early", "Ravikumar 2026, 4.3", until_peak=True),
+                  "Ravikumar 2026, 4.3", ("loss",), until_peak=True),
     "early_csg": Score(csg, "sum_{t <= peak} ||g||_2^2", "CSG up to the peak of the weight norm",
-                       "-", "< 0: stops early", "Ravikumar 2026, 4.3", until_peak=True),
-    "curvature": Score(curvature, "mean_{t,v} ||H v||_2", "norm, mean", "-", "3 (n + 1)",
-                       "Garg 2024, public code", post_hoc_only=True),
+                       "-", "Ravikumar 2026, 4.3", ("grad_l2",), until_peak=True),
+    "curvature": Score(curvature, "mean_{t,v} ||H v||_2", "norm, mean", "-",
+                       "Garg 2024, public code", ("curvature",)),
     "curvature_squared": Score(curvature_squared, "mean_{t,v} ||H v||_2^2", "squared norm, mean",
-                               "-", "3 (n + 1)", "Garg 2024, Eq. 6", post_hoc_only=True),
+                               "-", "Garg 2024, Eq. 6", ("curvature_squared",)),
+    "curvature_last": Score(curvature_last, "mean_v ||H v||_2 at t = T - 1", "end of training",
+                            "-", "Garg 2024, Table 4", ("curvature",)),
+    "vog": Score(vog, "mean_pixels std_t dz_y/dx", "all checkpoints, raw", "-", "Agarwal 2022",
+                 ("vog",)),
+    "vog_last5": Score(vog_last5, "mean_pixels std_{last 5 t} dz_y/dx", "last five, raw", "-",
+                       "Ravikumar 2026, Tab. 1", ("vog_last",)),
+    "vog_class": Score(vog_class, "(vog - mean of class) / std of class",
+                       "all checkpoints, class-normalised", "-", "Agarwal 2022", ("vog",)),
+    "vog_last5_class": Score(vog_last5_class, "(vog_last5 - mean of class) / std of class",
+                             "last five, class-normalised", "-", "Agarwal 2022", ("vog_last",)),
+    "grand": Score(grand, f"||dl/dw||_2 at t = {EARLY_EPOCH}", "all weights, one run", "-",
+                   "Paul 2021", ("weight_grad",)),
+    "tracin": Score(tracin, "sum_t lr_t ||dl/dw||_2^2", "self-influence, all weights", "-",
+                    "Pruthi 2020", ("weight_grad",)),
+    "tracin_last_layer": Score(tracin_last_layer, "sum_t lr_t ||dl/dw_last||_2^2",
+                               "self-influence, last layer", "-", "Pruthi 2020",
+                               ("weight_grad_last",)),
 }
 # fmt: on
 
@@ -169,24 +291,6 @@ def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
     columns = {
         name: score.function(early if score.until_peak else trace)
         for name, score in CATALOGUE.items()
-        if not score.post_hoc_only or name in trace
+        if all(signal in trace for signal in score.needs)
     }
     return pd.DataFrame(columns, index=pd.Index(index, name="index"))
-
-
-def catalogue() -> pd.DataFrame:
-    """One row a score: how it is computed, when it is measured, its direction, cost and source."""
-    rows = {
-        name: {
-            "formula": score.formula,
-            "variant": score.variant,
-            "measured": POST_HOC if score.post_hoc_only else f"{IN_STEP} or {POST_HOC}",
-            "input": "normalised as the net sees it",
-            "direction": "higher = more memorized",
-            "never learned": score.never_learned,
-            "extra forwards": score.extra_forwards,
-            "source": score.source,
-        }
-        for name, score in CATALOGUE.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")

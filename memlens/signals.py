@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -75,22 +75,16 @@ def own_loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = "") -> Tensor:
-    """L2 norm of each sample's loss gradient by the weights, in the mode the model is in.
+def logit_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient of each sample's true-class logit by its own input, (n, ...), in the space of ``x``.
 
-    ``only`` restricts it to the parameters whose names start so, such as one layer.
+    Of the logit, not of the loss, so that it does not vanish for a fitted sample (Agarwal, D'souza
+    and Hooker 2022: the gradients whose variance is VoG).
     """
-    _warn_if_samples_touch(model)
-    fixed = {name: p.detach() for name, p in model.named_parameters()}
-    chosen = {name: fixed.pop(name) for name in list(fixed) if name.startswith(only)}
-    if not chosen:
-        raise ValueError(f"no parameter of the model has a name that starts with {only!r}")
-
-    def one_loss(weights: dict[str, Tensor], xi: Tensor, yi: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, fixed | weights, (xi[None],)), yi[None])
-
-    gradients = vmap(grad(one_loss), in_dims=(None, 0, 0))(chosen, x, y)
-    return sum(g.flatten(1).pow(2).sum(1) for g in gradients.values()).sqrt()
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(x)
+        return torch.autograd.grad(logits.gather(1, y[:, None]).sum(), x)[0]
 
 
 def weight_norm(model: nn.Module) -> Tensor:
@@ -139,7 +133,7 @@ def curvature(
     """
     if n_probes < 1 or not step > 0:
         raise ValueError(f"n_probes={n_probes}, step={step}: expected at least one probe, step > 0")
-    _warn_if_samples_touch(model)
+    warn_if_samples_touch(model)
     generator = torch.Generator().manual_seed(seed)
     product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
     norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
@@ -163,7 +157,11 @@ def _hessian_product(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor
     return lambda v: torch.autograd.grad(gradient, x, grad_outputs=v, retain_graph=True)[0]
 
 
-def _warn_if_samples_touch(model: nn.Module) -> None:
+def warn_if_samples_touch(model: nn.Module) -> None:
+    """Warn about layers in train mode that make one sample's signals depend on others, or chance.
+
+    The warning names the caller's caller.
+    """
     layers = [m for m in model.modules() if m.training and isinstance(m, _BatchNorm | _DropoutNd)]
     if layers:
         names = ", ".join(sorted({type(layer).__name__ for layer in layers}))

@@ -18,23 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memlens import models, signals
-from memlens.data import Dataset, Samples, augment
-from memlens.recipes import OPTIMIZERS, Measure, Recipe
+from memlens.data import Dataset, augment
+from memlens.probes import EVAL_BATCH, Probes
+from memlens.recipes import OPTIMIZERS, Measure, Recipe, ascended, mixed_seed
 from memlens.recorder import Recorder
 from memlens.runs import Run
 from memlens.stopping import PEAKS, PeakDetector
-
-EVAL_BATCH = 4096
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     """Order of the samples in an epoch, (n,) int64: a function of (n, seed, epoch) alone."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One seed from several, without the collisions that a sum would have."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
@@ -110,12 +104,11 @@ class _Session:
         measure: Measure,
         record: bool,
     ) -> None:
-        self.name, self.data, self.recipe, self.measure = model, data, recipe, measure
+        self.name, self.data, self.recipe = model, data, recipe
         self.net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed).train()
         self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
         self.recorder = Recorder(len(data.train)) if record else None
-        self.posthoc = Recorder(len(data.train), reduction="sum") if measure.posthoc else None
-        self.curvature: list[signals.Curvature] = []
+        self.probes = Probes(data, measure, recipe.seed) if measure.posthoc else None
         self.detectors = {name: PeakDetector(patience=recipe.patience) for name in PEAKS}
         self.history: list[dict[str, float]] = []
         self.kept: dict[str, tuple[int, dict[str, Tensor]]] = {}
@@ -127,7 +120,9 @@ class _Session:
         for index in shuffled(len(self.data.train), self.recipe.seed, epoch).split(
             self.recipe.batch_size
         ):
-            train_step(self.net, self.optimizer, *self._batch(index, epoch), self.recorder, index)
+            batch = self._batch(index, epoch)
+            rho = self.recipe.sam_rho
+            train_step(self.net, self.optimizer, *batch, self.recorder, index, rho)
         row = {"epoch": epoch, "lr": self.recipe.lr_at(epoch)}
         if self.recorder:
             means = self.recorder.end_epoch()
@@ -137,7 +132,8 @@ class _Session:
         row |= self._validate() | {"weight_norm": signals.weight_norm(self.net).item()}
         self.history.append(row | {"seconds": seconds})
         self._watch_peaks(epoch, row)
-        self._measure(epoch)
+        if self.probes:
+            self.probes.after_epoch(self.net, epoch)
 
     def _batch(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         train = self.data.train
@@ -174,29 +170,6 @@ class _Session:
     def _keep(self, name: str, epoch: int) -> None:
         self.kept[name] = (epoch, copy.deepcopy(self.net.state_dict()))
 
-    def _measure(self, epoch: int) -> None:
-        if not (self.posthoc or self.measure.curvature_probes):
-            return
-        self.net.eval()
-        if self.posthoc:
-            record_pass(self.net, self.data, self.data.train, self.posthoc)
-        if self.measure.curvature_probes:
-            self.curvature.append(self._curvature(epoch))
-        self.net.train()
-
-    def _curvature(self, epoch: int) -> signals.Curvature:
-        train, n = self.data.train, len(self.data.train)
-        if epoch % self.measure.every:
-            return signals.Curvature(torch.full((n,), math.nan), torch.full((n,), math.nan))
-        return signals.curvature(
-            self.net,
-            self.data.normalise(train.images),
-            train.labels,
-            n_probes=self.measure.curvature_probes,
-            step=self.measure.curvature_step,
-            seed=mixed_seed(self.recipe.seed, epoch),
-        )
-
     def finish(self) -> Run:
         self._keep("last", len(self.history) - 1)
         history = pd.DataFrame(self.history)
@@ -206,13 +179,8 @@ class _Session:
             arrays |= {f"trace/{k}": v for k, v in self.recorder.trace.items()}
         else:  # a run without scores still has a trace of the right shape
             arrays["trace/loss"] = np.full((n_epochs, len(self.data.train)), np.nan, np.float32)
-        if self.posthoc:
-            arrays |= {f"posthoc/{k}": v for k, v in self.posthoc.trace.items()}
-        if self.curvature:
-            for name, column in zip(
-                ("curvature", "curvature_squared"), zip(*self.curvature, strict=True), strict=True
-            ):
-                arrays[f"posthoc/{name}"] = torch.stack(column).numpy()
+        if self.probes:
+            arrays |= {f"posthoc/{k}": v for k, v in self.probes.finish(self.net).items()}
         for name, (_, state) in self.kept.items():
             arrays |= {f"checkpoint/{name}/{k}": v.numpy() for k, v in state.items()}
         meta = {
@@ -229,26 +197,22 @@ def train_step(
     y: Tensor,
     recorder: Recorder | None,
     index: Tensor,
+    sam_rho: float = 0.0,
 ) -> None:
-    """One step of training; with a recorder, one that also leaves each sample's signals there."""
+    """One step of training; with a recorder, one that also leaves each sample's signals there.
+
+    With ``sam_rho`` the weights move by the gradient at the worst point nearby; what is recorded
+    belongs to the weights as they were.
+    """
     if recorder:
         x = recorder.watch(x)
     logits = net(x)
     loss = F.cross_entropy(logits, y)
     optimizer.zero_grad()
     loss.backward()
+    if sam_rho:
+        with ascended(list(net.parameters()), sam_rho):
+            F.cross_entropy(net(x.detach()), y).backward()
     optimizer.step()
     if recorder:
         recorder.update(index, x, logits, y)
-
-
-def record_pass(net: nn.Module, data: Dataset, samples: Samples, recorder: Recorder) -> None:
-    """One pass over clean samples in their order, in the mode the net is in, into a recorder."""
-    for index in torch.arange(len(samples)).split(EVAL_BATCH):
-        x = recorder.watch(data.normalise(samples.images[index]))
-        logits = net(x)
-        y = samples.labels[index]
-        # The gradient by x alone: the weights keep what training left there.
-        (x.grad,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
-        recorder.update(index, x, logits, y)
-    recorder.end_epoch()

@@ -1,13 +1,27 @@
-"""What every test shares: a cache and a figures folder of its own, so the checkout stays clean."""
+"""What every test shares: a cache and a figures folder of its own, so the checkout stays clean.
+
+And what several rooms are checked against: tiny data, a training by hand, one with planted flips.
+"""
 
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import nn
+
+    from memlens.data import Dataset
+    from memlens.runs import Run
 
 SCRATCH = pytest.StashKey[Path]()
 
@@ -40,3 +54,99 @@ def pytest_collection_finish() -> None:
     """One thread: the nets of the unit tests are so small that a second one only costs."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> "Dataset":
+    """Sixty zeros, ones and twos: small enough for trainings by the slowest of loops."""
+    import torch
+
+    import memlens as ml
+
+    data = ml.load("digits")
+    parts = {
+        name: samples[(samples.labels < 3).nonzero()[:n, 0]]
+        for name, samples, n in (("train", data.train, 60), ("test", data.test, 20))
+    }
+    assert torch.bincount(parts["train"].labels).min() >= 10  # enough for ten stratified folds
+    return replace(data, **parts, class_names=("zero", "one", "two"))
+
+
+@pytest.fixture
+def double(tiny: "Dataset") -> Iterator["Dataset"]:
+    """The same, trained in float64: two ways to the same weights then agree to many digits."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield replace(tiny)  # a copy, which has worked out nothing in float32 yet
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def train_alone() -> Callable[..., "nn.Module"]:
+    """The oracle of every training: one net, the textbook loop, nothing of memlens's loops.
+
+    Only the initial weights and the order of the samples are asked of memlens: they are its to
+    choose, and a training is compared from the same start.
+    """
+    return _train_alone
+
+
+def _train_alone(model, data, mask, recipe, seed, *, labels=None, epochs=None, net=None, each=None):
+    import torch
+    import torch.nn.functional as F
+
+    from memlens import models
+    from memlens.training import shuffled
+
+    net = (net or models.build(model, data.n_classes, data.in_shape, seed=seed)).train()
+    mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
+    x = (data.train.images / data.pixel_max - mean) / std
+    y = data.train.labels if labels is None else labels
+    members = torch.as_tensor(mask).nonzero()[:, 0]
+    weights = list(net.parameters())
+    speed = [torch.zeros_like(w) for w in weights]
+
+    def gradients(batch):
+        return torch.autograd.grad(F.cross_entropy(net(x[batch]), y[batch]), weights)
+
+    for epoch in range(recipe.epochs if epochs is None else epochs):
+        drops = sum(epoch >= int(share * recipe.epochs) for share in recipe.milestones)
+        for batch in members[shuffled(len(members), seed, epoch)].split(recipe.batch_size):
+            slopes = gradients(batch)
+            if recipe.sam_rho:
+                length = sum(float((g.double() ** 2).sum()) for g in slopes) ** 0.5
+                here = [w.detach().clone() for w in weights]
+                with torch.no_grad():
+                    for w, g in zip(weights, slopes, strict=True):
+                        w += recipe.sam_rho * g / length
+                slopes = gradients(batch)
+                with torch.no_grad():
+                    for w, value in zip(weights, here, strict=True):
+                        w.copy_(value)
+            with torch.no_grad():
+                for w, g, v in zip(weights, slopes, speed, strict=True):
+                    v.mul_(recipe.momentum).add_(g + recipe.weight_decay * w)
+                    w -= recipe.lr * recipe.gamma**drops * v
+        if each:
+            each(net, epoch)
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def flipped() -> "tuple[Run, pd.DataFrame, np.ndarray]":
+    """A training on digits with every tenth label flipped, all its scores, and which are flips."""
+    import torch
+
+    import memlens as ml
+
+    data = ml.load("digits")
+    data = replace(data, train=data.train[torch.arange(300)]).with_noise(0.1)
+    measure = ml.Measure(
+        posthoc=True, curvature_probes=2, weight_gradients=True, logit_gradients=True
+    )
+    recipe = ml.Recipe(epochs=30)
+    run = ml.train("mlp", data, recipe, measure)
+    extra = ml.extra_scores("mlp", [data], recipe, seeds=[0], n_jobs=1)[0]
+    return run, ml.every_score(run, extra), data.train.is_noisy.numpy()

@@ -1,5 +1,6 @@
 """The recorder: scatter under shuffling, short batches, resume, merge, foreign loops, bad input."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,8 +177,6 @@ def test_divergence_is_named(task):
 
 
 def test_a_trace_checks_its_shapes_and_gives_prefixes():
-    import numpy as np
-
     with pytest.raises(ValueError, match=r"one shape \(n_epochs, n_samples\)"):
         Trace({"loss": np.zeros((2, 3)), "margin": np.zeros((3, 2))})
     trace = Trace({"loss": np.arange(6.0).reshape(2, 3)})
@@ -186,3 +185,19 @@ def test_a_trace_checks_its_shapes_and_gives_prefixes():
         trace.until(3)
     with pytest.raises(AttributeError, match=r"no signal 'margin'"):
         _ = trace.margin
+
+
+def test_a_trace_carries_rates_by_epoch_and_labels_by_sample():
+    rows = {"loss": np.arange(6.0).reshape(2, 3)}
+    trace = Trace(rows, lr=np.array([0.1, 0.01]), y_true=np.array([4, 5, 6]))
+    first = trace.until(1)
+    assert first.lr.tolist() == [0.1]
+    assert first.y_true.tolist() == [4, 5, 6]
+    bare = Trace(rows).until(1)
+    assert bare.lr is None
+    assert bare.y_true is None
+    assert list(trace) == ["loss"]  # they are not signals
+    with pytest.raises(ValueError, match=r"lr has shape \(3,\); expected \(2,\)"):
+        Trace(rows, lr=np.zeros(3))
+    with pytest.raises(ValueError, match=r"y_true has shape \(2,\); expected \(3,\)"):
+        Trace(rows, y_true=np.zeros(2))

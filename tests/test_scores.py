@@ -1,26 +1,41 @@
-"""Scores against a trace worked out by hand, and the completeness of the catalogue."""
+"""Scores against a trace worked out by hand, published behaviours, TracIn against GraNd."""
 
 import math
 
 import numpy as np
 import pytest
+import torch
 
+import memlens as ml
 from memlens import scores
+from memlens.recipes import Measure, Recipe
 from memlens.recorder import Trace
 from memlens.stopping import Peak
+from memlens.weightgrads import weight_gradient_norm
 
+NAN = [np.nan] * 3
 # Four epochs of three samples: learned at once, learned then forgotten once, never learned.
 RIGHT = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0]], dtype=bool)
 LOSS = np.array([[0.2, 1.0, 2.0], [0.1, 0.5, 2.0], [0.1, 0.9, 2.0], [0.0, 0.3, 2.0]])
-TRACE = Trace({
-    "loss": LOSS.astype(np.float32),
-    "grad_l2": np.array([[1, 4, 5], [1, 2, 5], [0, 2, 5], [0, 2, 5]], dtype=np.float32),
-    "grad_l1": np.array([[2, 4, 6], [2, 4, 6], [0, 4, 6], [0, 4, 6]], dtype=np.float32),
-    "margin": np.where(RIGHT, 2.0, -1.0).astype(np.float32),
-    "el2n": LOSS.astype(np.float32) / 2,
-    "curvature": np.array([[1, 2, 3], [3, 4, 5], [np.nan] * 3, [np.nan] * 3], dtype=np.float32),
-    "curvature_squared": np.ones((4, 3), dtype=np.float32),
-})  # fmt: skip
+SIGNALS = {
+    "loss": LOSS,
+    "grad_l2": [[1, 4, 5], [1, 2, 5], [0, 2, 5], [0, 2, 5]],
+    "grad_l1": [[2, 4, 6], [2, 4, 6], [0, 4, 6], [0, 4, 6]],
+    "margin": np.where(RIGHT, 2.0, -1.0),
+    "el2n": LOSS / 2,
+    # Measured in every second epoch, like all that costs a pass of its own.
+    "curvature": [[1, 2, 3], NAN, [3, 4, 5], NAN],
+    "curvature_squared": [[1, 1, 1], NAN, [1, 1, 1], NAN],
+    "vog": [[0, 0, 0], NAN, [1, 3, 7], NAN],
+    "vog_last": [NAN, NAN, NAN, [2, 8, 9]],
+    "weight_grad": [[1, 2, 5], NAN, [0, 1, 4], NAN],
+    "weight_grad_last": [[1, 1, 3], NAN, [0, 1, 2], NAN],
+}
+TRACE = Trace(
+    {name: np.array(rows, dtype=np.float32) for name, rows in SIGNALS.items()},
+    lr=np.array([1.0, 1.0, 0.1, 0.1]),
+    y_true=np.array([4, 4, 6]),  # the first two share their class, the third is alone
+)
 
 BY_HAND = {
     "csg": [2, 28, 100],
@@ -30,17 +45,29 @@ BY_HAND = {
     "forgetting": [0, 1, 4],
     "first_correct": [0, 1, 4],
     "last_wrong": [0, 3, 4],
+    "share_wrong": [0, 0.5, 1],
     # running means 1 1 .67 .5 | 4 3 2.67 2.5 | 5 5 5 5; grand mean 2.94
     "learning_time": [0, 0.5, 1],
     "aum": [-2, -0.5, 1],
     "el2n": [0, 0.15, 1],
     "final_loss": [0, 0.3, 2],
     "in_confidence": [0, 1 - math.exp(-0.3), 1 - math.exp(-2)],
+    # the first two are right; the third's margin of -1 puts another class e times as high
+    "in_confidence_max": [0, 1 - math.exp(-0.3), 1 - math.exp(-1)],
     "sgal": [0.3, 1.5, 4],
     "early_csg": [2, 20, 50],
     "curvature": [2, 3, 4],
     "curvature_squared": [1, 1, 1],
+    "curvature_last": [3, 4, 5],
+    "vog": [1, 3, 7],
+    "vog_last5": [2, 8, 9],
+    "vog_class": [-1, 1, 0],
+    "vog_last5_class": [-1, 1, 0],
+    "grand": [0, 1, 4],
+    "tracin": [1, 4.1, 26.6],
+    "tracin_last_layer": [1, 1.1, 9.4],
 }
+FLAT = ["curvature_squared", "vog_class", "vog_last5_class"]  # not rising from first to third
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +79,27 @@ def frame():
 def test_score_by_hand(frame, name):
     """A score in the catalogue that is not in BY_HAND fails here: no score without an oracle."""
     assert frame[name].to_numpy() == pytest.approx(BY_HAND[name], abs=1e-6)
+    assert frame[name].dtype == np.float64
 
 
 def test_higher_means_more_memorized_in_every_column(frame):
-    constant = "curvature_squared"
-    assert (frame.drop(columns=constant).loc[9] > frame.drop(columns=constant).loc[7]).all()
+    rising = frame.drop(columns=FLAT)
+    assert (rising.loc[9] > rising.loc[7]).all()
 
 
 def test_the_frame_carries_the_original_index(frame):
     assert frame.index.tolist() == [7, 8, 9]
     assert frame.index.name == "index"
+    assert list(frame) == list(scores.CATALOGUE)
 
 
-def test_curvature_columns_appear_only_where_it_was_measured():
+def test_columns_appear_only_where_their_signals_were_measured():
     bare = Trace({k: TRACE[k] for k in ("loss", "grad_l2", "grad_l1", "margin", "el2n")})
-    columns = scores.score_frame(bare, Peak(1, 3), np.arange(3)).columns
-    assert "csg" in columns
-    assert "curvature" not in columns
+    columns = set(scores.score_frame(bare, Peak(1, 3), np.arange(3)))
+    post_hoc = {name for name, score in scores.CATALOGUE.items() if score.post_hoc_only}
+    assert columns == set(scores.CATALOGUE) - post_hoc
+    assert {"csg", "in_confidence_max"} <= columns
+    assert {"curvature", "vog", "grand", "tracin"} <= post_hoc
 
 
 def test_scaling_the_gradient_scales_csg_by_its_square():
@@ -79,14 +110,101 @@ def test_scaling_the_gradient_scales_csg_by_its_square():
 
 
 def test_large_gradients_do_not_overflow():
-    big = Trace({"grad_l2": np.full((300, 1), 1e19, dtype=np.float32)})
-    assert scores.csg(big) == pytest.approx([3e40])
+    big = np.full((300, 1), 1e19, dtype=np.float32)
+    trace = Trace({"grad_l2": big, "weight_grad": big}, lr=np.ones(300))
+    assert scores.csg(trace) == pytest.approx([3e40])
+    assert scores.tracin(trace) == pytest.approx([3e40])
 
 
-def test_every_score_has_all_its_metadata():
-    table = scores.catalogue()
-    assert list(table.index) == list(scores.CATALOGUE)
-    assert (table.map(len) > 0).all().all()
-    assert set(table["direction"]) == {"higher = more memorized"}
-    assert table.loc["curvature", "measured"].startswith("post-hoc")
-    assert all(score.function.__doc__ for score in scores.CATALOGUE.values())
+def test_a_sample_never_learned_gets_the_documented_value():
+    """T is the number of epochs; and the argument overrides it."""
+    margin = np.array([[-1, 1], [0, -1], [-3, 1], [-1, 1], [-1, -1]], dtype=np.float32)
+    trace = Trace({"margin": margin})
+    values = {"T": 5.0, "1": 1.0}
+    documented = {n: s for n, s in scores.CATALOGUE.items() if s.never_learned != "-"}
+    assert set(documented) == {"forgetting", "first_correct", "last_wrong", "share_wrong"}
+    for name, score in documented.items():
+        never, learned = score.function(trace)
+        assert never == values[score.never_learned], name
+        assert learned == {"forgetting": 2, "last_wrong": 5, "share_wrong": 0.4}.get(name, 0)
+    for name in ("forgetting", "first_correct"):
+        for never in (0.0, 1000.0, math.inf):
+            found = documented[name].function(trace, never_learned=never)
+            assert found.tolist() == [never, documented[name].function(trace)[1]]
+
+
+def test_in_confidence_against_the_softmax():
+    """Both forms from the logits themselves, however sure the net is."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 4, generator=generator, dtype=torch.float64) * 5
+    logits[0], y = torch.tensor([90.0, 0, 0, 0]), torch.arange(50) % 4
+    logits[1] = torch.tensor([90.0, 0, 0, 0])  # sure, and wrong
+    trace = Trace({
+        "loss": ml.signals.loss(logits, y).numpy()[None].astype(np.float32),
+        "margin": ml.signals.margin(logits, y).numpy()[None].astype(np.float32),
+    })  # fmt: skip
+    p = logits.softmax(1)
+    of_label = 1 - p.gather(1, y[:, None])[:, 0]
+    assert scores.in_confidence(trace) == pytest.approx(of_label.numpy(), rel=1e-4, abs=1e-5)
+    largest = 1 - p.amax(1).numpy()
+    assert scores.in_confidence_max(trace) == pytest.approx(largest, rel=1e-4, abs=1e-5)
+    assert scores.in_confidence_max(trace)[1] == pytest.approx(0, abs=1e-6)
+    assert scores.in_confidence(trace)[1] == pytest.approx(1)
+    assert (scores.in_confidence_max(trace) >= 0).all()
+
+
+def test_class_normalised_by_class():
+    values = np.array([1.0, 10.0, 3.0, 30.0, 5.0, 7.0])
+    y_true = np.array([0, 1, 0, 1, 0, 2])  # the last one is alone in its class
+    spread = math.sqrt(8 / 3)
+    found = scores.class_normalised(values, y_true)
+    assert found == pytest.approx([-2 / spread, -1, 0, 1, 2 / spread, 0])
+    shifted = values + 100 * y_true  # what a class has in common is gone
+    assert scores.class_normalised(shifted, y_true) == pytest.approx(found)
+    assert scores.class_normalised(np.ones(4), np.array([0, 0, 1, 1])).tolist() == [0] * 4
+
+
+def test_grand_and_el2n_are_those_of_the_early_epoch():
+    rows = np.arange(15.0, dtype=np.float32)[:, None]
+    trace = Trace({"weight_grad": rows, "el2n": rows})
+    assert scores.grand(trace) == scores.el2n(trace) == [10]
+    assert scores.grand(trace.until(6)) == scores.el2n(trace.until(6)) == [5]
+    gaps = rows.copy()
+    gaps[np.arange(15) % 4 != 0] = np.nan  # 0, 4, 8, 12: the last one by the early epoch
+    assert scores.grand(Trace({"weight_grad": gaps})) == [8]
+
+
+def test_what_was_never_measured_is_named():
+    with pytest.raises(ValueError, match=r"none of 4 epochs was measured: lower `every`"):
+        scores.vog(Trace({"vog": np.full((4, 3), np.nan)}))
+
+
+@pytest.mark.parametrize("model", ["mlp", "small_cnn_bn"])
+def test_tracin_with_one_checkpoint_and_rate_one_is_grand_squared(tiny, model):
+    """On a real training; and at any rate it is the rate times that."""
+    measure = Measure(posthoc=True, weight_gradients=True)
+    for lr in (1.0, 0.01):
+        recipe = Recipe(epochs=1, batch_size=16, lr=lr, milestones=())
+        run = ml.train(model, tiny, recipe, measure)
+        frame, net = run.posthoc_scores, run.checkpoint("last")
+        assert frame["tracin"].to_numpy() == pytest.approx(lr * frame["grand"] ** 2, rel=1e-5)
+        norm = weight_gradient_norm(net, tiny.normalise(tiny.train.images), tiny.train.labels)
+        square = lr * norm.detach().double().numpy() ** 2
+        assert frame["tracin"].to_numpy() == pytest.approx(square, rel=1e-3, abs=1e-8)
+        assert (frame["tracin_last_layer"] <= frame["tracin"] * (1 + 1e-5)).all()
+
+
+def test_tracin_takes_the_rates_of_the_run(tiny):
+    recipe = Recipe(epochs=5, batch_size=16)
+    run = ml.train("mlp", tiny, recipe, Measure(posthoc=True, weight_gradients=True))
+    rates = np.array([recipe.lr_at(epoch) for epoch in range(5)])
+    assert len(set(rates)) == 3
+    squares = run.posthoc_trace.weight_grad.astype(np.float64) ** 2
+    assert run.posthoc_scores["tracin"].to_numpy() == pytest.approx(rates @ squares, rel=1e-6)
+
+
+def test_the_margin_under_the_curve_of_a_flipped_sample_is_negative(flipped):
+    _, frame, is_flip = flipped
+    area = -frame["aum"].to_numpy()
+    assert (area[is_flip] < 0).mean() > 0.8
+    assert (area[~is_flip] > 0).mean() > 0.9

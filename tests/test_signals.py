@@ -30,10 +30,10 @@ def one_by_one(net, x, y):
         xi = xi.clone()[None].requires_grad_(True)
         net.zero_grad()
         logits = net(xi)
+        by_logit = torch.autograd.grad(logits[0, yi], xi, retain_graph=True)[0][0]
         loss = -logits[0].log_softmax(0)[yi]
         loss.backward()
-        weights = torch.cat([p.grad.flatten() for p in net.parameters()])
-        yield loss.item(), logits[0].detach(), xi.grad[0], weights
+        yield loss.item(), logits[0].detach(), xi.grad[0], by_logit
 
 
 def test_all_signals_against_single_samples(net, batch):
@@ -42,8 +42,8 @@ def test_all_signals_against_single_samples(net, batch):
     losses, margins, errors = (f(logits, y) for f in (signals.loss, signals.margin, signals.el2n))
     gradient = signals.input_gradient(net, x, y)
     norms = signals.gradient_norms(gradient)
-    weight_norms = signals.weight_gradient_norm(net, x, y)
-    for i, (loss, z, by_x, by_w) in enumerate(one_by_one(net, x, y)):
+    slopes = signals.logit_gradient(net, x, y)
+    for i, (loss, z, by_x, by_logit) in enumerate(one_by_one(net, x, y)):
         assert losses[i].item() == pytest.approx(loss, rel=1e-10)
         rest = max(float(z[k]) for k in range(CLASSES) if k != y[i])
         assert margins[i].item() == pytest.approx(float(z[y[i]]) - rest, rel=1e-9, abs=1e-12)
@@ -53,7 +53,7 @@ def test_all_signals_against_single_samples(net, batch):
         assert torch.allclose(gradient[i], by_x, rtol=1e-9, atol=1e-12)
         assert norms.l2[i].item() == pytest.approx(math.sqrt((by_x**2).sum()), rel=1e-9)
         assert norms.l1[i].item() == pytest.approx(float(by_x.abs().sum()), rel=1e-9)
-        assert weight_norms[i].item() == pytest.approx(float(by_w.norm()), rel=1e-9)
+        assert torch.allclose(slopes[i], by_logit, rtol=1e-9, atol=1e-12)
 
 
 def test_linear_model_has_the_closed_form(batch):
@@ -63,12 +63,19 @@ def test_linear_model_has_the_closed_form(batch):
     error = net(x).softmax(1) - F.one_hot(y, CLASSES)
     expected = (error @ weight).reshape(x.shape)
     assert torch.allclose(signals.input_gradient(net, x, y), expected)
-    by_weight = error.norm(dim=1) * (x.flatten(1).pow(2).sum(1) + 1).sqrt()
-    assert torch.allclose(signals.weight_gradient_norm(net, x, y), by_weight)
-    no_bias = error.norm(dim=1) * x.flatten(1).norm(dim=1)
-    found = signals.weight_gradient_norm(net, x, y, only="1.weight")
-    assert torch.allclose(found, no_bias)
-    assert not found.requires_grad
+    slope = signals.logit_gradient(net, x, y)
+    assert torch.allclose(slope, weight[y].reshape(x.shape))
+    assert not slope.requires_grad
+
+
+def test_the_slope_of_the_logit_does_not_vanish_where_the_loss_is_fitted(batch):
+    x, y = batch
+    net = nn.Sequential(nn.Flatten(), nn.Linear(18, CLASSES)).double()
+    with torch.no_grad():
+        net[1].bias[0] = 1e3  # every sample is of class 0 for sure
+    y = torch.zeros_like(y)
+    assert signals.input_gradient(net, x, y).abs().max() == 0
+    assert signals.logit_gradient(net, x, y).flatten(1).norm(dim=1).min() > 0.1
 
 
 def test_gradients_do_not_depend_on_the_batch(net, batch):
@@ -95,6 +102,8 @@ def test_signals_leave_model_and_input_alone(net, batch):
     x, y = batch
     before = [p.clone() for p in net.parameters()]
     signals.input_gradient(net, x, y)
+    with torch.no_grad():  # the caller's setting must not matter
+        signals.logit_gradient(net, x, y)
     signals.curvature(net, x, y, n_probes=1)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())
@@ -215,10 +224,3 @@ def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, lay
     with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
         signals.curvature(net.train(), x, y, n_probes=1)
     signals.curvature(net.eval(), x, y, n_probes=1)
-    signals.weight_gradient_norm(net, x, y)
-
-
-def test_a_missing_layer_is_named():
-    net = models.build("mlp", CLASSES, SHAPE)
-    with pytest.raises(ValueError, match=r"starts with 'conv'"):
-        signals.weight_gradient_norm(net, torch.zeros(1, *SHAPE), torch.tensor([0]), only="conv")

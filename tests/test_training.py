@@ -39,6 +39,9 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+ALL = Measure(posthoc=True, curvature_probes=1, weight_gradients=True, logit_gradients=True)
+
+
 def plain_loop(data, recipe):
     """The oracle: the same training written without any of memlens's loop."""
     net = models.build("mlp", data.n_classes, data.in_shape, seed=recipe.seed)
@@ -64,6 +67,30 @@ def test_the_loop_is_the_textbook_loop(small, run):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_sharpness_aware_training_is_the_textbook_loop(double, train_alone):
+    """In float64: the ascent is along a direction, which rounding turns most where it is short."""
+    recipe = Recipe(epochs=5, batch_size=16, sam_rho=0.05)
+    for model in ("mlp", "small_cnn_bn"):
+        run = train(model, double, recipe)
+        alone = train_alone(model, double, np.ones(60, dtype=bool), recipe, 0)
+        for ours, theirs in zip(weights(run), alone.state_dict().values(), strict=True):
+            assert torch.allclose(ours.double(), theirs.double(), rtol=1e-6, atol=1e-8)
+    plain = train("mlp", double, replace(recipe, sam_rho=0.0))
+    assert not torch.allclose(weights(plain)[0], weights(train("mlp", double, recipe))[0])
+
+
+def test_sharpness_aware_training_records_the_weights_as_they_were(small):
+    """One batch an epoch: the first visit is of the initial weights, with and without the ascent;
+    and recording changes nothing.
+    """
+    recipe = replace(SHORT, epochs=2, batch_size=101, sam_rho=0.5)
+    sam, plain = (train("mlp", small, replace(recipe, sam_rho=rho)) for rho in (0.5, 0.0))
+    for name in sam.trace:
+        assert np.array_equal(sam.trace[name][0], plain.trace[name][0]), name
+        assert not np.array_equal(sam.trace[name][1], plain.trace[name][1]), name
+    assert same(weights(sam), weights(train("mlp", small, recipe, record=False)))
+
+
 def test_same_seed_same_bits_twice_in_a_row(small, run):
     again = train("mlp", small, SHORT, Measure(posthoc=True, curvature_probes=2, every=2))
     assert same(weights(run), weights(again))
@@ -78,7 +105,7 @@ def test_same_seed_same_bits_twice_in_a_row(small, run):
 def test_recording_and_measuring_leave_the_weights_bit_identical(small, optimizer, model):
     recipe = replace(SHORT, optimizer=optimizer, lr=1e-3, augment="crop_flip", epochs=2)
     bare = train(model, small, recipe, record=False)
-    full = train(model, small, recipe, Measure(posthoc=True, curvature_probes=1))
+    full = train(model, small, recipe, ALL)
     assert same(weights(bare), weights(full))
 
 
@@ -108,7 +135,7 @@ def test_posthoc_scores_are_those_of_the_net_after_the_epoch(small, run):
 
 
 def test_batch_norm_running_statistics_do_not_see_the_measurement(small):
-    measured = train("mlp_bn", small, SHORT, Measure(posthoc=True, curvature_probes=1))
+    measured = train("mlp_bn", small, SHORT, ALL)
     bare = train("mlp_bn", small, SHORT)
     assert same(weights(measured), weights(bare))
 
@@ -211,6 +238,12 @@ def test_divergence_is_reported(small):
         train("mlp", small, replace(SHORT, lr=1e12))
 
 
+def test_a_run_gives_its_traces_rates_and_labels(small, run):
+    for trace in (run.trace, run.posthoc_trace):
+        assert trace.lr.tolist() == run.history.lr.tolist()
+        assert np.array_equal(trace.y_true, small.train.labels.numpy())
+
+
 def test_jobs_are_done_once_and_found_again(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     jobs = [Job("mlp", small, replace(SHORT, seed=s)) for s in (0, 1, 0)]
@@ -253,11 +286,13 @@ def test_everything_that_shapes_a_run_is_in_its_key(small):
         job.key,
         replace(job, model="mlp_bn").key,
         replace(job, recipe=replace(SHORT, seed=1)).key,
+        replace(job, recipe=replace(SHORT, sam_rho=0.1)).key,
         replace(job, measure=Measure(posthoc=True)).key,
+        replace(job, measure=Measure(posthoc=True, logit_gradients=True)).key,
         replace(job, data=small.with_noise(0.1)).key,
         replace(job, data=replace(small, std=(0.5,))).key,
     }
-    assert len(keys) == 6
+    assert len(keys) == 8
 
 
 def test_predict_is_in_eval_mode_and_gives_the_mode_back(small):
