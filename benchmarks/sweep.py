@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 import memlens as ml
 from memlens import models, subsets
 from memlens.recipes import OPTIMIZERS
+from memlens.together import Nets, train_together
 from memlens.training import shuffled
 
 RECIPE = subsets.SHORT
@@ -42,6 +43,12 @@ def one_by_one(data: ml.Dataset, masks: np.ndarray, seeds: Sequence[int]) -> Non
             net(x)
 
 
+def all_at_once(data: ml.Dataset, masks: np.ndarray, seeds: np.ndarray) -> None:
+    nets = Nets.build("mlp", data, seeds)
+    train_together(nets, data, masks, RECIPE, seeds)
+    nets.predict(data)
+
+
 def main(n_models: int) -> None:
     data, cores = ml.load("digits"), os.cpu_count() or 1
     masks = subsets.subset_masks(n_models, len(data.train), 0.7)
@@ -51,10 +58,7 @@ def main(n_models: int) -> None:
     pool = Parallel(n_jobs=cores)
 
     def together() -> None:
-        pool(
-            delayed(subsets.train_together)("mlp", data, masks[s], RECIPE, s.tolist())
-            for s in stacks
-        )
+        pool(delayed(all_at_once)(data, masks[s], s) for s in stacks)
 
     def alone() -> None:
         pool(delayed(one_by_one)(data, masks[s], s) for s in single)

@@ -1,31 +1,27 @@
 """One sweep of nets trained on random subsets, kept as masks and logits.
 
 A sample's memorization is how much likelier a net is to get it right when it was trained on it
-(Feldman and Zhang 2020). The sweep trains many small nets together: their weights are stacked
-along a first axis and one batched forward and backward pass serves them all.
+(Feldman and Zhang 2020). The sweep trains many small nets together.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from joblib import Parallel, delayed
-from torch.func import functional_call, stack_module_state, vmap
 
-from memlens import models, signals, store
+from memlens import store
 from memlens.data import Dataset
-from memlens.recipes import OPTIMIZERS, Recipe
-from memlens.training import shuffled, thread_count
+from memlens.recipes import Recipe
+from memlens.together import Nets, train_together
 
 # Nets trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
 # processor time a net.
 TOGETHER = 50
 SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
-_ROOMS = ("data", "models", "signals", "recipes", "training", "subsets")
+_ROOMS = ("data", "models", "signals", "recipes", "training", "together", "subsets")
 
 
 def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -> np.ndarray:
@@ -131,8 +127,7 @@ def subset_sweep(
     Parameters
     ----------
     model : str
-        A name from ``models.MODELS``; without batch norm and dropout, which couple samples or
-        draw random numbers inside the batched pass.
+        A name from ``models.MODELS``.
     keep : float
         Share of the samples each model is trained on; 0.7 as Feldman and Zhang.
     recipe : Recipe
@@ -140,8 +135,6 @@ def subset_sweep(
     n_jobs : int, optional
         Processes; by default one a core. The results do not depend on it.
     """
-    if recipe.augment != "none":
-        raise ValueError(f"the sweep trains on clean inputs; augment is {recipe.augment!r}")
     parts = {"model": model, "train": data.train, "mean": data.mean, "std": data.std}
     parts |= {"pixel_max": data.pixel_max, "class_names": data.class_names}
     parts |= {"n_models": n_models, "keep": keep, "recipe": recipe, "seed": seed}
@@ -152,7 +145,7 @@ def subset_sweep(
     if piece is None:
         chunks = np.array_split(np.arange(n_models), -(-n_models // TOGETHER))
         logits = Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(chunks)))(
-            delayed(train_together)(model, data, masks[chunk], recipe, chunk + (seed << 20))
+            delayed(_train_chunk)(model, data, masks[chunk], recipe, chunk + (seed << 20))
             for chunk in chunks
         )
         piece = store.Piece({"logits": np.concatenate(logits)}, {"n_models": n_models})
@@ -161,35 +154,10 @@ def subset_sweep(
     return Sweep(masks, piece.arrays["logits"], y_true, index)
 
 
-def train_together(
-    model: str, data: Dataset, masks: np.ndarray, recipe: Recipe, seeds: Sequence[int]
+def _train_chunk(
+    model: str, data: Dataset, masks: np.ndarray, recipe: Recipe, seeds: np.ndarray
 ) -> np.ndarray:
-    """Train one net a row of ``masks``, all in one batched pass; their logits on every sample.
-
-    Returns
-    -------
-    ndarray (n_models, n_samples, n_classes), float32
-    """
-    seeds = [int(s) for s in seeds]
-    with thread_count(recipe.threads):
-        nets = [models.build(model, data.n_classes, data.in_shape, seed=s) for s in seeds]
-        if next(nets[0].buffers(), None) is not None:
-            raise ValueError(f"model {model!r} has buffers (batch norm?): it cannot be stacked")
-        stacked, _ = stack_module_state(nets)
-        forward = vmap(lambda weights, x: functional_call(nets[0], weights, (x,)))
-        optimizer = OPTIMIZERS[recipe.optimizer](stacked.values(), recipe)
-        members = torch.stack([torch.as_tensor(m).nonzero()[:, 0] for m in masks])  # (m, kept)
-        x, y = data.normalise(data.train.images), data.train.labels
-        for epoch in range(recipe.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr_at(epoch)
-            orders = torch.stack([shuffled(members.shape[1], s, epoch) for s in seeds])
-            for index in members.gather(1, orders).split(recipe.batch_size, dim=1):  # (m, b)
-                logits = forward(stacked, x[index])  # (m, b, c)
-                losses = signals.loss(logits.flatten(0, 1), y[index].flatten())
-                optimizer.zero_grad()
-                # Mean over each net's batch, sum over nets: no net sees another's gradient.
-                (losses.sum() / index.shape[1]).backward()
-                optimizer.step()
-        with torch.no_grad():
-            return vmap(lambda weights: functional_call(nets[0], weights, (x,)))(stacked).numpy()
+    """Train a net on each row of ``masks``; logits (n_models, n_samples, n_classes) on all."""
+    nets = Nets.build(model, data, seeds)
+    train_together(nets, data, masks, recipe, seeds)
+    return nets.predict(data).numpy()

@@ -1,16 +1,14 @@
-"""Memorization on masks worked out by hand; the batched sweep against single trainings."""
+"""Memorization on masks worked out by hand; a sweep against single trainings."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import memlens as ml
-from memlens import models, subsets
+from memlens import subsets
 from memlens.recipes import Recipe
-from memlens.training import shuffled
 
 SHORT = Recipe(epochs=3, batch_size=16)
 
@@ -56,37 +54,22 @@ def test_masks_hold_the_share_exactly_and_differ():
     assert not np.array_equal(masks, subsets.subset_masks(50, 101, 0.7, seed=4))
 
 
-def alone(data, mask, recipe, seed):
-    """The oracle: one net, its own optimizer, the same subset and the same batches."""
-    net = models.build("mlp", data.n_classes, data.in_shape, seed=seed)
-    optimizer = torch.optim.SGD(
-        net.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    members = torch.as_tensor(mask).nonzero()[:, 0]
-    x = data.train.images.float() / data.pixel_max
-    for epoch in range(recipe.epochs):
-        optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
-        for i in members[shuffled(len(members), seed, epoch)].split(recipe.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x[i]), data.train.labels[i]).backward()
-            optimizer.step()
-    return net(x).detach().numpy()
-
-
-def test_nets_trained_together_equal_nets_trained_alone(small):
-    masks = subsets.subset_masks(4, 80, 0.7)
-    together = subsets.train_together("mlp", small, masks, SHORT, [11, 12, 13, 14])
-    for m, seed in enumerate((11, 12, 13, 14)):
-        expected = alone(small, masks[m], SHORT, seed)
-        assert together[m] == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    wrong = alone(small, masks[1], SHORT, 11)
-    assert np.abs(together[0] - wrong).max() > 0.1  # the comparison can fail
-
-
-def test_convolutions_train_together_too(small):
-    masks = subsets.subset_masks(2, 80, 0.7)
-    logits = subsets.train_together("small_cnn", small, masks, replace(SHORT, epochs=1), [0, 1])
-    assert logits.shape == (2, 80, 10)
+def test_a_sweep_is_its_nets_trained_alone(double, train_alone, tmp_path, monkeypatch):
+    """Model m has the weights and the order of (seed, m), and the samples of its mask."""
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    recipe = replace(SHORT, epochs=5)
+    for model in ("mlp", "small_cnn_bn"):
+        settings = {"n_models": 3, "keep": 0.7, "recipe": recipe, "seed": 2}
+        sweep = ml.subset_sweep(model, double, **settings, n_jobs=1)
+        assert np.array_equal(sweep.masks, subsets.subset_masks(3, 60, 0.7, seed=2))
+        x = double.normalise(double.train.images)
+        for m, mask in enumerate(sweep.masks):
+            net = train_alone(model, double, mask, recipe, (2 << 20) + m)
+            assert sweep.logits[m] == pytest.approx(net(x).detach().numpy(), rel=1e-6, abs=1e-8)
+        assert np.abs(sweep.logits[0] - sweep.logits[1]).max() > 0.1  # the comparison can fail
+        assert np.array_equal(sweep.y_true, double.train.labels.numpy())
+        assert np.array_equal(sweep.correct, sweep.logits.argmax(2) == sweep.y_true)
 
 
 def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_path, monkeypatch):
@@ -96,14 +79,12 @@ def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n)))
         sweeps.append(ml.subset_sweep("mlp", small, n_models=8, recipe=SHORT, n_jobs=n))
     assert np.array_equal(sweeps[0].logits, sweeps[1].logits)
-    monkeypatch.setattr(subsets, "train_together", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(subsets, "_train_chunk", lambda *_: pytest.fail("trained again"))
     again = ml.subset_sweep("mlp", small, n_models=8, recipe=SHORT)
     assert np.array_equal(again.logits, sweeps[0].logits)
 
 
-def test_a_sweep_of_the_same_pixels_on_another_scale_is_another_sweep(
-    small, tmp_path, monkeypatch
-):
+def test_a_sweep_of_the_same_pixels_on_another_scale_is_another_sweep(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     settings = {"n_models": 2, "recipe": SHORT, "n_jobs": 1}
     first = ml.subset_sweep("mlp", small, **settings)
@@ -131,7 +112,5 @@ def test_bad_input_is_named(small):
         subsets.subset_masks(2, 80, 1.0)
     with pytest.raises(ValueError, match=r"expected bool masks and one shape"):
         subsets.memorization(np.ones((2, 3)), np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"model 'mlp_bn' has buffers"):
-        subsets.train_together("mlp_bn", small, subsets.subset_masks(1, 80, 0.5), SHORT, [0])
     with pytest.raises(ValueError, match=r"clean inputs; augment is 'crop'"):
-        ml.subset_sweep("mlp", small, recipe=replace(SHORT, augment="crop"))
+        ml.subset_sweep("mlp", small, n_models=2, recipe=replace(SHORT, augment="crop"), n_jobs=1)

@@ -1,0 +1,150 @@
+"""Nets trained in one batched pass, against the same nets trained one by one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import memlens as ml
+from memlens import models, together
+from memlens.recipes import OPTIMIZERS, Recipe
+from memlens.subsets import subset_masks
+from memlens.together import Nets, train_together
+
+SHORT = Recipe(epochs=5, batch_size=16, lr=0.1)
+SEEDS = [11, 12, 13]
+CLOSE = {"rtol": 1e-6, "atol": 1e-8}
+
+
+def trained(model, data, masks, recipe, seeds, **options):
+    nets = Nets.build(model, data, seeds)
+    train_together(nets, data, masks, recipe, seeds, **options)
+    return nets
+
+
+def state_of(nets, i):
+    return {name: value[i].detach() for name, value in (nets.weights | nets.buffers).items()}
+
+
+def assert_same_state(found, expected):
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        assert torch.allclose(value.double(), expected[name].detach().double(), **CLOSE), name
+
+
+@pytest.fixture
+def masks():
+    return subset_masks(3, 60, 0.7)  # 42 samples: the last batch is short
+
+
+@pytest.mark.parametrize("model", sorted(models.MODELS))
+@pytest.mark.parametrize("sam_rho", [0.0, 0.05])
+def test_nets_trained_together_equal_nets_trained_alone(double, masks, train_alone, model, sam_rho):
+    """Weights, and batch norm's running statistics: each net has its own."""
+    recipe = replace(SHORT, sam_rho=sam_rho)
+    nets = trained(model, double, masks, recipe, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        expected = train_alone(model, double, masks[i], recipe, seed).state_dict()
+        assert_same_state(state_of(nets, i), expected)
+    with pytest.raises(AssertionError):  # the comparison can fail
+        assert_same_state(state_of(nets, 0), expected)
+
+
+def test_labels_can_be_each_nets_own(double, masks, train_alone):
+    labels = torch.stack([(double.train.labels + shift) % 3 for shift in range(3)])
+    nets = trained("mlp", double, masks, SHORT, SEEDS, labels=labels)
+    for i, seed in enumerate(SEEDS):
+        alone = train_alone("mlp", double, masks[i], SHORT, seed, labels=labels[i])
+        assert_same_state(state_of(nets, i), alone.state_dict())
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_stopping_early_keeps_the_learning_rates_of_the_whole_recipe(
+    double, masks, train_alone, epochs
+):
+    nets = trained("mlp", double, masks[:1], SHORT, SEEDS[:1], epochs=epochs)
+    alone = train_alone("mlp", double, masks[0], SHORT, SEEDS[0], epochs=epochs)
+    assert_same_state(state_of(nets, 0), alone.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_with_all_samples_it_is_train(double, optimizer):
+    recipe = replace(SHORT, optimizer=optimizer, lr=SHORT.lr if optimizer == "sgd" else 1e-3)
+    # Without batch norm: the biases before it have no gradient but rounding, which Adam blows up.
+    nets = trained("mlp", double, np.ones((2, 60), dtype=bool), recipe, [4, 5])
+    for i, seed in enumerate((4, 5)):
+        run = ml.train("mlp", double, replace(recipe, seed=seed))
+        assert_same_state(state_of(nets, i), run.checkpoint("last").state_dict())
+
+
+@pytest.mark.parametrize("model", ["mlp", "small_cnn_bn"])
+def test_a_net_does_not_depend_on_its_company(double, masks, model):
+    all_three = trained(model, double, masks, SHORT, SEEDS)
+    for i in range(3):
+        one = trained(model, double, masks[i : i + 1], SHORT, SEEDS[i : i + 1])
+        assert_same_state(state_of(one, 0), state_of(all_three, i))
+
+
+def test_fresh_nets_are_those_of_build(double):
+    nets = Nets.build("small_cnn_bn", double, np.array(SEEDS))
+    assert len(nets) == 3
+    for i, seed in enumerate(SEEDS):
+        alone = models.build("small_cnn_bn", 3, double.in_shape, seed=seed).state_dict()
+        assert all(torch.equal(value, alone[name]) for name, value in state_of(nets, i).items())
+
+
+def test_logits_are_those_of_each_net_in_eval_mode(double, masks, monkeypatch):
+    nets = trained("small_cnn_bn", double, masks, SHORT, SEEDS)
+    assert nets.base.training
+    logits = nets.predict(double)
+    assert nets.base.training
+    assert not logits.requires_grad
+    x = double.normalise(double.train.images)
+    for i in range(3):
+        alone = models.build("small_cnn_bn", 3, double.in_shape)
+        alone.load_state_dict(state_of(nets, i))
+        assert torch.allclose(logits[i], alone.eval()(x), **CLOSE)
+        member = nets.member(i)
+        assert not member.training
+        assert torch.allclose(logits[i], member(x), **CLOSE)
+        assert torch.allclose(nets(x.expand(3, *x.shape))[i], logits[i], **CLOSE)
+    monkeypatch.setattr(together, "EVAL_VALUES", 3 * 64 * 7)  # seven samples a pass
+    assert torch.allclose(nets.predict(double), logits, **CLOSE)
+
+
+def test_looking_between_epochs_changes_nothing(double, masks):
+    seen = []
+    nets = Nets.build("mlp_bn", double, SEEDS)
+    look = lambda: seen.append(nets.predict(double))  # noqa: E731
+    train_together(nets, double, masks, SHORT, SEEDS, after_epoch=look)
+    assert len(seen) == SHORT.epochs
+    assert not torch.allclose(seen[0], seen[1])
+    assert torch.equal(seen[-1], nets.predict(double))
+    blind = trained("mlp_bn", double, masks, SHORT, SEEDS)
+    assert all(torch.equal(value, blind.weights[name]) for name, value in nets.weights.items())
+
+
+def test_training_goes_on_from_where_the_nets_are(double, masks, train_alone):
+    nets = trained("mlp_bn", double, masks, SHORT, SEEDS)
+    assert not nets.member(0).training  # which must not stay so
+    train_together(nets, double, ~masks, SHORT, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        net = train_alone("mlp_bn", double, masks[i], SHORT, seed)
+        net = train_alone("mlp_bn", double, ~masks[i], SHORT, seed, net=net)
+        assert_same_state(state_of(nets, i), net.state_dict())
+
+
+def test_the_thread_setting_of_the_caller_is_restored(double, masks):
+    before = torch.get_num_threads()
+    trained("mlp", double, masks, replace(SHORT, epochs=1, threads=before + 1), SEEDS)
+    assert torch.get_num_threads() == before
+
+
+def test_bad_input_is_named(double, masks):
+    uneven = masks.copy()
+    uneven[1, np.flatnonzero(~masks[1])[0]] = True
+    with pytest.raises(ValueError, match=r"nets have \[42, 43\] samples; group them"):
+        trained("mlp", double, uneven, SHORT, SEEDS)
+    with pytest.raises(ValueError, match=r"clean inputs; augment is 'crop'"):
+        trained("mlp", double, masks, replace(SHORT, augment="crop"), SEEDS)
