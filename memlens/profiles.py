@@ -1,12 +1,16 @@
 """Which data, nets and recipes the notebooks run with: one table, one row a profile."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
+
 from memlens.data import Dataset, load
 from memlens.jobs import Job, train_many
+from memlens.proxies import extra_scores
 from memlens.recipes import Measure, Recipe
+from memlens.retrainings import KINDS
 from memlens.runs import Run
 from memlens.subsets import Sweep, subset_sweep
 
@@ -29,7 +33,9 @@ class Profile:
     keep: float  # share of the samples that each net of the sweep is trained on
     noise_rates: tuple[float, ...]  # of the papers' mislabel tables
     optimizers: Mapping[str, Mapping[str, Any]]  # changes to the recipe, by optimizer
-    measure: Measure = Measure(posthoc=True, curvature_probes=10)
+    measure: Measure = Measure(
+        posthoc=True, curvature_probes=10, weight_gradients=True, logit_gradients=True
+    )
 
     def load(self) -> Dataset:
         """The data set, without noise."""
@@ -54,6 +60,18 @@ class Profile:
     def runs(self, data: Dataset, *, seeds: int = 3, **changes: Any) -> list[Run]:
         """The same training from ``seeds`` seeds; other arguments as in `job`."""
         return train_many([self.job(data, seed=s, **changes) for s in range(seeds)])
+
+    def extra_scores(
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        seeds: Sequence[int],
+        kinds: Sequence[str] = tuple(KINDS),
+        model: str | None = None,
+    ) -> list[pd.DataFrame]:
+        """The scores that need more trainings, for each data set; see `proxies.extra_scores`."""
+        model = model or self.model
+        return extra_scores(model, datasets, self.recipe, seeds=seeds, kinds=kinds)
 
     def sweep(self, data: Dataset, *, model: str | None = None, **changes: Any) -> Sweep:
         """The subset-trained nets that memorization is computed from."""

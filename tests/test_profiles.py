@@ -1,9 +1,13 @@
 """The table of profiles."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 import memlens as ml
-from memlens.recipes import Measure
+from memlens import costs
+from memlens.recipes import Measure, Recipe
 
 
 def test_the_digits_profile_is_the_papers_recipe_at_the_size_of_digits():
@@ -14,9 +18,39 @@ def test_the_digits_profile_is_the_papers_recipe_at_the_size_of_digits():
     job = profile.job(data, seed=2, lr=0.05, measure=Measure())
     assert (job.recipe.seed, job.recipe.lr, job.recipe.momentum) == (2, 0.05, 0.9)
     assert job.measure == Measure()
-    assert profile.job(data).measure == Measure(posthoc=True, curvature_probes=10)
+    assert profile.job(data).measure == Measure(
+        posthoc=True, curvature_probes=10, weight_gradients=True, logit_gradients=True
+    )
     for changes in profile.optimizers.values():
         assert profile.job(data, **changes).recipe
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """The digits profile in a few epochs, with a cache of its own."""
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    recipe = Recipe(epochs=3, batch_size=16)
+    return replace(ml.get_profile("digits"), recipe=recipe, sweep_recipe=recipe, sweep_models=4)
+
+
+def test_runs_and_extra_scores_make_every_score(short, tiny):
+    data = [tiny, tiny.with_noise(0.2)]
+    runs = [short.runs(d, seeds=1)[0] for d in data]
+    extra = short.extra_scores(data, seeds=[0, 7])
+    for run, frame, samples in zip(runs, extra, data, strict=True):
+        assert set(ml.every_score(run, frame)) == set(costs.EVERY_SCORE)
+        assert len(run.history) == 3
+        assert frame.index.tolist() == samples.train.index.tolist()
+    alone = ml.extra_scores("mlp", data[1:], short.recipe, seeds=[7], kinds=["folds"])[0]
+    assert extra[1][list(alone)].equals(alone)
+    other = short.extra_scores(data[:1], seeds=[0], kinds=["folds"], model="mlp_bn")[0]
+    assert not other.equals(extra[0][list(other)])
+
+
+def test_a_sweep_is_that_of_the_profile_unless_changed(short, tiny):
+    assert short.sweep(tiny).masks.shape == (4, 60)
+    changed = short.sweep(tiny, n_models=2, keep=0.5)
+    assert torch.tensor(changed.masks).sum(1).tolist() == [30, 30]
 
 
 def test_bad_requests_are_named():

@@ -44,7 +44,8 @@ def test_constraints_are_sorted_and_name_each_package_once():
 def test_each_dependency_is_bounded_on_both_sides_and_pinned_inside_its_bounds():
     packaging = pytest.importorskip("packaging.requirements")
     exact = dict(line.split("==") for line in pins())
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
+    extras = sum(PROJECT["optional-dependencies"].values(), [])
+    for text in PROJECT["dependencies"] + extras:
         requirement = packaging.Requirement(text)
         assert {"<", ">="} <= {s.operator for s in requirement.specifier}, text
         assert exact[name_of(text)] in requirement.specifier, text
@@ -64,7 +65,7 @@ def test_environment_yml_lists_what_pyproject_lists():
     *from_conda, pip = dependencies
     assert [name_of(text) for text in from_conda] == ["python", "pip"]
     first, *names, last = pip["pip"]
-    assert (first, last) == ("-c constraints.txt", "-e .[test]")
+    assert (first, last) == ("-c constraints.txt", "-e .[test,confident]")
     assert names == [name_of(text) for text in PROJECT["dependencies"]]
 
 
@@ -219,7 +220,8 @@ def test_uv_is_used_where_it_is_and_pip_where_it_is_not(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env.shutil, "which", lambda name: None)
     assert setup_env.commands("auto")[1][1:4] == ["-m", "pip", "install"]
     for installer in ("uv", "pip"):
-        assert setup_env.commands(installer)[1][-4:] == ["-c", "constraints.txt", "-e", ".[test]"]
+        what = setup_env.commands(installer)[1][-4:]
+        assert what == ["-c", "constraints.txt", "-e", ".[test,confident]"]
 
 
 def test_an_old_python_is_told_what_is_needed(setup_env, monkeypatch):

@@ -1,0 +1,265 @@
+"""The extra trainings that some scores need: folds, a second split, repeats.
+
+Each kind trains several nets for one (data, seed); the nets of many data sets (noise rates, seeds)
+that share their images are stacked and trained together. What a kind leaves is kept in the store,
+so that any score can be made of it later.
+
+kind            trainings for one seed               leaves
+``folds``       3 folds                              ``logits`` (n_samples, n_classes), held out
+``samis``       10 folds, each by SGD and by SAM     ``sgd``, ``sam``, the same, held out
+``second_split``  each half, then the other half     ``correct`` (n_epochs, n_samples) of the first
+                                                     half's samples while the second is learned
+``repeats``     10 nets, stopped early               ``el2n``, ``weight_grad`` (10, n_samples)
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from memlens import signals, store
+from memlens.data import Dataset
+from memlens.recipes import Recipe, mixed_seed
+from memlens.scores import EARLY_EPOCH
+from memlens.together import Nets, train_together
+from memlens.weightgrads import weight_gradient_norm
+
+Arrays = dict[str, np.ndarray]
+SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
+TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
+_ROOMS = (
+    "data", "models", "signals", "weightgrads", "recipes", "training", "together", "retrainings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One net to train: on which samples (n_samples,), with which labels, from which seed."""
+
+    mask: np.ndarray
+    labels: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of training again: what to train, how, and what is kept of it.
+
+    Attributes
+    ----------
+    plan : (data, seed) -> parts
+    work : (nets, data, parts, recipe) -> arrays of each part
+    gather : (parts, their arrays) -> what is kept for the (data, seed)
+    trainings : float, what it costs for one seed, in trainings of all samples for all epochs; for
+        ``repeats``, which stop early, in epochs
+    """
+
+    plan: Callable[[Dataset, int], list[Part]]
+    work: Callable[[Nets, Dataset, list[Part], Recipe], list[Arrays]]
+    gather: Callable[[list[Part], list[Arrays]], Arrays]
+    trainings: float
+
+
+def retrain(
+    kind: str,
+    model: str,
+    datasets: Sequence[Dataset],
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    n_jobs: int | None = None,
+) -> list[Arrays]:
+    """The extra trainings of one kind for each data set, or what the store has of them.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    model : str
+        A name from ``models.MODELS``.
+    datasets : sequence of Dataset
+        Those that share their images (only the labels differ) are trained together.
+    recipe : Recipe
+        Its seed is not used.
+    seeds : sequence of int, one a data set
+        Of the split, the weights and the order of the samples.
+    n_jobs : int, optional
+        Processes; by default one a core.
+
+    Returns
+    -------
+    list of dict, one a data set
+        The arrays of the kind, and ``y_true`` (n_samples,).
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, or there is not one seed a data set.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    if len(datasets) != len(seeds):
+        raise ValueError(f"{len(datasets)} data sets and {len(seeds)} seeds: pass one seed each")
+    shelf, version = store.Store(), store.code_version(*_ROOMS)
+    keys = [
+        f"{kind}-{store.fingerprint([model, data, replace(recipe, seed=0), seed, version])}"
+        for data, seed in zip(datasets, seeds)
+    ]
+    found = {key: shelf.get(key) for key in keys}
+    missing = {k: (d, s) for k, d, s in zip(keys, datasets, seeds) if found[k] is None}
+    for same in _by_images(missing):
+        for key, arrays in train_kind(KINDS[kind], model, same, recipe, n_jobs).items():
+            found[key] = store.Piece(arrays, {"kind": kind})
+            shelf.put(key, found[key])
+    labels = [data.train.labels.numpy() for data in datasets]
+    return [found[key].arrays | {"y_true": y} for key, y in zip(keys, labels)]
+
+
+def _by_images(missing: dict[str, tuple[Dataset, int]]) -> list[dict[str, tuple[Dataset, int]]]:
+    groups: dict[tuple, dict[str, tuple[Dataset, int]]] = {}
+    for key, (data, seed) in missing.items():
+        scale = data.pixel_max, data.mean, data.std, data.class_names
+        groups.setdefault((id(data.train.images), *scale), {})[key] = (data, seed)
+    return list(groups.values())
+
+
+def train_kind(
+    kind: Kind,
+    model: str,
+    wanted: dict[str, tuple[Dataset, int]],
+    recipe: Recipe,
+    n_jobs: int | None,
+) -> dict[str, Arrays]:
+    """What a kind leaves for each wanted (data, seed), trained afresh; they share their images."""
+    parts = [(key, part) for key, (data, s) in wanted.items() for part in kind.plan(data, s)]
+    data = next(iter(wanted.values()))[0]
+    by_size: dict[int, list[int]] = {}
+    for i, (_, part) in enumerate(parts):
+        by_size.setdefault(int(part.mask.sum()), []).append(i)
+    chunks = [
+        chunk
+        for rows in by_size.values()
+        for chunk in np.array_split(rows, -(-len(rows) // TOGETHER))
+    ]
+    done = Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(chunks)))(
+        delayed(_work)(kind, model, data, [parts[i][1] for i in chunk], recipe) for chunk in chunks
+    )
+    left = {i: arrays for chunk, part in zip(chunks, done) for i, arrays in zip(chunk, part)}
+    rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
+    return {
+        key: kind.gather([parts[i][1] for i in own], [left[i] for i in own])
+        for key, own in rows.items()
+    }
+
+
+def _work(kind: Kind, model: str, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    nets = Nets.build(model, data, [part.seed for part in parts])
+    return kind.work(nets, data, parts, recipe)
+
+
+def _fit(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe, **options: object) -> None:
+    masks, labels = np.stack([p.mask for p in parts]), torch.stack([p.labels for p in parts])
+    seeds = [part.seed for part in parts]
+    train_together(nets, data, masks, recipe, seeds, labels=labels, **options)
+
+
+def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
+    """One part a fold, stratified by the labels as they are given, noise included.
+
+    Fold k's net has the seed (seed, k).
+    """
+    y, n = data.train.labels, len(data.train)
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n), y)
+    masks = [~np.isin(np.arange(n), held_out) for _, held_out in folds]
+    return [Part(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]
+
+
+def _logits(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    _fit(nets, data, parts, recipe)
+    return [{"logits": logits.numpy()} for logits in nets.predict(data)]
+
+
+def _sgd_and_sam(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    # The same initial weights and order for both: the difference is the optimizer's alone.
+    state = nets.weights | nets.buffers
+    start = {name: values.detach().clone() for name, values in state.items()}
+    sgd = _logits(nets, data, parts, replace(recipe, sam_rho=0.0))
+    with torch.no_grad():
+        for name, values in start.items():
+            state[name].copy_(values)
+    sam = _logits(nets, data, parts, replace(recipe, sam_rho=SAM_RHO))
+    return [{"sgd": a["logits"], "sam": b["logits"]} for a, b in zip(sgd, sam)]
+
+
+def _held_out(parts: list[Part], arrays: list[Arrays]) -> Arrays:
+    """Each sample's rows from the net that was not trained on it."""
+    whole = {name: np.zeros_like(rows) for name, rows in arrays[0].items()}
+    for part, rows in zip(parts, arrays):
+        for name, values in rows.items():
+            whole[name][~part.mask] = values[~part.mask]
+    return whole
+
+
+def plan_halves(data: Dataset, seed: int) -> list[Part]:
+    """Two parts, each one random half of the samples; both nets start from the same weights."""
+    half = np.zeros(len(data.train), dtype=bool)
+    half[np.random.default_rng(seed).permutation(half.size)[: half.size // 2]] = True
+    return [Part(mask, data.train.labels, seed) for mask in (half, ~half)]
+
+
+def _second_split(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    _fit(nets, data, parts, recipe)
+    y, correct = torch.stack([part.labels for part in parts]), []
+    # The same weights go on, on the other half, with a new optimizer and from the first rate again.
+    others = [replace(part, mask=~part.mask, seed=mixed_seed(part.seed, 1)) for part in parts]
+    note = lambda: correct.append(nets.predict(data).argmax(2) == y)  # noqa: E731
+    _fit(nets, data, others, recipe, after_epoch=note)
+    return [{"correct": rows.numpy()} for rows in torch.stack(correct, 1)]
+
+
+def _first_half(parts: list[Part], arrays: list[Arrays]) -> Arrays:
+    """Each sample's column from the net that learned it first and then went on without it."""
+    first, second = (rows["correct"] for rows in arrays)
+    return {"correct": np.where(parts[0].mask, first, second)}
+
+
+def plan_repeats(data: Dataset, seed: int, n_runs: int = 10) -> list[Part]:
+    """Parts of all samples that differ in their seed, (seed, k)."""
+    every = np.ones(len(data.train), dtype=bool)
+    return [Part(every, data.train.labels, mixed_seed(seed, k)) for k in range(n_runs)]
+
+
+def _early(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    _fit(nets, data, parts, recipe, epochs=min(EARLY_EPOCH + 1, recipe.epochs))
+    return early_signals(nets, data, parts)
+
+
+def early_signals(nets: Nets, data: Dataset, parts: list[Part]) -> list[Arrays]:
+    """EL2N and the norm of the weight gradient of every sample, as each net stands: eval mode."""
+    x, found = data.normalise(data.train.images), []
+    for i, (part, logits) in enumerate(zip(parts, nets.predict(data))):
+        grand = weight_gradient_norm(nets.member(i), x, part.labels)
+        arrays = {"el2n": signals.el2n(logits, part.labels), "weight_grad": grand}
+        found.append({name: values.detach().numpy() for name, values in arrays.items()})
+    return found
+
+
+def _stacked(_: list[Part], arrays: list[Arrays]) -> Arrays:
+    return {name: np.stack([rows[name] for rows in arrays]) for name in arrays[0]}
+
+
+def _ten_folds(data: Dataset, seed: int) -> list[Part]:
+    return plan_folds(data, seed, n_folds=10)
+
+
+KINDS: dict[str, Kind] = {
+    "folds": Kind(plan_folds, _logits, _held_out, 3 * 2 / 3),
+    "samis": Kind(_ten_folds, _sgd_and_sam, _held_out, 10 * 0.9 * (1 + 2)),  # SAM steps twice
+    "second_split": Kind(plan_halves, _second_split, _first_half, 2 * (1 / 2 + 1 / 2) + 2 / 3),
+    "repeats": Kind(plan_repeats, _early, _stacked, 10 * (EARLY_EPOCH + 1)),
+}
