@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
+from sklearn import config_context
 from sklearn.metrics import (
     average_precision_score,
     confusion_matrix_at_thresholds,
@@ -143,7 +144,8 @@ def judge(
     (lower is better) and precision_at_1_percent (of the first 1 % of the list)
     """
     columns, truth = vectors(scores, "score"), aligned(y_true, scores, "y_true")
-    rows = [{name: f(truth, column) for name, f in metrics.items()} for column in columns.values()]
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # checked above, once
+        rows = [{k: f(truth, column) for k, f in metrics.items()} for column in columns.values()]
     table = pd.DataFrame(rows, index=pd.Index(columns, name="score"), dtype=np.float64)
     if confidence is not None:
         bounds = [auroc_interval(truth, x, confidence=confidence) for x in columns.values()]

@@ -103,8 +103,10 @@ def _held_out_probabilities(left: Left) -> np.ndarray:
 
 def _cleanlab() -> object:
     try:
-        import cleanlab.filter
-        import cleanlab.rank
+        with warnings.catch_warnings():  # its progress bars miss widgets that it does not need
+            warnings.simplefilter("ignore")
+            import cleanlab.filter
+            import cleanlab.rank
     except ImportError:
         raise ImportError(
             "confident learning needs cleanlab: pip install 'memlens[confident]'"
