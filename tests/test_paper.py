@@ -132,7 +132,7 @@ def test_doubt_ids_stay_as_they_are_because_notebooks_name_them():
         "csg-table2-sums", "csg-table2-ece", "csg-table5-resnet50", "csg-table4-csl-shifted",
         "csg-table4-confident-learning", "curvature-table2-auroc", "curvature-table1-cosine",
         "csg-table8-140-times", "csg-table8-trainings", "csg-fz-architecture", "csg-table1-samis",
-        "csg-table6-forgetting", "csl-poster-learning-time", "cosine-of-a-constant",
+        "csg-table1-exchanged", "csg-table6-forgetting", "csl-poster-learning-time", "cosine-of-a-constant",
     ]  # fmt: skip
 
 
@@ -236,6 +236,26 @@ def test_doubt_samis_has_two_similarities():
     row = paper.table("csg_table1_similarity", proxy="samis").iloc[0]
     printed = f"{row['cifar100_cosine']}", f"{row['cifar100_pearson']}"
     assert all_in(of("csg-table1-samis"), *printed, "0.92", "0.87")
+
+
+def test_doubt_grand_and_samis_have_each_others_pearson():
+    table = paper.table("csg_table1_similarity").set_index("proxy")
+    cosine, pearson = table["cifar100_cosine"], table["cifar100_pearson"]
+    constant = 0.615
+
+    def bounds(r):  # of the cosine, for a score without negative values
+        rest = 1 - constant**2
+        return min(constant, r * rest**0.5), (constant**2 + r**2 * rest) ** 0.5
+
+    assert cosine["grand"] > bounds(pearson["grand"] + 0.005)[1] + 0.005
+    assert cosine["samis"] < bounds(pearson["samis"] - 0.005)[0] - 0.004
+    for score, other in (("grand", "samis"), ("samis", "grand")):
+        low, high = bounds(pearson[other])
+        assert low < cosine[score] < high
+    again = paper.table("csg_table6_optimizers", proxy="grand", subset="all", optimizer="adam")
+    assert again[["cosine", "pearson"]].values.tolist() == [[cosine["grand"], pearson["samis"]]]
+    ends = [f"{bounds(pearson['grand'])[1]:.2f}", f"{bounds(pearson['samis'])[0]:.2f}"]
+    assert all_in(of("csg-table1-exchanged"), *ends, "0.615", "0.81", "0.53", "0.36", "0.69")
 
 
 def test_doubt_forgetting_stands_alone_under_adamw_and_adagrad():
