@@ -92,6 +92,7 @@ def test_a_count_in_words_is_the_count():
         words = way.formula.replace(", n = 10", "").replace("n", "10").replace("x", "*")
         value = eval(words, {"T": 60, "__builtins__": {}})
         assert way.counted(60) == pytest.approx(value), name
+    assert WAYS["repeats"].counted(5) == 10  # which is over before the early epoch
 
 
 def test_the_counts_of_retrainings_are_those_of_their_plans(tiny):
@@ -124,7 +125,10 @@ def test_a_score_costs_what_its_ways_cost():
         "in_confidence_max": ["step"],  # two signals, one way
         "sgal": ["step"],
         "curvature_last": ["curvature"],
+        "curvature_squared": ["curvature"],
+        "vog": ["logit gradients"],
         "vog_last5_class": ["logit gradients"],
+        "grand": ["weight gradients"],
         "tracin_last_layer": ["weight gradients"],
         "ssft": ["second_split"],
         "samis_prob": ["samis"],
@@ -171,6 +175,7 @@ def test_the_clock_counts_the_whole_recipe(tiny, monkeypatch):
     def run(name, pace):
         def work(model, data, recipe):
             rounds.append(name)
+            assert recipe.epochs == (40 if WAYS[name].fixed else 8)
             slow = 5 if rounds.count(name) == 2 else 1
             clock[0] += slow * (9 if WAYS[name].fixed else pace * recipe.epochs)
 

@@ -132,7 +132,8 @@ def test_doubt_ids_stay_as_they_are_because_notebooks_name_them():
         "csg-table2-sums", "csg-table2-ece", "csg-table5-resnet50", "csg-table4-csl-shifted",
         "csg-table4-confident-learning", "curvature-table2-auroc", "curvature-table1-cosine",
         "csg-table8-140-times", "csg-table8-trainings", "csg-fz-architecture", "csg-table1-samis",
-        "csg-table1-exchanged", "csg-table6-forgetting", "csl-poster-learning-time", "cosine-of-a-constant",
+        "csg-table1-exchanged", "csg-table6-forgetting",
+        "csl-poster-learning-time", "cosine-of-a-constant",
     ]  # fmt: skip
 
 

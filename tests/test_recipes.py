@@ -134,6 +134,16 @@ def test_bad_measures_are_refused(bad):
         replace(Measure(posthoc=True), **bad)
 
 
-def test_a_negative_radius_is_refused():
-    with pytest.raises(ValueError, match=r"sam_rho is -0.1; expected a radius"):
-        Recipe(sam_rho=-0.1)
+@pytest.mark.parametrize("radius", [-0.1, math.nan])
+def test_a_bad_radius_is_refused(radius):
+    with pytest.raises(ValueError, match=rf"sam_rho is {radius}; expected a radius"):
+        Recipe(sam_rho=radius)
+
+
+def test_frozen_weights_do_not_climb():
+    net, x, y = with_gradients()
+    frozen = next(net.parameters())
+    frozen.grad = None
+    before = frozen.detach().clone()
+    with ascended(list(net.parameters()), RHO):
+        assert torch.equal(frozen, before)

@@ -242,6 +242,20 @@ def test_data_sets_with_other_images_are_not_mixed(double, monkeypatch, tmp_path
     same(retrain("folds", "mlp", [darker], SHORT, seeds=[0], n_jobs=1)[0], both[1], **CLOSE)
 
 
+def test_the_same_images_on_another_scale_are_not_mixed(double, monkeypatch, tmp_path):
+    """Nor are those with other classes: AUM's threshold samples have one more."""
+    paler = replace(double, pixel_max=64.0)
+    labels = double.train.labels.clone()
+    labels[:6] = 3
+    train = replace(double.train, labels=labels)
+    more = replace(double, train=train, class_names=(*double.class_names, "three"))
+    all_three = [double, paler, more]
+    left = retrain("folds", "mlp", all_three, SHORT, seeds=[0, 0, 0], n_jobs=1)
+    for i, data in enumerate(all_three):
+        monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(i)))
+        same(retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1)[0], left[i], **CLOSE)
+
+
 def test_bad_requests_are_named(double):
     with pytest.raises(ValueError, match=r"unknown kind 'fold'; known: folds, samis, second_split"):
         retrain("fold", "mlp", [double], SHORT, seeds=[0])

@@ -177,6 +177,11 @@ def test_grand_and_el2n_are_those_of_the_early_epoch():
 def test_what_was_never_measured_is_named():
     with pytest.raises(ValueError, match=r"none of 4 epochs was measured: lower `every`"):
         scores.vog(Trace({"vog": np.full((4, 3), np.nan)}))
+    bare = Trace({"vog": np.ones((4, 3)), "weight_grad": np.ones((4, 3))})
+    with pytest.raises(ValueError, match=r"y_true has shape \(\); expected \(3,\): pass y_true"):
+        scores.vog_class(bare)
+    with pytest.raises(ValueError, match=r"no learning rates: pass lr to Trace"):
+        scores.tracin(bare)
 
 
 @pytest.mark.parametrize("model", ["mlp", "small_cnn_bn"])

@@ -59,7 +59,7 @@ def test_labels_can_be_each_nets_own(double, masks, train_alone):
         assert_same_state(state_of(nets, i), alone.state_dict())
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [0, 1, 3])
 def test_stopping_early_keeps_the_learning_rates_of_the_whole_recipe(
     double, masks, train_alone, epochs
 ):

@@ -65,6 +65,18 @@ def bare_parameter():
     return Net(forward, weight=weight, scale=scale, last=nn.Linear(5, CLASSES))
 
 
+def tied():
+    """Two layers with one weight between them."""
+    layers = [nn.Linear(72, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)]
+    layers[2].weight = layers[1].weight
+    return nn.Sequential(nn.Flatten(), *(part for layer in layers for part in (layer, nn.Tanh())))
+
+
+def nothing_to_tap():
+    weight = nn.Parameter(torch.randn(72, CLASSES) / 9)
+    return Net(lambda net, x: x.flatten(1) @ net.weight, weight=weight)
+
+
 def frozen():
     """One layer of the net as it is, one without its weight, one without anything to train."""
     layers = [nn.Linear(72, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)]
@@ -115,6 +127,8 @@ NETS = {
     "bare_parameter": bare_parameter,
     "frozen": frozen,
     "frozen_start": frozen_start,
+    "tied": tied,
+    "nothing_to_tap": nothing_to_tap,
     "other_kinds": other_kinds,
     "batch_norm_of_sequences": batch_norm_of_sequences,
     "one_layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES)),
@@ -158,7 +172,8 @@ def one_by_one(net, x, y):
 def tapped(net, x, y):
     with Taps(net) as taps:
         total = F.cross_entropy(net(x), y, reduction="sum")
-    return taps, taps.squared_norms(torch.autograd.grad(total, taps.edges), x, y)
+    back = torch.autograd.grad(total, taps.edges) if taps.edges else ()
+    return taps, taps.squared_norms(back, x, y)
 
 
 def test_every_parameter_against_single_samples(net, batch):
@@ -283,6 +298,13 @@ def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, lay
     with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
         weight_gradient_norm(net.train(), *batch)
     weight_gradient_norm(net.eval(), *batch)
+
+
+@pytest.mark.filterwarnings("ignore:the model is in train mode")
+def test_batch_norm_in_train_mode_gives_a_sample_no_gradient_of_its_own(batch):
+    net = models.build("mlp_bn", CLASSES, SHAPE).double()
+    with pytest.raises(ValueError, match=r"needs more than one sample: call model.eval\(\)"):
+        weight_gradient_norm(net.train(), *batch)
 
 
 def test_linear_model_has_the_closed_form(batch):
