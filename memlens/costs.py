@@ -17,7 +17,7 @@ from memlens.recipes import Measure, Recipe
 from memlens.recorder import SIGNALS
 from memlens.retrainings import KINDS, train_kind
 from memlens.scores import CATALOGUE, EARLY_EPOCH, Score
-from memlens.training import train
+from memlens.training import thread_count, train
 
 EVERY_SCORE: dict[str, Score] = CATALOGUE | PROXIES
 IN_STEP = "in-step (train mode, augmented, before the update)"
@@ -122,12 +122,13 @@ def measure_ways(
     longer = recipe.epochs / short.epochs
     train(model, data, replace(recipe, epochs=1), record=False)  # the first one pays for start-up
     rounds = []
-    for _ in range(n_rounds):
-        seconds = {
-            name: _seconds(way, model, data, recipe if way.fixed else short)
-            for name, way in WAYS.items()
-        }
-        rounds.append({k: s if WAYS[k].fixed else s * longer for k, s in seconds.items()})
+    with thread_count(recipe.threads):  # processor time counts every thread
+        for _ in range(n_rounds):
+            seconds = {
+                name: _seconds(way, model, data, recipe if way.fixed else short)
+                for name, way in WAYS.items()
+            }
+            rounds.append({k: s if WAYS[k].fixed else s * longer for k, s in seconds.items()})
     table = pd.DataFrame(rounds)
     return pd.DataFrame({
         "seconds": table.median(),
