@@ -68,8 +68,8 @@ def ssft_mean(left: Left) -> np.ndarray:
 def confident_learning(left: Left) -> np.ndarray:
     """Rank among the samples that confident learning flags, in (0, 1]; 0 for every other sample.
 
-    The papers' form (Northcutt et al. 2021, ranked by self-confidence), as cleanlab flags: it leaves
-    out samples that are predicted as labelled. Samples not flagged cannot be told apart.
+    The papers' form (Northcutt et al. 2021, ranked by self-confidence), as cleanlab flags: without
+    samples that are predicted as labelled. Samples not flagged cannot be told apart.
     """
     filters = _cleanlab().filter
     ranked = filters.find_label_issues(
