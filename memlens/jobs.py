@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from joblib import Parallel, delayed
 
@@ -48,13 +49,17 @@ def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
     pieces = {key: shelf.get(key) for key in keys}
     missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
     if missing:
-        n_jobs = min(n_jobs or os.cpu_count() or 1, len(missing))
-        Parallel(n_jobs=n_jobs)(delayed(_train_and_keep)(k, j, shelf) for k, j in missing.items())
+        side_by_side([delayed(_train_and_keep)(k, j, shelf) for k, j in missing.items()], n_jobs)
         pieces |= {key: shelf.get(key) for key in missing}
     lost = [key for key in keys if pieces[key] is None]
     if lost:
         raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")
     return [Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)]
+
+
+def side_by_side(calls: Sequence[Any], n_jobs: int | None = None) -> list[Any]:
+    """Results of joblib's ``delayed`` calls in their order, by default in one process a core."""
+    return Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(calls)))(calls)
 
 
 def _train_and_keep(key: str, job: Job, shelf: store.Store) -> None:

@@ -19,10 +19,10 @@ from memlens import scores
 from memlens.data import Dataset
 from memlens.jobs import Job, train_many
 from memlens.recipes import Recipe
-from memlens.retrainings import KINDS, early_signals, plan_repeats, retrain
+from memlens.retrainings import KINDS, early_signals, fit_parts, plan_repeats, retrain
 from memlens.runs import Run
 from memlens.scores import Score
-from memlens.together import Nets, train_together
+from memlens.together import Nets
 
 Left = Mapping[str, np.ndarray]
 
@@ -229,9 +229,7 @@ def grand_at(
         )
     parts = plan_repeats(data, seed, n_runs)
     nets = Nets.build(model, data, [part.seed for part in parts])
-    if epochs:
-        masks, seeds = np.stack([p.mask for p in parts]), [p.seed for p in parts]
-        train_together(nets, data, masks, recipe, seeds, epochs=epochs)
+    fit_parts(nets, data, parts, recipe, epochs=epochs)
     rows = early_signals(nets, data, parts)
     means = {k: np.mean([r[k] for r in rows], axis=0) for k in ("el2n", "weight_grad")}
     frame = pd.DataFrame(means, index=pd.Index(data.train.index.numpy(), name="index"))

@@ -12,18 +12,18 @@ kind            trainings for one seed               leaves
 ``repeats``     10 nets, stopped early               ``el2n``, ``weight_grad`` (10, n_samples)
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from memlens import signals, store
 from memlens.data import Dataset
+from memlens.jobs import side_by_side
 from memlens.recipes import Recipe, mixed_seed
 from memlens.scores import EARLY_EPOCH
 from memlens.together import Nets, train_together
@@ -147,9 +147,10 @@ def train_kind(
         for rows in by_size.values()
         for chunk in np.array_split(rows, -(-len(rows) // TOGETHER))
     ]
-    done = Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(chunks)))(
+    calls = [
         delayed(_work)(kind, model, data, [parts[i][1] for i in chunk], recipe) for chunk in chunks
-    )
+    ]
+    done = side_by_side(calls, n_jobs)
     left = {i: arrays for chunk, part in zip(chunks, done) for i, arrays in zip(chunk, part)}
     rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
     return {
@@ -163,7 +164,10 @@ def _work(kind: Kind, model: str, data: Dataset, parts: list[Part], recipe: Reci
     return kind.work(nets, data, parts, recipe)
 
 
-def _fit(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe, **options: object) -> None:
+def fit_parts(
+    nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe, **options: object
+) -> None:
+    """Train each net on its part; options as in `together.train_together`."""
     masks, labels = np.stack([p.mask for p in parts]), torch.stack([p.labels for p in parts])
     seeds = [part.seed for part in parts]
     train_together(nets, data, masks, recipe, seeds, labels=labels, **options)
@@ -181,7 +185,7 @@ def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
 
 
 def _logits(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
-    _fit(nets, data, parts, recipe)
+    fit_parts(nets, data, parts, recipe)
     return [{"logits": logits.numpy()} for logits in nets.predict(data)]
 
 
@@ -214,12 +218,12 @@ def plan_halves(data: Dataset, seed: int) -> list[Part]:
 
 
 def _second_split(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
-    _fit(nets, data, parts, recipe)
+    fit_parts(nets, data, parts, recipe)
     y, correct = torch.stack([part.labels for part in parts]), []
     # The same weights go on, on the other half, with a new optimizer and from the first rate again.
     others = [replace(part, mask=~part.mask, seed=mixed_seed(part.seed, 1)) for part in parts]
     note = lambda: correct.append(nets.predict(data).argmax(2) == y)  # noqa: E731
-    _fit(nets, data, others, recipe, after_epoch=note)
+    fit_parts(nets, data, others, recipe, after_epoch=note)
     return [{"correct": rows.numpy()} for rows in torch.stack(correct, 1)]
 
 
@@ -236,7 +240,7 @@ def plan_repeats(data: Dataset, seed: int, n_runs: int = 10) -> list[Part]:
 
 
 def _early(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
-    _fit(nets, data, parts, recipe, epochs=min(EARLY_EPOCH + 1, recipe.epochs))
+    fit_parts(nets, data, parts, recipe, epochs=min(EARLY_EPOCH + 1, recipe.epochs))
     return early_signals(nets, data, parts)
 
 

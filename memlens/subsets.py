@@ -4,15 +4,15 @@ A sample's memorization is how much likelier a net is to get it right when it wa
 (Feldman and Zhang 2020). The sweep trains many small nets together.
 """
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from memlens import store
 from memlens.data import Dataset
+from memlens.jobs import side_by_side
 from memlens.recipes import Recipe
 from memlens.together import Nets, train_together
 
@@ -144,10 +144,11 @@ def subset_sweep(
     piece = shelf.get(key)
     if piece is None:
         chunks = np.array_split(np.arange(n_models), -(-n_models // TOGETHER))
-        logits = Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(chunks)))(
+        calls = [
             delayed(_train_chunk)(model, data, masks[chunk], recipe, chunk + (seed << 20))
             for chunk in chunks
-        )
+        ]
+        logits = side_by_side(calls, n_jobs)
         piece = store.Piece({"logits": np.concatenate(logits)}, {"n_models": n_models})
         shelf.put(key, piece)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()

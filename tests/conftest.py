@@ -18,6 +18,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.axes import Axes
     from torch import nn
 
     from memlens.data import Dataset
@@ -54,6 +55,28 @@ def pytest_collection_finish() -> None:
     """One thread: the nets of the unit tests are so small that a second one only costs."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def house_style() -> Iterator[None]:
+    """Plots in the house style; whatever was drawn is closed afterwards."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    from memlens import plots
+
+    with matplotlib.rc_context():
+        plots.apply_style()
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def ax(house_style: None) -> "Axes":
+    """Axes of a figure of their own."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots()[1]
 
 
 @pytest.fixture(scope="session")

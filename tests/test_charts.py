@@ -32,17 +32,7 @@ DRAWINGS = {
 SCORES = [f"a_score_with_a_name_{i}" for i in range(35)]
 
 
-@pytest.fixture(autouse=True)
-def house_style():
-    with matplotlib.rc_context():
-        plots.apply_style()
-        yield
-    plt.close("all")
-
-
-@pytest.fixture
-def ax():
-    return plt.subplots()[1]
+pytestmark = pytest.mark.usefixtures("house_style")
 
 
 def pixels(figure):

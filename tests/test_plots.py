@@ -40,17 +40,7 @@ DRAWINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def house_style():
-    with matplotlib.rc_context():
-        plots.apply_style()
-        yield
-    plt.close("all")
-
-
-@pytest.fixture
-def ax():
-    return plt.subplots()[1]
+pytestmark = pytest.mark.usefixtures("house_style")
 
 
 def pixels(figure):
