@@ -1,5 +1,7 @@
 """Signals against for-loops of single-sample backward passes, closed forms and exact Hessians."""
 
+import copy
+import itertools
 import math
 
 import pytest
@@ -15,6 +17,14 @@ N, CLASSES, SHAPE = 37, 5, (2, 3, 3)
 @pytest.fixture(params=["mlp", "small_cnn"])
 def net(request):
     return models.build(request.param, CLASSES, SHAPE, seed=1).double().eval()
+
+
+@pytest.fixture
+def smooth_net(batch):
+    """A net without kinks, whose second differences are second derivatives, and its batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(18, 12), nn.Tanh(), nn.Linear(12, CLASSES))
+    return net.double(), *batch
 
 
 @pytest.fixture
@@ -224,3 +234,44 @@ def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, lay
     with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
         signals.curvature(net.train(), x, y, n_probes=1)
     signals.curvature(net.eval(), x, y, n_probes=1)
+
+
+def test_zero_order_curvature_of_a_quadratic_loss_is_that_of_its_hessian():
+    """Softmax over two classes of a linear net: H = p (1 - p) w w', so u'Hv = p (1 - p) (u'w)(v'w).
+
+    The mean over many draws of |u'w| |v'w| p (1 - p) is p (1 - p) times the square of E |u'w|.
+    """
+    torch.manual_seed(0)
+    net = torch.nn.Linear(6, 2).double()
+    x, y = torch.randn(8, 6).double(), torch.tensor([0, 1] * 4)
+    found = signals.zero_order_curvature(net, x, y, n_draws=4000)
+    w = (net.weight[0] - net.weight[1]).detach()
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6))).double()
+    p = net(x).softmax(1)[:, 0].detach()
+    expected = p * (1 - p) * (signs @ w).abs().mean() ** 2
+    assert torch.allclose(found, expected, rtol=0.1)
+    assert not torch.allclose(found, expected.flip(0), rtol=0.1)
+
+
+def test_zero_order_curvature_is_the_second_differential_in_float64_only(smooth_net):
+    net, x, y = smooth_net
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randint(2, x.shape, generator=generator).double() * 2 - 1 for _ in range(2))
+    leaf = x.clone().requires_grad_(True)
+    slope = torch.autograd.grad(signals.loss(net(leaf), y).sum(), leaf, create_graph=True)[0]
+    exact = (torch.autograd.grad(slope, leaf, v)[0] * u).flatten(1).sum(1).abs()
+    found = signals.zero_order_curvature(net, x, y, n_draws=1)
+    assert torch.allclose(found, exact, rtol=1e-3, atol=1e-6)
+    rounded = signals.zero_order_curvature(copy.deepcopy(net).float(), x.float(), y, n_draws=1)
+    assert (rounded - found).abs().median() > 0.01 * found.median()
+
+
+def test_zero_order_curvature_takes_several_nets_at_once_and_names_bad_input(smooth_net):
+    net, x, y = smooth_net
+    both = lambda x: torch.stack([net(x), 2 * net(x)])  # noqa: E731
+    found = signals.zero_order_curvature(both, x, y, n_draws=3, seed=1)
+    assert found.shape == (2, len(x))
+    assert torch.equal(found[0], signals.zero_order_curvature(net, x, y, n_draws=3, seed=1))
+    assert not torch.equal(found[0], found[1])
+    with pytest.raises(ValueError, match="n_draws=0"):
+        signals.zero_order_curvature(net, x, y, n_draws=0)
