@@ -16,6 +16,7 @@ runs         ``Run``: what one training leaves
 training     the one training loop, ``train``
 jobs         ``train_many``: trainings done once, side by side, and found again in the store
 together     many small nets trained in one batched pass
+answers      what nets trained together answer about every sample: at which stop, in which view
 subsets      many models on random subsets: Feldman-Zhang memorization with standard errors
 retrainings  the extra trainings that some scores need: folds, a second split, repeats
 proxies      the scores that need more trainings: SAMIS, SSFT, confident learning, means of runs
@@ -25,6 +26,9 @@ calibration  reliability table, ECE, MCE, MSCE, UCE
 checks       what a measure takes: finite vectors of one length, frames of them
 metrics      similarity with bootstrap intervals, bins, fits, associations
 detection    how well a score finds what was planted: AUROC, average precision, rates
+attacks      membership inference: was this sample trained on?
+privacy      attacks staged from a sweep, and judged at low false positive rates
+robustness   how far a sample is from the nearest one that the net gets wrong
 paper        the printed tables, ours beside theirs, verdicts
 ledger       all claims of all notebooks in one table, and the README's copy of it
 plots        axes-level plots, one palette
@@ -51,7 +55,7 @@ _HOME = {
     "Run": "runs",
     "Recipe": "recipes", "Measure": "recipes", "train": "training",
     "Job": "jobs", "train_many": "jobs",
-    "Sweep": "subsets", "subset_sweep": "subsets",
+    "Questions": "answers", "Sweep": "subsets", "subset_sweep": "subsets",
     "extra_scores": "proxies", "every_score": "proxies",
     "compare": "metrics",
     "get_profile": "profiles",
@@ -59,9 +63,10 @@ _HOME = {
 }  # fmt: skip
 _ROOMS = (
     "store", "data", "models", "signals", "weightgrads", "recorder", "stopping", "scores",
-    "recipes", "probes", "runs", "training", "jobs", "together", "subsets", "retrainings",
-    "proxies", "costs", "duplicates", "calibration", "checks", "metrics", "detection", "paper",
-    "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
+    "recipes", "probes", "runs", "training", "jobs", "together", "answers", "subsets",
+    "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
+    "detection", "attacks", "privacy", "robustness", "paper", "ledger", "plots", "charts",
+    "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -1,9 +1,12 @@
 """One sweep of nets trained on random subsets, kept as masks and logits.
 
 A sample's memorization is how much likelier a net is to get it right when it was trained on it
-(Feldman and Zhang 2020). The sweep trains many small nets together.
+(Feldman and Zhang 2020). The sweep trains many small nets together, and what they answer serves the
+C-score and membership inference as well.
 """
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +14,21 @@ import pandas as pd
 from joblib import delayed
 
 from memlens import store
+from memlens.answers import Arrays, Questions, Stop, train_and_ask
 from memlens.data import Dataset
 from memlens.jobs import side_by_side
 from memlens.recipes import Recipe
-from memlens.together import Nets, train_together
+from memlens.together import Nets
 
 # Nets trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
 # processor time a net.
 TOGETHER = 50
 SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
-_ROOMS = ("data", "models", "signals", "recipes", "training", "together", "subsets")
+_ROOMS = (
+    "data", "models", "signals", "stopping", "recipes", "training", "together", "answers",
+    "subsets",
+)  # fmt: skip
 
 
 def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -> np.ndarray:
@@ -85,6 +92,24 @@ def memorization(
     return pd.DataFrame(columns, index=None if index is None else pd.Index(index, name="index"))
 
 
+def c_score(sweeps: Iterable["Sweep"]) -> pd.Series:
+    """C-score of each sample: held-out accuracy, meaned over sweeps of several shares kept.
+
+    In [0, 1], and *high* for regular samples, as its authors define it (Jiang et al. 2021, over
+    shares of 0.1 to 0.9): 1 - C is the score that is high for memorized ones. NaN where a sample
+    was never left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no sweep, or they are of other samples.
+    """
+    found = [sweep.c_score() for sweep in sweeps]
+    if not found or any(not scores.index.equals(found[0].index) for scores in found):
+        raise ValueError(f"found {len(found)} sweeps: pass one or more, of the same samples")
+    return pd.concat(found, axis=1).mean(axis=1, skipna=False).rename("c_score")
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A finished sweep.
@@ -92,24 +117,49 @@ class Sweep:
     Attributes
     ----------
     masks : ndarray (n_models, n_samples), bool: trained on it?
-    logits : ndarray (n_models, n_samples, n_classes), float32: eval mode, clean, last epoch
     y_true : ndarray (n_samples,), int64
     index : ndarray (n_samples,), int64: original index
+    questions : Questions, at which stops the nets were asked, in which views
+    arrays : dict of ndarray, as `answers.train_and_ask` returns them
+    origin : dict, how the nets were trained: what shadows must share with the target of an attack
     """
 
     masks: np.ndarray
-    logits: np.ndarray
     y_true: np.ndarray
     index: np.ndarray
+    questions: Questions
+    arrays: Mapping[str, np.ndarray]
+    origin: Mapping[str, object]
+
+    def logits_at(self, stop: Stop) -> np.ndarray:
+        """Logits at a stop, (n_models, n_views, n_samples, n_classes), float32.
+
+        Raises
+        ------
+        ValueError
+            If the nets were not asked there; the message lists where they were.
+        """
+        if stop not in self.questions.stops:
+            raise ValueError(f"nothing was asked at {stop!r}; there is: {self.questions.stops}")
+        return self.arrays[f"logits/{stop}"]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits at the end of the training, first view, (n_models, n_samples, n_classes)."""
+        return self.logits_at("last")[:, 0]
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether each model gets each sample right, (n_models, n_samples) bool."""
+        """Whether each model gets each sample right at the end, (n_models, n_samples) bool."""
         return self.logits.argmax(2) == self.y_true
 
     def memorization(self, n_models: int | None = None) -> pd.DataFrame:
         """`memorization` from the first ``n_models`` models (default: all)."""
         return memorization(self.masks[:n_models], self.correct[:n_models], self.index)
+
+    def c_score(self) -> pd.Series:
+        """Held-out accuracy of each sample: see `c_score`, here at the one share of this sweep."""
+        return self.memorization()["out_accuracy"].rename("c_score")
 
 
 def subset_sweep(
@@ -119,46 +169,62 @@ def subset_sweep(
     n_models: int = 400,
     keep: float = 0.7,
     recipe: Recipe = SHORT,
+    questions: Questions = Questions(),
     seed: int = 0,
     n_jobs: int | None = None,
 ) -> Sweep:
     """Train ``n_models`` nets on random subsets of the training samples.
+
+    One sweep serves many uses: memorization, the C-score, and the shadow models and targets of
+    membership inference (`privacy.stage`).
 
     Parameters
     ----------
     model : str
         A name from ``models.MODELS``.
     keep : float
-        Share of the samples each model is trained on; 0.7 as Feldman and Zhang.
+        Share of the samples each model is trained on; 0.7 as Feldman and Zhang, 0.5 for attacks.
     recipe : Recipe
         Its seed is not used: model m has weights and order from (seed, m).
+    questions : Questions
+        At which stops the nets are asked, in which views; by default at the end, as they are.
     n_jobs : int, optional
         Processes; by default one a core. The results do not depend on it.
     """
-    parts = {"model": model, "train": data.train, "mean": data.mean, "std": data.std}
-    parts |= {"pixel_max": data.pixel_max, "class_names": data.class_names}
-    parts |= {"n_models": n_models, "keep": keep, "recipe": recipe, "seed": seed}
-    key = f"sweep-{store.fingerprint([parts, store.code_version(*_ROOMS)])}"
+    origin = {"model": model, "keep": keep, **_flat(recipe), "data": store.fingerprint(data)}
+    shaped_by = [origin, dataclasses.replace(recipe, seed=0), n_models, questions, seed]
+    key = f"sweep-{store.fingerprint([*shaped_by, store.code_version(*_ROOMS)])}"
     masks = subset_masks(n_models, len(data.train), keep, seed=seed)
     shelf = store.Store()
     piece = shelf.get(key)
     if piece is None:
         chunks = np.array_split(np.arange(n_models), -(-n_models // TOGETHER))
         calls = [
-            delayed(_train_chunk)(model, data, masks[chunk], recipe, chunk + (seed << 20))
-            for chunk in chunks
+            delayed(_train_chunk)(model, data, masks[c], recipe, c + (seed << 20), questions)
+            for c in chunks
         ]
-        logits = side_by_side(calls, n_jobs)
-        piece = store.Piece({"logits": np.concatenate(logits)}, {"n_models": n_models})
+        done = side_by_side(calls, n_jobs)
+        arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
+        piece = store.Piece(arrays, {"n_models": n_models})
         shelf.put(key, piece)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
-    return Sweep(masks, piece.arrays["logits"], y_true, index)
+    return Sweep(masks, y_true, index, questions, piece.arrays, origin)
+
+
+def _flat(recipe: Recipe) -> dict[str, object]:
+    """What of the recipe two nets of one kind share: their seeds are their own."""
+    settings = dataclasses.asdict(recipe)
+    return {name: settings[name] for name in settings if name not in ("seed", "threads", "stop")}
 
 
 def _train_chunk(
-    model: str, data: Dataset, masks: np.ndarray, recipe: Recipe, seeds: np.ndarray
-) -> np.ndarray:
-    """Train a net on each row of ``masks``; logits (n_models, n_samples, n_classes) on all."""
+    model: str,
+    data: Dataset,
+    masks: np.ndarray,
+    recipe: Recipe,
+    seeds: np.ndarray,
+    questions: Questions,
+) -> Arrays:
+    """Train a net on each row of ``masks``, and ask it."""
     nets = Nets.build(model, data, seeds)
-    train_together(nets, data, masks, recipe, seeds)
-    return nets.predict(data).numpy()
+    return train_and_ask(nets, data, masks, recipe, seeds, questions)
