@@ -68,6 +68,17 @@ def test_operating_points_by_hand():
     assert detection.tpr_at_fpr(y_true, y_score, 0.5) == 0.5
 
 
+def test_balanced_accuracy_is_that_of_the_best_threshold():
+    for ties in (False, True):
+        y_true, y_score = labels_and_score(ties=ties)
+        rates = rates_of_all_thresholds(y_true, y_score)
+        best = max((tpr + 1 - fpr) / 2 for fpr, tpr in rates)
+        assert detection.balanced_accuracy(y_true, y_score) == pytest.approx(best)
+    assert detection.balanced_accuracy([0, 0, 1, 1], [1, 2, 3, 4]) == 1
+    assert detection.balanced_accuracy([1, 1, 0, 0], [1, 2, 3, 4]) == 0.5  # all or none
+    assert detection.balanced_accuracy([0, 1, 0], [1, 2, 3]) == 0.75
+
+
 def test_precision_at_counts_the_top():
     y_true, y_score = [1, 0, 1, 1, 0, 0, 0, 0, 0, 0], np.arange(10, 0, -1)
     assert detection.precision_at(y_true, y_score, 0.1) == 1
