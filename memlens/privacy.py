@@ -1,0 +1,235 @@
+"""What a net leaks: its attacks staged from one sweep, and judged at low false positive rates.
+
+    scene = privacy.stage(sweep, "peak", n_targets=5, n_shadows=64)
+    privacy.judge(scene.members, privacy.attack(scene))
+
+All nets of a half-subset sweep are alike, so that some can be targets and others their shadows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from memlens import detection
+from memlens.answers import Stop
+from memlens.attacks import ATTACKS, Attack, Shadows, Target
+from memlens.subsets import Sweep
+
+N_SHADOWS = 64  # as the CSG paper, A.1
+FPRS = (1e-4, 1e-3, 1e-2)  # of CSG Table 9
+_LEAK = 6.0  # standard errors; independent masks reach it once in 10^9
+
+
+class Stage(NamedTuple):
+    """Targets, their members (n_targets, n_samples) bool, and the shadows to attack them with."""
+
+    targets: list[Target]
+    members: np.ndarray
+    shadows: Shadows
+
+
+def stage(
+    sweep: Sweep,
+    stop: Stop = "last",
+    *,
+    n_targets: int = 5,
+    n_shadows: int = N_SHADOWS,
+    views: Sequence[str] | None = None,
+    shadows_at: Stop | None = None,
+) -> Stage:
+    """Take the first nets of a sweep as shadows and the last as targets, all stopped by one rule.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Of a share of 0.5, usually: half the samples are members.
+    stop : str or int
+        Where the nets were asked, one of ``sweep.questions.stops``.
+    views : sequence of str, optional
+        Those of the views that the attacks may use; by default all that were asked.
+    shadows_at : str or int, optional
+        Shadows of another stop, passed off as the target's: what a careless attacker would do, and
+        the only way past the check that they are alike.
+
+    Raises
+    ------
+    ValueError
+        If the sweep has fewer nets, or was not asked there or so.
+    """
+    n_nets = len(sweep.masks)
+    if n_targets < 1 or n_shadows < 4 or n_targets + n_shadows > n_nets:
+        raise ValueError(
+            f"{n_targets} targets and {n_shadows} shadows of a sweep of {n_nets} nets: ask for at "
+            "least one target, four shadows, and no net twice"
+        )
+    origin, first = dict(sweep.origin) | {"stop": stop}, n_nets - n_targets
+    logits, curvature = _answers(sweep, stop, views)
+    targets = [Target(logits[t], sweep.y_true, origin, curvature[t]) for t in range(first, n_nets)]
+    if shadows_at is not None:
+        logits, curvature = _answers(sweep, shadows_at, views)
+    known = curvature[:n_shadows] if isinstance(curvature, np.ndarray) else None
+    shadows = Shadows(sweep.masks[:n_shadows], logits[:n_shadows], sweep.y_true, origin, known)
+    return Stage(targets, sweep.masks[first:], shadows)
+
+
+def _answers(
+    sweep: Sweep, stop: Stop, views: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray | list[None]]:
+    logits, asked = sweep.logits_at(stop), sweep.questions.views
+    if views is not None:
+        if unknown := [view for view in views if view not in asked]:
+            raise ValueError(f"views {unknown} were not asked; there are: {', '.join(asked)}")
+        logits = logits[:, [asked.index(view) for view in views]]
+    return logits, sweep.arrays.get(f"curvature/{stop}", [None] * len(logits))
+
+
+def check_leak(members: np.ndarray, shadows: Shadows) -> None:
+    """Refuse shadows whose subsets were not drawn independently of the targets' members.
+
+    A target's own subset, or its complement, among the shadows tells the members by how many
+    shadows a sample has.
+
+    Raises
+    ------
+    ValueError
+        If a mask is a target's or its complement, or if the share of shadows that hold a sample
+        tells a target's members better than chance, by more than 6 standard errors.
+    """
+    for number, member in enumerate(members):
+        for name, mask in (("members", member), ("non-members", ~member)):
+            if (same := (shadows.masks == mask).all(axis=1)).any():
+                raise ValueError(
+                    f"shadow {same.argmax()} was trained on exactly the {name} of target {number}"
+                )
+        share = shadows.masks.mean(axis=0)
+        if np.ptp(share) and 0 < member.sum() < member.size:
+            likeness = np.corrcoef(share, member)[0, 1]
+            if abs(likeness) * np.sqrt(member.size) > _LEAK:
+                raise ValueError(
+                    f"the shadows know target {number}: the share of them that hold a sample "
+                    f"correlates with its membership ({likeness:+.2f}); draw their subsets anew"
+                )
+
+
+def _tpr_at(fpr: float) -> Callable[[np.ndarray, np.ndarray], float]:
+    def tpr(member: np.ndarray, y_score: np.ndarray) -> float:
+        n_others = int((np.asarray(member) == 0).sum())
+        return detection.tpr_at_fpr(member, y_score, fpr) if fpr * n_others >= 1 else np.nan
+
+    return tpr
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "auroc": detection.auroc,
+    "balanced_accuracy": detection.balanced_accuracy,
+    **{f"tpr_at_{fpr:g}": _tpr_at(fpr) for fpr in FPRS},
+    "tpr_at_0": lambda member, y_score: detection.tpr_at_fpr(member, y_score, 0.0),
+    "finest_fpr": lambda member, _: 1 / float((np.asarray(member) == 0).sum()),
+}
+
+
+def attack(
+    scene: Stage, attacks: Mapping[str, Attack] | None = None
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Scores of each attack on each target, (n_targets, n_samples), higher = member.
+
+    Parameters
+    ----------
+    scene : Stage
+    attacks : mapping of functions, optional
+        `ATTACKS` by default, without the curvature attacks where no curvature was asked.
+
+    Raises
+    ------
+    ValueError
+        If the shadows know a target's members; see `check_leak`.
+    """
+    targets, members, shadows = scene
+    check_leak(members, shadows)
+    if attacks is None:
+        bent = all(asked.curvature is not None for asked in (shadows, *targets))
+        attacks = {k: f for k, f in ATTACKS.items() if bent or not k.startswith("curvature")}
+    return {
+        name: np.stack([one(target, shadows) for target in targets])
+        for name, one in attacks.items()
+    }
+
+
+def judge(members: np.ndarray, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """What each attack finds of each target.
+
+    Parameters
+    ----------
+    members : ndarray (n_targets, n_samples), bool
+    scores : mapping of ndarray (n_targets, n_samples), as `attack` returns them
+
+    Returns
+    -------
+    DataFrame, index (target, attack)
+        auroc and balanced_accuracy (of the best threshold), both in [0, 1], 0.5 = no leak;
+        tpr_at_0.0001 and so on, the share of members found at such a false positive rate, NaN where
+        the target has too few non-members to show it; tpr_at_0, found before the first false
+        positive; finest_fpr, the lowest rate above 0 that the non-members can show.
+    """
+    tables = [
+        detection.judge(member, pd.DataFrame({k: rows[t] for k, rows in scores.items()}),
+                        metrics=METRICS)
+        for t, member in enumerate(members)
+    ]  # fmt: skip
+    return pd.concat(dict(enumerate(tables)), names=["target", "attack"])
+
+
+def audit(
+    sweep: Sweep,
+    stops: tuple[Stop, ...] | None = None,
+    *,
+    attacks: Mapping[str, Attack] | None = None,
+    **options: object,
+) -> pd.DataFrame:
+    """Attack a sweep's targets at each stop: `stage`, `attack` and `judge` in one.
+
+    Returns
+    -------
+    DataFrame, index (stop, target, attack), columns as in `judge`
+    """
+    tables = {}
+    for stop in sweep.questions.stops if stops is None else stops:
+        scene = stage(sweep, stop, **options)
+        tables[stop] = judge(scene.members, attack(scene, attacks))
+    return pd.concat(tables, names=["stop"])
+
+
+def auroc_by(
+    values: np.ndarray, members: np.ndarray, scores: np.ndarray, edges: np.ndarray
+) -> pd.DataFrame:
+    """How well an attack does among samples alike, such as those of one range of memorization.
+
+    Parameters
+    ----------
+    values : ndarray (n_samples,)
+        What samples are grouped by.
+    members, scores : ndarray (n_targets, n_samples)
+        Pooled over targets, whose scores have to be comparable, as likelihood ratios are.
+    edges : ndarray (n_bins + 1,), rising
+        Bins are [left, right), the last closed; samples outside are left out.
+
+    Returns
+    -------
+    DataFrame, a row a bin with both members and others: left, right, value (mean), n_samples,
+    auroc, auroc_low, auroc_high (95 %: see `detection.auroc_interval`; the same sample in several
+    targets counts each time)
+    """
+    bins = np.searchsorted(edges, values, side="right") - 1
+    bins[values == edges[-1]] = len(edges) - 2
+    rows = []
+    for b in range(len(edges) - 1):
+        chosen = bins == b
+        member, score = members[:, chosen].ravel(), scores[:, chosen].ravel()
+        if 0 < member.sum() < member.size:
+            low, high = detection.auroc_interval(member, score)
+            row = {"left": edges[b], "right": edges[b + 1], "value": values[chosen].mean()}
+            row |= {"n_samples": chosen.sum(), "auroc": detection.auroc(member, score)}
+            rows.append(row | {"auroc_low": low, "auroc_high": high})
+    return pd.DataFrame(rows)
