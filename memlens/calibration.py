@@ -168,3 +168,38 @@ def calibration_errors(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -
     _, correct = _confidence_and_correct(y_true, y_prob)
     values = {measure.__name__: measure(y_true, y_prob, n_bins) for measure in measures}
     return pd.Series({"accuracy": float(correct.mean()), **values}, name="value")
+
+
+def errors_by(
+    y_true: ArrayLike, y_prob: ArrayLike, groups: ArrayLike, n_bins: int = 15
+) -> pd.DataFrame:
+    """Accuracy and errors of each group of samples, such as a class, or the memorized and the rest.
+
+    Parameters
+    ----------
+    groups : (n_samples,), one label a sample without NaN
+        Where a group is chosen by what nets get wrong, as by memorization, a net that is perfectly
+        calibrated overall is overconfident in it: the group knows the labels, the net does not.
+
+    Returns
+    -------
+    DataFrame, index "group" (sorted)
+        n, overconfidence (mean confidence minus accuracy, [-1, 1], 0 is best), then the columns of
+        `calibration_errors`
+
+    Raises
+    ------
+    ValueError
+        If there is not one group a sample, or a group is NaN.
+    """
+    prob, labels = _checked_probabilities(y_prob), np.asarray(y_true)
+    groups = pd.Series(np.asarray(groups))
+    if groups.shape != prob.shape[:1] or groups.isna().any():
+        raise ValueError(f"groups have shape {groups.shape} with {int(groups.isna().sum())} NaN: "
+                         f"pass one for each of {len(prob)} samples")
+    confidence, correct = _confidence_and_correct(labels, prob)
+    rows = {}
+    for group, where in groups.groupby(groups).indices.items():
+        start = {"n": where.size, "overconfidence": (confidence - correct)[where].mean()}
+        rows[group] = start | calibration_errors(labels[where], prob[where], n_bins).to_dict()
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")

@@ -254,3 +254,38 @@ def test_bad_input_is_refused_with_its_name(function):
 def test_the_example_in_the_module_holds():
     result = doctest.testmod(calibration)
     assert result.attempted >= 1 and result.failed == 0
+
+
+def test_errors_by_group_are_those_of_each_group_alone():
+    rng = np.random.default_rng(0)
+    y_prob = rng.dirichlet(np.ones(4), size=200)
+    y_true, groups = rng.integers(4, size=200), rng.choice(["head", "tail"], size=200)
+    table = calibration.errors_by(y_true, y_prob, groups, n_bins=10)
+    assert table.index.tolist() == ["head", "tail"]
+    for group, row in table.iterrows():
+        own = groups == group
+        expected = calibration.calibration_errors(y_true[own], y_prob[own], n_bins=10)
+        pd.testing.assert_series_equal(row[expected.index], expected, check_names=False)
+        right = y_prob[own].argmax(1) == y_true[own]
+        gap = y_prob[own].max(1).mean() - right.mean()
+        assert row["overconfidence"] == pytest.approx(gap)
+        assert row["n"] == own.sum()
+    whole = calibration.errors_by(y_true, y_prob, np.zeros(200))
+    assert whole["ece"].item() == calibration.ece(y_true, y_prob)
+
+
+def test_groups_that_know_the_labels_make_a_calibrated_net_look_overconfident():
+    """What the docstring warns of: labels drawn from the net's own probabilities."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.5, 1, 20_000)
+    y_prob, y_true = np.column_stack([p, 1 - p]), (rng.random(20_000) > p).astype(int)
+    by_input = calibration.errors_by(y_true, y_prob, p > 0.75)
+    assert by_input["overconfidence"].abs().max() < 0.01
+    by_loss = calibration.errors_by(y_true, y_prob, y_prob[np.arange(20_000), y_true] < 0.4)
+    assert by_loss["overconfidence"][True] > 0.5
+
+
+@pytest.mark.parametrize("groups", [np.zeros(3), [0.0, np.nan]])
+def test_groups_that_do_not_fit_are_named(groups):
+    with pytest.raises(ValueError, match=r"groups have shape .* pass one for each of 2 samples"):
+        calibration.errors_by([0, 1], [[0.5, 0.5], [0.5, 0.5]], groups)
