@@ -134,6 +134,7 @@ def test_doubt_ids_stay_as_they_are_because_notebooks_name_them():
         "csg-table8-140-times", "csg-table8-trainings", "csg-fz-architecture", "csg-table1-samis",
         "csg-table1-exchanged", "csg-table6-forgetting",
         "csl-poster-learning-time", "cosine-of-a-constant",
+        "csg-table3-order", "csg-table9-lira-concave", "csg-a1-curvature-sign",
     ]  # fmt: skip
 
 
@@ -172,6 +173,27 @@ def test_doubt_the_csl_row_of_table_4_is_the_poster_shifted():
             late, early = means(table, dataset, method), means(poster, dataset, method)
             same = [late[n] == early[n] for n in (0.05, 0.1)]
             assert same == ([False, False] if method == "csl" else [True, True]), (dataset, method)
+
+
+def test_doubt_attacks_that_model_more_find_less_at_the_early_stop():
+    rows = paper.table("csg_table3_privacy", metric="auroc")
+    auroc = rows.pivot(index="attack", columns="checkpoint", values="mean_percent")
+    simple, modelled = ["mast", "calibrated_loss"], ["curvature", "lira"]
+    for stop in ("peak_stop", "val_loss_stop"):
+        assert auroc.loc[simple, stop].min() > auroc.loc[modelled, stop].max()
+    assert auroc.loc[simple, "last_epoch"].max() < auroc.loc[modelled, "last_epoch"].min()
+    named = auroc.loc[[*simple, *modelled], ["peak_stop", "last_epoch"]].to_numpy().ravel()
+    assert all_in(of("csg-table3-order"), *(f"{number:.1f}" for number in named))
+
+
+def test_doubt_the_rates_of_lira_are_no_concave_curve():
+    where = {"attack": "lira", "checkpoint": "last_epoch"}
+    low, high = (
+        value("csg_table9_tpr_at_low_fpr", "mean_percent", fpr=fpr, **where) for fpr in (1e-3, 1e-2)
+    )
+    assert low < high * 1e-3 / 1e-2  # the chord from the origin lies above the curve
+    mixed = high / 10
+    assert all_in(of("csg-table9-lira-concave"), f"{high:.1f} %", f"{low:.1f} %", f"{mixed:.1f} %")
 
 
 def test_doubt_confident_learning_collapses():
