@@ -5,7 +5,7 @@ is (n_samples,), finite, higher = more suspicious. Samples with one score share 
 curve, so that their order in the file plays no role.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -67,8 +67,14 @@ def fpr_at_tpr(y_true: ArrayLike, y_score: ArrayLike, tpr: float = 0.95) -> floa
 
 def tpr_at_fpr(y_true: ArrayLike, y_score: ArrayLike, fpr: float) -> float:
     """Highest true positive rate, [0, 1], of a threshold with at most this false positive rate."""
+    return float(tprs_at(y_true, y_score, [fpr])[0])
+
+
+def tprs_at(y_true: ArrayLike, y_score: ArrayLike, fprs: Sequence[float]) -> np.ndarray:
+    """`tpr_at_fpr` of several rates at once, (n_rates,): a ROC curve read off at chosen places."""
     false, true = steps(y_true, y_score)
-    return float(true[false / false[-1] <= _share("fpr", fpr)][-1] / true[-1])
+    allowed = [_share("fpr", fpr) for fpr in fprs]
+    return true[np.searchsorted(false / false[-1], allowed, side="right") - 1] / true[-1]
 
 
 def balanced_accuracy(y_true: ArrayLike, y_score: ArrayLike) -> float:

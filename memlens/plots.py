@@ -38,6 +38,9 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "val_loss": ("#882255", "^", "-"), "train_loss": ("#999933", "v", "--"),
     "peak": ("#332288", "o", "-"), "best_val": ("#882255", "^", "-."),
     "last": ("#44AA99", "s", "--"),
+    "lira": ("#CC6677", "o", "-"), "lira_offline": ("#CC6677", "D", ":"),
+    "lira_csg": ("#CC6677", "X", "--"), "mast": ("#AA4499", "s", "-."),
+    "calibrated_loss": ("#999933", "v", "--"), "yeom": ("#88CCEE", "<", "-"),
 }  # fmt: skip
 _OTHERS = (
     ("#332288", "o", "-"), ("#44AA99", "s", "--"), ("#882255", "^", "-."), ("#999933", "D", ":"),
@@ -45,7 +48,7 @@ _OTHERS = (
 )  # fmt: skip
 _WRITTEN = ["CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
             "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd",
-            "TracIn", "SAMIS", "SSFT"]  # fmt: skip
+            "TracIn", "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR"]  # fmt: skip
 
 
 def apply_style() -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from memlens.answers import Questions
 from memlens.data import Dataset, load
 from memlens.jobs import Job, train_many
 from memlens.proxies import extra_scores
 from memlens.recipes import Measure, Recipe
 from memlens.retrainings import KINDS
-from memlens.runs import Run
+from memlens.runs import CHECKPOINTS, Run
 from memlens.subsets import Sweep, subset_sweep
 
 
@@ -33,6 +34,9 @@ class Profile:
     keep: float  # share of the samples that each net of the sweep is trained on
     noise_rates: tuple[float, ...]  # of the papers' mislabel tables
     optimizers: Mapping[str, Mapping[str, Any]]  # changes to the recipe, by optimizer
+    questions: Questions  # what the nets that are attacked, and their shadows, are asked
+    n_shadows: int = 128
+    n_targets: int = 10
     measure: Measure = Measure(
         posthoc=True, curvature_probes=10, weight_gradients=True, logit_gradients=True
     )
@@ -79,6 +83,16 @@ class Profile:
         return subset_sweep(model or self.model, data, **(settings | changes))
 
 
+    def half_sweep(self, data: Dataset, **changes: Any) -> Sweep:
+        """Nets trained by the whole recipe on random halves: shadows and targets of attacks.
+
+        Half the samples are members of a net. See `privacy.stage`.
+        """
+        settings = {"n_models": self.n_shadows + self.n_targets, "keep": 0.5}
+        settings |= {"recipe": self.recipe, "questions": self.questions}
+        return self.sweep(data, **(settings | changes))
+
+
 PROFILES: dict[str, Profile] = {
     "digits": Profile(
         name="digits",
@@ -98,6 +112,11 @@ PROFILES: dict[str, Profile] = {
             "adagrad": {"optimizer": "adagrad", "lr": 1e-2},
             "rmsprop": {"optimizer": "rmsprop", "lr": 1e-3, "momentum": 0.0},
         },
+        questions=Questions(
+            stops=(*CHECKPOINTS, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 42, 48, 54),
+            views=("identity", "left", "right"),  # a flipped digit is another sign
+            curvature_draws=10,
+        ),
     ),
 }
 

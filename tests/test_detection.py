@@ -53,6 +53,15 @@ def test_operating_points_match_a_search_over_all_thresholds(ties, target):
         max(tpr for fpr, tpr in points if fpr <= target))
 
 
+def test_several_rates_are_read_off_at_once():
+    y_true, y_score = labels_and_score(ties=True)
+    rates = [0.5, 0, 0.013, 1]
+    each = [detection.tpr_at_fpr(y_true, y_score, rate) for rate in rates]
+    assert detection.tprs_at(y_true, y_score, rates).tolist() == each
+    with pytest.raises(ValueError, match="fpr is 1.5"):
+        detection.tprs_at(y_true, y_score, [0.1, 1.5])
+
+
 def test_operating_points_by_hand():
     y_true, y_score = [1, 1, 0, 1, 0], [5, 4, 3, 2, 1]
     assert detection.fpr_at_tpr(y_true, y_score) == 0.5  # the third positive costs one negative

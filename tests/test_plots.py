@@ -93,7 +93,10 @@ def test_colours_keep_their_meaning_and_are_doubled_by_a_marker_or_a_line():
     assert scores.isdisjoint(color for color, *_ in plots._OTHERS)
 
 
-NOT_SCORES = {"weight_norm", "input_gradient", "val_loss", "train_loss", "peak", "best_val", "last"}
+NOT_SCORES = {
+    "weight_norm", "input_gradient", "val_loss", "train_loss", "peak", "best_val", "last",
+    "lira", "lira_offline", "lira_csg", "mast", "calibrated_loss", "yeom",
+}  # fmt: skip
 
 
 def test_every_look_of_a_name_without_one_is_another_until_they_run_out():
