@@ -8,10 +8,12 @@ C-score and membership inference as well.
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from joblib import delayed
+from numpy.typing import ArrayLike
 
 from memlens import store
 from memlens.answers import Arrays, Questions, Stop, train_and_ask
@@ -110,6 +112,18 @@ def c_score(sweeps: Iterable["Sweep"]) -> pd.Series:
     return pd.concat(found, axis=1).mean(axis=1, skipna=False).rename("c_score")
 
 
+class HeldOut(NamedTuple):
+    """Predictions of nets for samples they were not trained on, a row a pair of net and sample.
+
+    sample (n_pairs,) is the position among the sweep's samples, y_true (n_pairs,) its label, logits
+    (n_pairs, n_classes) what the net says.
+    """
+
+    sample: np.ndarray
+    y_true: np.ndarray
+    logits: np.ndarray
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A finished sweep.
@@ -156,6 +170,17 @@ class Sweep:
     def memorization(self, n_models: int | None = None) -> pd.DataFrame:
         """`memorization` from the first ``n_models`` models (default: all)."""
         return memorization(self.masks[:n_models], self.correct[:n_models], self.index)
+
+    def held_out(self, stop: Stop = "last", models: ArrayLike | None = None) -> HeldOut:
+        """Predictions at a stop, first view, of the given models (default: all) for what they miss.
+
+        Thousands of honest predictions where a test set has hundreds; those for one sample come
+        from nets that differ in the rest of their data.
+        """
+        chosen = np.arange(len(self.masks)) if models is None else np.asarray(models)
+        out = ~self.masks[chosen]
+        y_true = np.broadcast_to(self.y_true, out.shape)[out]
+        return HeldOut(np.nonzero(out)[1], y_true, self.logits_at(stop)[chosen, 0][out])
 
     def c_score(self) -> pd.Series:
         """Held-out accuracy of each sample: see `c_score`, here at the one share of this sweep."""

@@ -192,6 +192,19 @@ def test_one_sweep_serves_memorization_and_the_c_score_too(by_heart):
         subsets.c_score([by_heart, replace(by_heart, index=by_heart.index + 1)])
 
 
+def test_held_out_predictions_are_those_of_nets_without_the_sample(by_heart):
+    pairs = by_heart.held_out("peak")
+    assert len(pairs.sample) == (~by_heart.masks).sum() == 44 * 100
+    k, logits = 0, by_heart.logits_at("peak")
+    for m, mask in enumerate(by_heart.masks):
+        for i in np.flatnonzero(~mask):
+            assert (pairs.sample[k], pairs.y_true[k]) == (i, by_heart.y_true[i])
+            assert np.array_equal(pairs.logits[k], logits[m, 0, i])
+            k += 1
+    some = by_heart.held_out("peak", models=[3, 5])
+    assert np.array_equal(some.logits, np.r_[pairs.logits[300:400], pairs.logits[500:600]])
+
+
 def test_a_sweep_asked_otherwise_is_another_piece(noise, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     short = {"n_models": 2, "recipe": Recipe(epochs=2), "n_jobs": 1}
