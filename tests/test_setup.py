@@ -65,7 +65,7 @@ def test_environment_yml_lists_what_pyproject_lists():
     *from_conda, pip = dependencies
     assert [name_of(text) for text in from_conda] == ["python", "pip"]
     first, *names, last = pip["pip"]
-    assert (first, last) == ("-c constraints.txt", "-e .[test,confident]")
+    assert (first, last) == ("-c constraints.txt", "-e .[test,confident,adversarial]")
     assert names == [name_of(text) for text in PROJECT["dependencies"]]
 
 
@@ -221,7 +221,7 @@ def test_uv_is_used_where_it_is_and_pip_where_it_is_not(setup_env, monkeypatch):
     assert setup_env.commands("auto")[1][1:4] == ["-m", "pip", "install"]
     for installer in ("uv", "pip"):
         what = setup_env.commands(installer)[1][-4:]
-        assert what == ["-c", "constraints.txt", "-e", ".[test,confident]"]
+        assert what == ["-c", "constraints.txt", "-e", ".[test,confident,adversarial]"]
 
 
 def test_an_old_python_is_told_what_is_needed(setup_env, monkeypatch):
