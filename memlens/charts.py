@@ -1,4 +1,4 @@
-"""Plots with names along an axis: heat maps, bars, forests; a row for each index entry, in order.
+"""Plots with names along an axis: heat maps, bars, forests, dots; a row an index entry, in order.
 
 Axes-level and in the look of `plots`: each takes axes and a table, draws the table, and returns
 the axes. They stay legible from two scores to forty: `listsize` gives a figure its height, and a
@@ -170,4 +170,24 @@ def forest(ax: Axes, frame: pd.DataFrame, *, zero: float = 0.0) -> Axes:
     ax.hlines(rows, frame["low"], frame["high"], color=INK, linewidth=1.2)
     ax.scatter(frame[effect], rows, 26, c=np.where(found, INK, "white"), edgecolor=INK, zorder=3)
     ax.set_xlabel(label_of(effect))
+    return ax
+
+
+def dots(
+    ax: Axes, mean: pd.DataFrame, std: pd.DataFrame | None = None, *, reference: float = 0.0
+) -> Axes:
+    """A dot for each cell, a row for each index entry, a look for each column, with a key.
+
+    The columns of a row stand one below the other; ``std``, of the same shape, is an error bar.
+    ``reference`` is a value to compare with, such as chance, drawn as a dashed line.
+    """
+    rows = _name_rows(ax, mean.index)
+    gap = 0.66 / mean.shape[1]
+    for i, name in enumerate(mean.columns):
+        look = style_of(str(name), i) | {"linestyle": "none"}
+        places = rows + gap * (i - (mean.shape[1] - 1) / 2)
+        ax.errorbar(mean[name], places, xerr=None if std is None else std[name].fillna(0), **look,
+                    elinewidth=0.9, label=label_of(name))
+    ax.axvline(reference, color=CHANCE, linestyle="--", linewidth=0.8, zorder=1)
+    ax.legend()
     return ax

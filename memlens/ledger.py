@@ -60,12 +60,13 @@ class Claim:
 
 
 def interval_text(interval: Interval) -> str:
-    """Write an interval, or the range of the values of several seeds.
+    """Write an interval, or the range of the values of several seeds, or of what else there is.
 
     Parameters
     ----------
     interval : str, tuple (low, high), or array-like of shape (n_seeds,)
-        A text stays as it is. A tuple is an interval; a list, array or Series has a value a seed.
+        A text stays as it is. A tuple is an interval; a list, array or Series has a value a seed,
+        or, if the index of a Series is named, a value of each of those: ``target``, say.
 
     Returns
     -------
@@ -95,7 +96,8 @@ def interval_text(interval: Interval) -> str:
         raise ValueError(f"a tuple is an interval (low, high), got {interval!r}")
     low, high = _rounded(values.min(), values.max(), bool((values == np.round(values)).all()))
     spread = low if low == high else f"{low} to {high}"
-    return spread if pair else f"{spread}, {len(values)} seed{'s' * (len(values) > 1)}"
+    unit = (interval.index.name if isinstance(interval, pd.Series) else None) or "seed"
+    return spread if pair else f"{spread}, {len(values)} {unit}{'s' * (len(values) > 1)}"
 
 
 def _rounded(low: float, high: float, whole: bool) -> tuple[str, str]:

@@ -203,10 +203,12 @@ def counts(values: ArrayLike, marked: ArrayLike | None = None, *, n_bins: int = 
     return frame.assign(n_marked=np.histogram(values[mask], bins=edges)[0])
 
 
-def histogram(ax: Axes, frame: pd.DataFrame, *, marked_label: str = "mislabelled") -> Axes:
-    """Draw a `counts` table on a log axis, with the marked samples hatched in orange."""
+def histogram(
+    ax: Axes, frame: pd.DataFrame, *, label: str = "all samples", marked_label: str = "mislabelled"
+) -> Axes:
+    """Draw a `counts` table on a log axis, with the marked ones hatched in orange."""
     width = frame["right"] - frame["left"]
-    ax.bar(frame["left"], frame["n"], width, align="edge", color=FILL, label="all samples")
+    ax.bar(frame["left"], frame["n"], width, align="edge", color=FILL, label=label)
     if frame["n_marked"].any():
         ax.bar(frame["left"], frame["n_marked"], width, align="edge", color=MARKED, hatch="////",
                edgecolor="white", linewidth=0, label=marked_label)

@@ -28,6 +28,7 @@ DRAWINGS = {
     "bars": (partial(charts.bars, printed="paper"), TABLE),
     "bars in groups": (partial(charts.bars, groups=dict.fromkeys(TABLE.index, "all")), TABLE),
     "forest": (charts.forest, EFFECTS),
+    "dots": (charts.dots, EFFECTS),
 }
 SCORES = [f"a_score_with_a_name_{i}" for i in range(35)]
 
@@ -251,3 +252,26 @@ def test_forest_takes_what_associations_gives(ax):
     table = metrics.associations(score, pd.DataFrame({"brightness": score + 1}), n_resamples=20)
     dots = charts.forest(ax, table).collections[1]
     assert dots.get_offsets()[0, 0] == pytest.approx(1)
+
+
+# dots ---------------------------------------------------------------------------------------------
+
+
+def test_dots_stand_at_their_values_one_below_the_other_with_their_spread(ax):
+    mean = pd.DataFrame({"peak": [0.5, 0.6], "last": [0.7, np.nan]}, index=["csg", "csl"])
+    std = pd.DataFrame({"peak": [0.1, 0.2], "last": [np.nan, 0.1]}, index=["csg", "csl"])
+    charts.dots(ax, mean, std, reference=0.5)
+    series = {c.get_label(): c for c in ax.containers}
+    assert list(series) == ["peak", "last"]
+    for name, widths in (("peak", [0.1, 0.2]), ("last", [0, np.nan])):
+        line, _, (error,) = series[name]
+        np.testing.assert_array_equal(np.array(line.get_xdata(), float), mean[name])
+        assert line.get_color() == plots.PALETTE[name][0]
+        ends = [segment[:, 0] if len(segment) else [np.nan] for segment in error.get_segments()]
+        found = [np.ptp(pair) / 2 for pair in ends]
+        np.testing.assert_allclose(found, widths, atol=1e-12)
+    first, second = (series[name][0].get_ydata() for name in ("peak", "last"))
+    assert (first < second).all() and (second - first < 1).all()  # in one row, top to bottom
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["CSG", "CSL"]
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in ax.lines)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["peak", "last"]
