@@ -157,13 +157,19 @@ def attack(
     }
 
 
-def judge(members: np.ndarray, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def judge(
+    members: np.ndarray, scores: Mapping[str, np.ndarray], *, pooled: bool = False
+) -> pd.DataFrame:
     """What each attack finds of each target.
 
     Parameters
     ----------
     members : ndarray (n_targets, n_samples), bool
     scores : mapping of ndarray (n_targets, n_samples), as `attack` returns them
+    pooled : bool
+        Judge all targets as one, called "all": with more non-members lower rates can be shown. One
+        threshold then serves all targets, which suits scores on one scale, as likelihood ratios
+        are; a sample counts once for each target.
 
     Returns
     -------
@@ -173,12 +179,16 @@ def judge(members: np.ndarray, scores: Mapping[str, np.ndarray]) -> pd.DataFrame
         the target has too few non-members to show it; tpr_at_0, found before the first false
         positive; finest_fpr, the lowest rate above 0 that the non-members can show.
     """
-    tables = [
-        detection.judge(member, pd.DataFrame({k: rows[t] for k, rows in scores.items()}),
-                        metrics=METRICS)
-        for t, member in enumerate(members)
-    ]  # fmt: skip
-    return pd.concat(dict(enumerate(tables)), names=["target", "attack"])
+    frames = {
+        target: pd.DataFrame({attack: rows[target] for attack, rows in scores.items()})
+        for target in range(len(members))
+    }
+    known = dict(enumerate(members))
+    if pooled:
+        frames = {"all": pd.concat(frames, ignore_index=True)}
+        known = {"all": members.ravel()}
+    tables = {k: detection.judge(known[k], frames[k], metrics=METRICS) for k in frames}
+    return pd.concat(tables, names=["target", "attack"])
 
 
 def audit(

@@ -157,6 +157,19 @@ def test_measures_say_what_the_samples_can_resolve():
     assert few[["tpr_at_0.0001", "tpr_at_0.001"]].isna().all() and few["finest_fpr"] == 1 / 700
 
 
+def test_pooled_targets_are_judged_as_one_and_resolve_more():
+    rng = np.random.default_rng(0)
+    members = rng.random((3, 400)) < 0.5
+    scores = {"attack": rng.normal(size=(3, 400)) + members}
+    table = privacy.judge(members, scores, pooled=True)
+    assert table.index.tolist() == [("all", "attack")]
+    row, score = table.iloc[0], scores["attack"].ravel()
+    assert row["auroc"] == pytest.approx(detection.auroc(members.ravel(), score))
+    assert row["tpr_at_0.01"] == pytest.approx(detection.tpr_at_fpr(members.ravel(), score, 0.01))
+    assert row["finest_fpr"] == 1 / (~members).sum()
+    assert row["finest_fpr"] < privacy.judge(members, scores)["finest_fpr"].min() / 2
+
+
 def test_auroc_by_groups_is_auroc_of_each_group():
     rng = np.random.default_rng(0)
     values, members = rng.random(300), rng.random((4, 300)) < 0.5
