@@ -4,7 +4,7 @@ An attack is a function ``(target, shadows) -> (n_samples,)``, float64, higher =
 member. The target is one net's answers about every sample, without a word on which samples it was
 trained on; the shadows are the answers of nets trained like it on subsets that are known.
 
-All attacks look at one number a view: the true-class logit phi = log p_y - log(1 - p_y), worked out
+Most look at one number a view: the log odds of the label, phi = log p_y - log(1 - p_y), worked out
 in float64 from the logits, where a softmax would have rounded p to 1. The loss is log(1 + e^-phi).
 """
 

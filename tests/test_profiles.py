@@ -53,6 +53,17 @@ def test_a_sweep_is_that_of_the_profile_unless_changed(short, tiny):
     assert torch.tensor(changed.masks).sum(1).tolist() == [30, 30]
 
 
+def test_the_half_sweep_has_the_profiles_targets_and_shadows(short, tiny):
+    asked = replace(ml.get_profile("digits").questions, stops=("last", 2), curvature_draws=1)
+    profile = replace(short, questions=asked, n_shadows=3, n_targets=2)
+    half = profile.half_sweep(tiny)
+    assert half.masks.shape == (5, 60)
+    assert (half.masks.sum(1) == 30).all()
+    assert half.origin["epochs"] == 3  # the whole recipe, not the sweep's
+    assert half.logits_at("last").shape == (5, 3, 60, 3)
+    assert ml.get_profile("digits").n_shadows >= 128
+
+
 def test_bad_requests_are_named():
     with pytest.raises(ValueError, match=r"unknown profile 'cifar'; known: digits"):
         ml.get_profile("cifar")
