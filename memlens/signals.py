@@ -171,14 +171,13 @@ def zero_order_curvature(
     The mean over draws of |l(x + u + v) - l(x + u - v) - l(x - u + v) + l(x - u - v)| / (4 h^2),
     with u and v vectors of random signs times h: each is an estimate of |u' H v| / h^2 (Ravikumar
     et al. 2024, Curvature Clues, who divide by 4 h, which changes no order). Four forward passes a
-    draw. The differences are of the order of h^2: with float32 inputs and h = 1e-3 they drown in
-    rounding, so pass float64.
+    draw. The differences are of the order of h^2: in float32 with h = 1e-3 they drown in rounding.
 
     Parameters
     ----------
     model : callable, (n, ...) -> logits (..., n, n_classes)
         One net, or several at once; the result has the leading axes of the logits.
-    x, y : Tensor (n, ...) and (n,)
+    x, y : Tensor (n, ...), float64, and (n,)
     n_draws : int
         Pairs of random directions to average over.
     step : float
@@ -188,6 +187,10 @@ def zero_order_curvature(
     """
     if n_draws < 1 or not step > 0:
         raise ValueError(f"n_draws={n_draws}, step={step}: expected at least one draw, step > 0")
+    if x.dtype != torch.float64:
+        raise TypeError(f"x is {x.dtype}: second differences need float64, in the model as well")
+    if isinstance(model, nn.Module):
+        warn_if_samples_touch(model)
     generator = torch.Generator().manual_seed(seed)
 
     def at(moved: Tensor) -> Tensor:

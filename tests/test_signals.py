@@ -253,7 +253,7 @@ def test_zero_order_curvature_of_a_quadratic_loss_is_that_of_its_hessian():
     assert not torch.allclose(found, expected.flip(0), rtol=0.1)
 
 
-def test_zero_order_curvature_is_the_second_differential_in_float64_only(smooth_net):
+def test_zero_order_curvature_is_the_second_differential(smooth_net):
     net, x, y = smooth_net
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randint(2, x.shape, generator=generator).double() * 2 - 1 for _ in range(2))
@@ -262,8 +262,16 @@ def test_zero_order_curvature_is_the_second_differential_in_float64_only(smooth_
     exact = (torch.autograd.grad(slope, leaf, v)[0] * u).flatten(1).sum(1).abs()
     found = signals.zero_order_curvature(net, x, y, n_draws=1)
     assert torch.allclose(found, exact, rtol=1e-3, atol=1e-6)
-    rounded = signals.zero_order_curvature(copy.deepcopy(net).float(), x.float(), y, n_draws=1)
+    # in float32 rounding is a large part of it, so that it is refused
+    single = copy.deepcopy(net).float()
+    moved = [x + a * 1e-3 * u + b * 1e-3 * v for a in (1, -1) for b in (1, -1)]
+    losses = [signals.loss(single(part.float()), y).detach().double() for part in moved]
+    rounded = (losses[0] - losses[1] - losses[2] + losses[3]).abs() / 4e-6
     assert (rounded - found).abs().median() > 0.01 * found.median()
+    with pytest.raises(TypeError, match="x is torch.float32: second differences need float64"):
+        signals.zero_order_curvature(single, x.float(), y)
+    with pytest.warns(UserWarning, match="train mode"):
+        signals.zero_order_curvature(nn.Sequential(net, nn.BatchNorm1d(CLASSES).double()), x, y)
 
 
 def test_zero_order_curvature_takes_several_nets_at_once_and_names_bad_input(smooth_net):
