@@ -19,6 +19,7 @@ from memlens.recipes import Recipe
 from memlens.runs import CHECKPOINTS
 from memlens.stopping import PeakDetector
 from memlens.together import Nets, train_together
+from memlens.training import thread_count
 
 Stop = str | int
 Arrays = dict[str, np.ndarray]
@@ -69,8 +70,14 @@ class Questions:
 
     def __post_init__(self) -> None:
         for name, found in (("stops", self.stops), ("views", self.views)):
-            if not found or len(set(found)) < len(found):
-                raise ValueError(f"{name} are {found}: pass at least one, each once")
+            if not isinstance(found, tuple) or not found or len(set(found)) < len(found):
+                raise ValueError(f"{name} are {found!r}: pass a tuple of one or more, each once")
+        wrong = [s for s in self.stops if type(s) not in (str, int)]  # a bool is no number here
+        if wrong or type(self.curvature_draws) is not int:
+            raise ValueError(
+                f"stops {wrong} or curvature_draws {self.curvature_draws!r} are neither names nor "
+                "whole numbers: pass int(...)"
+            )
         numbers = [stop for stop in self.stops if not isinstance(stop, str)]
         if unknown := ({*self.stops} - {*numbers, *CHECKPOINTS}) | {*self.views} - {*VIEWS}:
             known = ", ".join([*CHECKPOINTS, "a number of epochs"])
@@ -113,15 +120,18 @@ def train_and_ask(
     ------
     ValueError
         If a stop lies beyond the recipe's epochs; see also `together.train_together`.
+    FloatingPointError
+        If a training diverges.
     """
     if late := [s for s in questions.stops if not isinstance(s, str) and s > recipe.epochs]:
         raise ValueError(f"stops after {late} epochs; the recipe has {recipe.epochs}")
-    if questions.stops == ("last",):
-        train_together(nets, data, masks, recipe, seeds)
-        return _asked(nets, data, "last", questions, np.full(len(nets), recipe.epochs))
-    watch = _Watch(nets, data, recipe, questions)
-    train_together(nets, data, masks, recipe, seeds, after_epoch=watch.after_epoch)
-    return watch.finish()
+    with thread_count(recipe.threads):
+        if questions.stops == ("last",):
+            train_together(nets, data, masks, recipe, seeds)
+            return _asked(nets, data, "last", questions, np.full(len(nets), recipe.epochs))
+        watch = _Watch(nets, data, recipe, questions)
+        train_together(nets, data, masks, recipe, seeds, after_epoch=watch.after_epoch)
+        return watch.finish()
 
 
 class _Watch:
@@ -139,6 +149,7 @@ class _Watch:
         row = self._validate() | {"weight_norm": self.nets.weight_norms().numpy()}
         for name, values in row.items():
             self.history.setdefault(name, []).append(values)
+        _refuse_divergence(np.isfinite(row["weight_norm"]), len(self.history["val_loss"]))
         self._keep("peak", self._at_peak(row["weight_norm"]))
         earlier = self.history["val_loss"][:-1]
         lowest = np.min(earlier, axis=0) if earlier else np.inf
@@ -184,6 +195,14 @@ class _Watch:
         return self.arrays | history
 
 
+def _refuse_divergence(finite: np.ndarray, epoch: int) -> None:
+    if not finite.all():
+        raise FloatingPointError(
+            f"{(~finite).sum()} of {len(finite)} nets trained together have diverged by epoch "
+            f"{epoch}, the first is number {finite.argmin()}; lower the learning rate"
+        )
+
+
 def _asked(
     nets: Nets, data: Dataset, stop: Stop, questions: Questions, epochs: np.ndarray
 ) -> Arrays:
@@ -191,6 +210,7 @@ def _asked(
     views = questions.views if named else questions.views[:1]
     images = data.train.images
     logits = torch.stack([nets.predict(data, VIEWS[view](images)) for view in views], 1)
+    _refuse_divergence(logits.isfinite().flatten(1).all(1).numpy(), int(epochs.max()))
     found = {f"logits/{stop}": logits.numpy(), f"epochs/{stop}": epochs}
     if named and questions.curvature_draws:
         found[f"curvature/{stop}"] = curvature_of(nets, data, questions.curvature_draws).numpy()

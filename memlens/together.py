@@ -124,10 +124,12 @@ def train_together(
     Raises
     ------
     ValueError
-        If the nets have different numbers of samples, or the recipe augments.
+        If the nets have different numbers of samples, or the recipe augments or stops early.
     """
     if recipe.augment != "none":
         raise ValueError(f"nets train together on clean inputs; augment is {recipe.augment!r}")
+    if recipe.stop is not None:
+        raise ValueError(f"nets train together to the end; stop is {recipe.stop!r}: set it to None")
     if len(sizes := np.unique(masks.sum(1))) > 1:
         raise ValueError(f"nets have {sizes.tolist()} samples; group them by their number")
     nets.base.train()

@@ -120,8 +120,15 @@ def test_without_test_samples_there_is_a_peak_but_no_validation(tiny):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stops": ()}, r"stops are \(\): pass at least one"),
+        ({"stops": ()}, r"stops are \(\): pass a tuple of one or more"),
         ({"stops": ("last", "last")}, "each once"),
+        ({"stops": "last"}, "stops are 'last': pass a tuple"),
+        ({"views": "identity"}, "views are 'identity': pass a tuple"),
+        ({"stops": ("last", 1.5)}, r"stops \[1.5\] .* are neither names nor whole numbers"),
+        ({"stops": (True,)}, r"stops \[True\]"),
+        ({"stops": (None,)}, r"stops \[None\]"),
+        ({"stops": (np.int64(1),)}, r"pass int\(...\)"),
+        ({"curvature_draws": 2.5}, r"curvature_draws 2.5 are neither"),
         ({"stops": ("peek",)}, r"unknown: peek; stops are peak, best_val, last, a number"),
         ({"views": ("identity", "tilt")}, r"unknown: tilt; .*views identity, flip"),
         ({"stops": (0,)}, r"stops \[0\].* a net stops after 1 epoch or more"),
@@ -136,3 +143,26 @@ def test_questions_that_make_no_sense_are_named(options, message):
 def test_a_stop_beyond_the_training_is_named(tiny):
     with pytest.raises(ValueError, match=r"stops after \[15\] epochs; the recipe has 14"):
         asked("mlp", tiny, Questions((15,)))
+
+
+@pytest.mark.parametrize("questions", [Questions(), Questions(("peak", "last"))])
+def test_nets_that_diverge_are_named(tiny, questions):
+    with pytest.raises(FloatingPointError, match=r"\d of 3 nets .* diverged by epoch .* is number"):
+        asked("mlp", tiny, questions, replace(RECIPE, lr=1e12))
+
+
+def test_the_peak_is_called_with_the_patience_of_the_recipe(tiny, monkeypatch):
+    """A norm that rises again: patience 2 calls the first peak, patience 5 the second."""
+    norms = iter([1, 3, 2, 2.5, 2.6, 4, 3, 3, 3, 3, 3, 3, 3, 3] * 2)
+    monkeypatch.setattr(Nets, "weight_norms", lambda nets: torch.full((len(nets),), next(norms)))
+    found = [asked("mlp", tiny, Questions(("peak",)), replace(RECIPE, patience=p)) for p in (2, 5)]
+    assert [f["epochs/peak"].tolist() for f in found] == [[2, 2, 2], [6, 6, 6]]
+
+
+def test_the_weights_kept_are_copies(tiny):
+    """Asked at a peak that lies before the end, the answers differ from those at the end."""
+    found = asked("mlp", tiny, Questions(("peak", "last")))
+    early = found["epochs/peak"] < 14
+    assert early.any()
+    same = (found["logits/peak"] == found["logits/last"]).all(axis=(1, 2, 3))
+    assert not same[early].any()

@@ -146,5 +146,7 @@ def test_bad_input_is_named(double, masks):
     uneven[1, np.flatnonzero(~masks[1])[0]] = True
     with pytest.raises(ValueError, match=r"nets have \[42, 43\] samples; group them"):
         trained("mlp", double, uneven, SHORT, SEEDS)
+    with pytest.raises(ValueError, match=r"to the end; stop is 'weight_norm': set it to None"):
+        trained("mlp", double, masks, replace(SHORT, stop="weight_norm"), SEEDS)
     with pytest.raises(ValueError, match=r"clean inputs; augment is 'crop'"):
         trained("mlp", double, masks, replace(SHORT, augment="crop"), SEEDS)
