@@ -65,7 +65,8 @@ def deepfool(
     Raises
     ------
     ValueError
-        If samples lie outside the bounds, or an option is below what makes sense.
+        If samples lie outside the bounds, an option is below what makes sense, or the net answers
+        NaN.
     """
     if n_steps < 0 or overshoot < 0 or n_candidates < 1 or n_bisections < 0:
         raise ValueError(
@@ -76,7 +77,7 @@ def deepfool(
     x = x.detach()
     moved, total = x.clone(), torch.zeros_like(x)
     with torch.no_grad():
-        logits = model(x)
+        logits = _finite(model(x))
     right = logits.argmax(1) == y
     rivals = logits.scatter(1, y[:, None], -torch.inf)
     rivals = rivals.topk(min(n_candidates, logits.shape[1] - 1)).indices  # (n, k)
@@ -101,6 +102,12 @@ def _check_bounds(x: Tensor, bounds: tuple[float, float]) -> None:
             f"samples range from {x.min():.4g} to {x.max():.4g}, outside the bounds {bounds}: "
             "scale them, or the pixel_max of their Dataset, to the bounds"
         )
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise ValueError("the net's logits are NaN or infinite: did its training diverge?")
+    return logits
 
 
 def _right(model: Logits, x: Tensor, y: Tensor) -> Tensor:
@@ -173,7 +180,8 @@ def adversarial_distance(
     ImportError
         If foolbox is asked for and cannot be imported; the message says how to install it.
     ValueError
-        If the attack is unknown, or pixels lie outside of 0 to ``data.pixel_max``.
+        If the attack is unknown, pixels lie outside of 0 to ``data.pixel_max``, or the net answers
+        NaN.
     """
     warn_if_samples_touch(net)
     samples = data.train if samples is None else samples
@@ -241,7 +249,8 @@ def _by_foolbox(
     y: Tensor,
 ) -> Tensor:
     _check_bounds(x, (0, 1))
-    found, right = x.clone(), _right(model, x, y)
+    with torch.no_grad():
+        found, right = x.clone(), _finite(model(x)).argmax(1) == y
     if right.any():
         wrapped = foolbox.PyTorchModel(_Module(model).eval(), bounds=(0, 1), device=x.device)
         _, moved, success = attack(wrapped, x[right], y[right], epsilons=None)

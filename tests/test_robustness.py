@@ -443,3 +443,14 @@ def test_foolbox_is_found_without_a_warning_and_where_there_is_no_git(foolbox):
         env=bare,
     )
     assert done.stdout.strip() == "foolbox", done.stderr
+
+
+@pytest.mark.parametrize("attack", ["deepfool", "DDNAttack"])
+def test_a_net_that_answers_nan_is_refused_and_not_called_wrong(tiny, attack):
+    if attack != "deepfool":
+        pytest.importorskip("foolbox")
+    net = models.build("mlp", 3, (1, 8, 8)).eval()
+    with torch.no_grad():
+        net[1].weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite: did its training diverge"):
+        robustness.adversarial_distance(net, tiny, attack=attack)
