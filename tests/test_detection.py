@@ -88,6 +88,19 @@ def test_balanced_accuracy_is_that_of_the_best_threshold():
     assert detection.balanced_accuracy([0, 1, 0], [1, 2, 3]) == 0.75
 
 
+def test_equal_error_accuracy_is_taken_where_both_errors_are_nearest():
+    y_true, y_score = labels_and_score()
+    rates = rates_of_all_thresholds(y_true, y_score)
+    fpr, tpr = min(rates, key=lambda point: abs(point[0] + point[1] - 1))
+    found = detection.equal_error_accuracy(y_true, y_score)
+    assert found == pytest.approx((tpr + 1 - fpr) / 2, abs=2 / 60)  # ties of the distance
+    assert found <= detection.balanced_accuracy(y_true, y_score)
+    # a lopsided curve: one positive in two is found at once, the others come last
+    lopsided = [1, 1, 0, 0, 0, 0, 1, 1], [8, 7, 6, 5, 4, 3, 2, 1]
+    assert detection.balanced_accuracy(*lopsided) == 0.75
+    assert detection.equal_error_accuracy(*lopsided) == 0.5  # at FPR and TPR of one half
+
+
 def test_precision_at_counts_the_top():
     y_true, y_score = [1, 0, 1, 1, 0, 0, 0, 0, 0, 0], np.arange(10, 0, -1)
     assert detection.precision_at(y_true, y_score, 0.1) == 1
