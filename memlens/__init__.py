@@ -26,13 +26,14 @@ calibration  reliability table, ECE, MCE, MSCE, UCE
 checks       what a measure takes: finite vectors of one length, frames of them
 metrics      similarity with bootstrap intervals, bins, fits, associations
 detection    how well a score finds what was planted: AUROC, average precision, rates
+shadows      what an attacker has: answers of a target, and of shadow nets
 attacks      membership inference: was this sample trained on?
 privacy      attacks staged from a sweep, and judged at low false positive rates
 robustness   how far a sample is from the nearest one that the net gets wrong
 paper        the printed tables, ours beside theirs, verdicts
 ledger       all claims of all notebooks in one table, and the README's copy of it
 plots        axes-level plots, one palette
-charts       plots with names along an axis: heat maps, bars, forests
+charts       plots with names along an axis: heat maps, bars, forests, dots
 profiles     which data set, nets and recipes a notebook runs with
 page         what a notebook opens: its profile, figures, facts and claims
 finished     executed notebooks as files, and which need not be run again
@@ -65,8 +66,8 @@ _ROOMS = (
     "store", "data", "models", "signals", "weightgrads", "recorder", "stopping", "scores",
     "recipes", "probes", "runs", "training", "jobs", "together", "answers", "subsets",
     "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
-    "detection", "attacks", "privacy", "robustness", "paper", "ledger", "plots", "charts",
-    "profiles", "page", "finished", "reproduce",
+    "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
+    "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -14,7 +14,8 @@ import pandas as pd
 
 from memlens import detection
 from memlens.answers import Stop
-from memlens.attacks import ATTACKS, Attack, Shadows, Target
+from memlens.attacks import ATTACKS, NEED_CURVATURE, Attack
+from memlens.shadows import Shadows, Target
 from memlens.subsets import Sweep
 
 N_SHADOWS = 64  # as the CSG paper, A.1
@@ -64,8 +65,10 @@ def stage(
             f"{n_targets} targets and {n_shadows} shadows of a sweep of {n_nets} nets: ask for at "
             "least one target, four shadows, and no net twice"
         )
-    origin, first = dict(sweep.origin) | {"stop": stop}, n_nets - n_targets
     logits, curvature = _answers(sweep, stop, views)
+    shown = tuple(sweep.questions.views if views is None else views)[: logits.shape[1]]
+    asked = {"stop": stop, "views": shown, "curvature_draws": sweep.questions.curvature_draws}
+    origin, first = dict(sweep.origin) | asked, n_nets - n_targets
     targets = [Target(logits[t], sweep.y_true, origin, curvature[t]) for t in range(first, n_nets)]
     if shadows_at is not None:
         logits, curvature = _answers(sweep, shadows_at, views)
@@ -78,9 +81,12 @@ def _answers(
     sweep: Sweep, stop: Stop, views: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray | list[None]]:
     logits, asked = sweep.logits_at(stop), sweep.questions.views
+    asked = asked if isinstance(stop, str) else asked[:1]
     if views is not None:
         if unknown := [view for view in views if view not in asked]:
-            raise ValueError(f"views {unknown} were not asked; there are: {', '.join(asked)}")
+            raise ValueError(
+                f"views {unknown} were not asked at {stop!r}; there are: {', '.join(asked)}"
+            )
         logits = logits[:, [asked.index(view) for view in views]]
     return logits, sweep.arrays.get(f"curvature/{stop}", [None] * len(logits))
 
@@ -124,6 +130,7 @@ def _tpr_at(fpr: float) -> Callable[[np.ndarray, np.ndarray], float]:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "auroc": detection.auroc,
     "balanced_accuracy": detection.balanced_accuracy,
+    "equal_error_accuracy": detection.equal_error_accuracy,
     **{f"tpr_at_{fpr:g}": _tpr_at(fpr) for fpr in FPRS},
     "tpr_at_0": lambda member, y_score: detection.tpr_at_fpr(member, y_score, 0.0),
     "finest_fpr": lambda member, _: 1 / float((np.asarray(member) == 0).sum()),
@@ -150,7 +157,7 @@ def attack(
     check_leak(members, shadows)
     if attacks is None:
         bent = all(asked.curvature is not None for asked in (shadows, *targets))
-        attacks = {k: f for k, f in ATTACKS.items() if bent or not k.startswith("curvature")}
+        attacks = {k: f for k, f in ATTACKS.items() if bent or f not in NEED_CURVATURE}
     return {
         name: np.stack([one(target, shadows) for target in targets])
         for name, one in attacks.items()
@@ -169,16 +176,24 @@ def judge(
     pooled : bool
         Judge all targets as one, called "all": with more non-members lower rates can be shown. One
         threshold then serves all targets, which suits scores on one scale, as likelihood ratios
-        are; a sample counts once for each target.
+        are. A sample counts once for each target: an interval has to draw samples, not pairs.
 
     Returns
     -------
     DataFrame, index (target, attack)
-        auroc and balanced_accuracy (of the best threshold), both in [0, 1], 0.5 = no leak;
+        auroc, balanced_accuracy (of the best threshold) and equal_error_accuracy (of the threshold
+        the papers take), all in [0, 1], 0.5 = no leak;
         tpr_at_0.0001 and so on, the share of members found at such a false positive rate, NaN where
         the target has too few non-members to show it; tpr_at_0, found before the first false
         positive; finest_fpr, the lowest rate above 0 that the non-members can show.
+
+    Raises
+    ------
+    ValueError
+        If scores and members do not have one shape.
     """
+    if wrong := {k: rows.shape for k, rows in scores.items() if rows.shape != members.shape}:
+        raise ValueError(f"members have shape {members.shape}, scores {wrong}: pass one shape")
     frames = {
         target: pd.DataFrame({attack: rows[target] for attack, rows in scores.items()})
         for target in range(len(members))
@@ -229,8 +244,15 @@ def auroc_by(
     -------
     DataFrame, a row a bin with both members and others: left, right, value (mean), n_samples,
     auroc, auroc_low, auroc_high (95 %: see `detection.auroc_interval`; the same sample in several
-    targets counts each time)
+    targets counts each time, so that a bin of few, unequal samples gets too narrow bounds)
+
+    Raises
+    ------
+    ValueError
+        If the edges do not rise.
     """
+    if len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"edges are {edges}: pass two or more that rise")
     bins = np.searchsorted(edges, values, side="right") - 1
     bins[values == edges[-1]] = len(edges) - 2
     rows = []

@@ -82,7 +82,6 @@ class Profile:
         settings = {"n_models": self.sweep_models, "keep": self.keep, "recipe": self.sweep_recipe}
         return subset_sweep(model or self.model, data, **(settings | changes))
 
-
     def half_sweep(self, data: Dataset, **changes: Any) -> Sweep:
         """Nets trained by the whole recipe on random halves: shadows and targets of attacks.
 

@@ -115,8 +115,8 @@ def c_score(sweeps: Iterable["Sweep"]) -> pd.Series:
 class HeldOut(NamedTuple):
     """Predictions of nets for samples they were not trained on, a row a pair of net and sample.
 
-    sample (n_pairs,) is the position among the sweep's samples, y_true (n_pairs,) its label, logits
-    (n_pairs, n_classes) what the net says.
+    sample (n_pairs,), int64, is the position among the sweep's samples; y_true (n_pairs,), int64,
+    its label; logits (n_pairs, n_classes), float32, what the net says.
     """
 
     sample: np.ndarray

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from memlens.data import Dataset
     from memlens.runs import Run
+    from memlens.shadows import Shadows, Target
 
 SCRATCH = pytest.StashKey[Path]()
 
@@ -173,3 +174,27 @@ def flipped() -> "tuple[Run, pd.DataFrame, np.ndarray]":
     run = ml.train("mlp", data, recipe, measure)
     extra = ml.extra_scores("mlp", [data], recipe, seeds=[0], n_jobs=1)[0]
     return run, ml.every_score(run, extra), data.train.is_noisy.numpy()
+
+
+@pytest.fixture(scope="session")
+def scene() -> "Callable[..., tuple[Target, Shadows]]":
+    """Makes a target and shadows with logits that know their members, a little."""
+    return _scene
+
+
+def _scene(n_models=24, n_views=2, n_samples=50, n_classes=4, seed=0):
+    import numpy as np
+
+    from memlens.shadows import Shadows, Target
+
+    origin = {"model": "mlp", "epochs": 60, "keep": 0.5, "stop": "last"}
+    rng = np.random.default_rng(seed)
+    y = rng.integers(n_classes, size=n_samples)
+    masks = rng.random((n_models + 1, n_samples)) < 0.5
+    masks[:2], masks[2:4] = True, False  # at least two shadows on either side
+    logits = rng.normal(scale=2, size=(n_models + 1, n_views, n_samples, n_classes))
+    logits += 3 * (np.arange(n_classes) == y[:, None]) * (0.5 + masks)[:, None, :, None]
+    logits = logits.astype(np.float32)
+    bent = rng.lognormal(size=(n_models + 1, n_samples)) / (1 + masks)
+    shadows = Shadows(masks[:-1], logits[:-1], y, origin, bent[:-1])
+    return Target(logits[-1], y, origin, bent[-1]), shadows

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import memlens as ml
-from memlens import attacks, detection, privacy, store, subsets
+from memlens import attacks, detection, privacy, shadows, store, subsets
 from memlens.answers import Questions
 from memlens.recipes import Recipe
 from memlens.subsets import subset_masks
@@ -76,9 +76,9 @@ def test_nets_that_memorize_nothing_leak_nothing(noise):
                    after_epoch=redraw)  # fmt: skip
     logits = nets.predict(noise).numpy()[:, None]
     first, y, origin = N_NETS - 12, noise.train.labels.numpy(), {"labels": "redrawn"}
-    shadows = attacks.Shadows(masks[:first], logits[:first], y, origin)
-    targets = [attacks.Target(logits[t], y, origin) for t in range(first, N_NETS)]
-    scene = privacy.Stage(targets, masks[first:], shadows)
+    nets_known = shadows.Shadows(masks[:first], logits[:first], y, origin)
+    targets = [shadows.Target(logits[t], y, origin) for t in range(first, N_NETS)]
+    scene = privacy.Stage(targets, masks[first:], nets_known)
     for name, rows in privacy.attack(scene).items():
         low, high = detection.auroc_interval(scene.members.ravel(), rows.ravel(), confidence=0.999)
         assert low < 0.5 < high, name
@@ -92,13 +92,13 @@ def test_a_net_that_knows_more_leaks_more(by_heart):
 
 
 def test_the_stage_is_set_from_one_sweep_and_no_net_plays_twice(by_heart):
-    targets, members, shadows = privacy.stage(by_heart, "peak", n_targets=3, n_shadows=24)
+    targets, members, known = privacy.stage(by_heart, "peak", n_targets=3, n_shadows=24)
     assert np.array_equal(members, by_heart.masks[-3:])
-    assert np.array_equal(shadows.masks, by_heart.masks[:24])
-    assert np.array_equal(shadows.logits, by_heart.logits_at("peak")[:24])
+    assert np.array_equal(known.masks, by_heart.masks[:24])
+    assert np.array_equal(known.logits, by_heart.logits_at("peak")[:24])
     assert np.array_equal(targets[0].logits, by_heart.logits_at("peak")[-3])
     assert np.array_equal(targets[2].curvature, by_heart.arrays["curvature/peak"][-1])
-    assert targets[0].origin["stop"] == shadows.origin["stop"] == "peak"
+    assert targets[0].origin["stop"] == known.origin["stop"] == "peak"
     assert targets[0].origin["weight_decay"] == 1e-4
     one = privacy.stage(by_heart, views=["left"], n_targets=1, n_shadows=24)
     assert np.array_equal(one.shadows.logits[:, 0], by_heart.logits_at("last")[:24, 1])
@@ -236,5 +236,67 @@ def test_a_stage_that_cannot_be_set_is_named(by_heart):
         privacy.stage(by_heart, n_targets=40, n_shadows=8)
     with pytest.raises(ValueError, match="nothing was asked at 'best_val'"):
         privacy.stage(by_heart, "best_val", **SETTING)
-    with pytest.raises(ValueError, match=r"views \['flip'\] were not asked; there are: identity"):
+    with pytest.raises(ValueError, match=r"views \['flip'\] were not asked at 'last'; .* identity"):
         privacy.stage(by_heart, views=["flip"], **SETTING)
+    with pytest.raises(ValueError, match=r"views \['left'\] were not asked at 1; .* identity"):
+        privacy.stage(by_heart, 1, views=["identity", "left"], **SETTING)
+    with pytest.raises(ValueError, match="4 targets and 3 shadows"):
+        privacy.stage(by_heart, n_targets=4, n_shadows=3)
+
+
+def test_shadows_asked_in_other_views_are_refused(by_heart):
+    here, there = (privacy.stage(by_heart, views=[v], **SETTING) for v in ("identity", "left"))
+    with pytest.raises(ValueError, match=r"views is \('identity',\) in the target, \('left',\)"):
+        attacks.lira(here.targets[0], there.shadows)
+
+
+def test_scores_and_edges_that_do_not_fit_are_named():
+    members, scores = np.eye(2, 4, dtype=bool), np.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"members have shape \(2, 4\), scores .*\(3, 4\)"):
+        privacy.judge(members, {"attack": scores})
+    with pytest.raises(ValueError, match="two or more that rise"):
+        privacy.auroc_by(np.zeros(4), members, scores[:2], np.array([1.0, 0.0]))
+
+
+def test_a_rate_that_one_false_alarm_makes_can_be_shown():
+    """A thousand others show 1e-3, with one false alarm; 999 do not."""
+    for n_others, shown in ((1000, True), (999, False)):
+        member = np.r_[np.ones(10, bool), np.zeros(n_others, bool)][None]
+        score = np.r_[np.full(10, 0.5), 1.0, np.zeros(n_others - 1)][None]
+        rate = privacy.judge(member, {"attack": score})["tpr_at_0.001"].item()
+        assert rate == 1 if shown else np.isnan(rate)
+
+
+def test_values_on_an_edge_fall_to_its_right():
+    values = np.array([0.0, 0.5, 0.5, 0.5, 1.0, 1.0])
+    members = np.array([[1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]], dtype=bool)
+    table = privacy.auroc_by(values, members, members.astype(float), np.array([0, 0.5, 1]))
+    assert table["n_samples"].tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"n_models": 3}, {"keep": 0.5}])
+def test_what_shapes_a_sweep_is_in_its_key(noise, tmp_path, monkeypatch, change):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    setting = {"n_models": 2, "recipe": Recipe(epochs=1), "n_jobs": 1}
+    first = ml.subset_sweep("mlp", noise, **setting)
+    other = ml.subset_sweep("mlp", noise, **(setting | change))
+    assert len(list(store.Store().folder.iterdir())) == 2
+    assert not np.array_equal(first.logits, other.logits)
+
+
+def test_every_room_that_a_sweep_passes_through_is_in_its_key():
+    """`answers` imports what trains and stops the nets; `stopping` decides where."""
+    assert {"stopping", "answers", "together", "training"} <= set(subsets._ROOMS)
+
+
+def test_a_sweep_with_stops_does_not_depend_on_its_processes(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    questions = Questions(("peak", "best_val", "last", 1), ("identity", "left"), 1)
+    found = []
+    for n in (1, 2):
+        monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n)))
+        setting = {"n_models": 4, "recipe": Recipe(epochs=3), "questions": questions}
+        found.append(ml.subset_sweep("mlp_bn", noise, n_jobs=n, **setting).arrays)
+    assert found[0].keys() == found[1].keys()
+    for name, array in found[0].items():
+        assert np.array_equal(array, found[1][name], equal_nan=True), name
