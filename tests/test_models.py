@@ -8,8 +8,8 @@ from memlens import models
 COUNTS = {"mlp": 64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10}
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_every_model_maps_images_to_logits(name):
+@pytest.mark.parametrize("name", sorted(models.SMALL))
+def test_every_small_model_maps_images_to_logits(name):
     net = models.build(name, 10, (1, 8, 8))
     assert net(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
     assert models.build(name, 7, (3, 12, 12))(torch.zeros(2, 3, 12, 12)).shape == (2, 7)
@@ -36,5 +36,6 @@ def test_a_builder_of_your_own_is_a_plain_function():
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown model 'resnet'; known: mlp, .*small_cnn"):
+    known = ", ".join(sorted(models.MODELS))
+    with pytest.raises(ValueError, match=rf"unknown model 'resnet'; known: {known}$"):
         models.build("resnet", 10, (1, 8, 8))

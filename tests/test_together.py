@@ -38,7 +38,7 @@ def masks():
     return subset_masks(3, 60, 0.7)  # 42 samples: the last batch is short
 
 
-@pytest.mark.parametrize("model", sorted(models.MODELS))
+@pytest.mark.parametrize("model", sorted(models.SMALL))
 @pytest.mark.parametrize("sam_rho", [0.0, 0.05])
 def test_nets_trained_together_equal_nets_trained_alone(double, masks, train_alone, model, sam_rho):
     """Weights, and batch norm's running statistics: each net has its own."""

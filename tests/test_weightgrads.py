@@ -118,7 +118,7 @@ def batch_norm_of_sequences():
 
 
 NETS = {
-    **{name: lambda name=name: models.build(name, CLASSES, SHAPE) for name in models.MODELS},
+    **{name: lambda name=name: models.build(name, CLASSES, SHAPE) for name in models.SMALL},
     "convolutions": convolutions,
     "in_place": in_place,
     "normalised_layers": normalised_layers,
