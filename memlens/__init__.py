@@ -2,42 +2,44 @@
 
 The rooms, from the ground up; each imports only from those above it:
 
-store        where finished work lies, written so that a kill leaves the old state or the new one
-data         ``Samples`` and ``Dataset``: images and labels that you can see and edit; ``load``
-models       plain functions ``(n_classes, in_shape) -> nn.Module``
-signals      per-sample quantities as pure functions: loss, gradients, margin, curvature
-weightgrads  per-sample norms of the weight gradient, without the gradients themselves
-recorder     ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
-stopping     online detection of the peak of the weight norm or the mean input gradient
-scores       every score as a pure function of a trace, with its metadata: the catalogue
-recipes      ``Recipe``, ``Measure``, the optimizers
-probes       what is measured after an epoch: signals post-hoc, curvature, gradients
-runs         ``Run``: what one training leaves
-training     the one training loop, ``train``
-jobs         ``train_many``: trainings done once, side by side, and found again in the store
-together     many small nets trained in one batched pass
-answers      what nets trained together answer about every sample: at which stop, in which view
-subsets      many models on random subsets: Feldman-Zhang memorization with standard errors
-retrainings  the extra trainings that some scores need: folds, a second split, repeats
-proxies      the scores that need more trainings: SAMIS, SSFT, confident learning, means of runs
-costs        the catalogue of all scores, and what each of them costs
-duplicates   planted pairs, and a finder of exact and near duplicates
-calibration  reliability table, ECE, MCE, MSCE, UCE
-checks       what a measure takes: finite vectors of one length, frames of them
-metrics      similarity with bootstrap intervals, bins, fits, associations
-detection    how well a score finds what was planted: AUROC, average precision, rates
-shadows      what an attacker has: answers of a target, and of shadow nets
-attacks      membership inference: was this sample trained on?
-privacy      attacks staged from a sweep, and judged at low false positive rates
-robustness   how far a sample is from the nearest one that the net gets wrong
-paper        the printed tables, ours beside theirs, verdicts
-ledger       all claims of all notebooks in one table, and the README's copy of it
-plots        axes-level plots, one palette
-charts       plots with names along an axis: heat maps, bars, forests, dots
-profiles     which data set, nets and recipes a notebook runs with
-page         what a notebook opens: its profile, figures, facts and claims
-finished     executed notebooks as files, and which need not be run again
-reproduce    the main job: papermill over the notebooks in order
+store          where finished work lies, written so that a kill leaves the old state or the new one
+data           ``Samples`` and ``Dataset``: images and labels that you can see and edit; ``load``
+architectures  the papers' nets: ResNet, SmallInception, VGG, DenseNet, MobileNet
+vit            the papers' vision transformer
+models         plain functions ``(n_classes, in_shape) -> nn.Module``
+signals        per-sample quantities as pure functions: loss, gradients, margin, curvature
+weightgrads    per-sample norms of the weight gradient, without the gradients themselves
+recorder       ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
+stopping       online detection of the peak of the weight norm or the mean input gradient
+scores         every score as a pure function of a trace, with its metadata: the catalogue
+recipes        ``Recipe``, ``Measure``, the optimizers
+probes         what is measured after an epoch: signals post-hoc, curvature, gradients
+runs           ``Run``: what one training leaves
+training       the one training loop, ``train``
+jobs           ``train_many``: trainings done once, side by side, and found again in the store
+together       many small nets trained in one batched pass
+answers        what nets trained together answer about every sample: at which stop, in which view
+subsets        many models on random subsets: Feldman-Zhang memorization with standard errors
+retrainings    the extra trainings that some scores need: folds, a second split, repeats
+proxies        the scores that need more trainings: SAMIS, SSFT, confident learning, means of runs
+costs          the catalogue of all scores, and what each of them costs
+duplicates     planted pairs, and a finder of exact and near duplicates
+calibration    reliability table, ECE, MCE, MSCE, UCE
+checks         what a measure takes: finite vectors of one length, frames of them
+metrics        similarity with bootstrap intervals, bins, fits, associations
+detection      how well a score finds what was planted: AUROC, average precision, rates
+shadows        what an attacker has: answers of a target, and of shadow nets
+attacks        membership inference: was this sample trained on?
+privacy        attacks staged from a sweep, and judged at low false positive rates
+robustness     how far a sample is from the nearest one that the net gets wrong
+paper          the printed tables, ours beside theirs, verdicts
+ledger         all claims of all notebooks in one table, and the README's copy of it
+plots          axes-level plots, one palette
+charts         plots with names along an axis: heat maps, bars, forests, dots
+profiles       which data set, nets and recipes a notebook runs with
+page           what a notebook opens: its profile, figures, facts and claims
+finished       executed notebooks as files, and which need not be run again
+reproduce      the main job: papermill over the notebooks in order
 
 Names are loaded on first use, so ``import memlens`` costs nothing.
 """
@@ -63,9 +65,9 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "models", "signals", "weightgrads", "recorder", "stopping", "scores",
-    "recipes", "probes", "runs", "training", "jobs", "together", "answers", "subsets",
-    "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
+    "store", "data", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
+    "stopping", "scores", "recipes", "probes", "runs", "training", "jobs", "together", "answers",
+    "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
     "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
     "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip

@@ -14,8 +14,8 @@ from memlens.runs import Run
 from memlens.training import train
 
 _ROOMS = (
-    "data", "models", "signals", "weightgrads", "recorder", "stopping", "recipes", "probes", "runs",
-    "training",
+    "data", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
+    "stopping", "recipes", "probes", "runs", "training",
 )  # fmt: skip
 
 

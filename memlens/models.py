@@ -7,6 +7,8 @@ from math import prod
 import torch
 from torch import nn
 
+from memlens import architectures, vit
+
 Builder = Callable[[int, tuple[int, ...]], nn.Module]
 
 
@@ -50,7 +52,16 @@ SMALL: dict[str, Builder] = {
     "small_cnn": small_cnn,
     "small_cnn_bn": partial(small_cnn, batch_norm=True),
 }
-MODELS: dict[str, Builder] = {**SMALL}
+MODELS: dict[str, Builder] = {
+    **SMALL,
+    "resnet18": architectures.resnet18,
+    "resnet50": architectures.resnet50,
+    "vgg13_bn": architectures.vgg13_bn,
+    "densenet121": architectures.densenet121,
+    "mobilenet_v2": architectures.mobilenet_v2,
+    "small_inception": architectures.small_inception,
+    "vit_medium": vit.vit_medium,
+}
 
 
 def build(
@@ -66,7 +77,8 @@ def build(
     Raises
     ------
     ValueError
-        If the name is unknown; the message lists the known ones.
+        If the name is unknown, and the message lists the known ones; if the net cannot take images
+        of this size, and the message says which it can.
     """
     if isinstance(model, str):
         if model not in MODELS:

@@ -33,8 +33,8 @@ Arrays = dict[str, np.ndarray]
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
 _ROOMS = (
-    "data", "models", "signals", "weightgrads", "scores", "recipes", "training", "together",
-    "retrainings",
+    "data", "architectures", "vit", "models", "signals", "weightgrads", "scores",
+    "recipes", "training", "together", "retrainings",
 )  # fmt: skip
 
 

@@ -28,8 +28,8 @@ from memlens.together import Nets
 TOGETHER = 50
 SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
 _ROOMS = (
-    "data", "models", "signals", "stopping", "recipes", "training", "together", "answers",
-    "subsets",
+    "data", "architectures", "vit", "models", "signals", "stopping", "recipes", "training",
+    "together", "answers", "subsets",
 )  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """Nets from names and seeds."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from memlens import models
+from memlens import jobs, models, retrainings, subsets
 
 COUNTS = {"mlp": 64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10}
 
@@ -39,3 +42,19 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
     known = ", ".join(sorted(models.MODELS))
     with pytest.raises(ValueError, match=rf"unknown model 'resnet'; known: {known}$"):
         models.build("resnet", 10, (1, 8, 8))
+
+
+@pytest.mark.parametrize("room", [jobs, retrainings, subsets])
+def test_finished_work_is_known_by_the_code_of_every_net(room):
+    homes = {getattr(builder, "func", builder).__module__ for builder in models.MODELS.values()}
+    assert homes == {f"memlens.{home}" for home in ("models", "architectures", "vit")}
+    assert {home.removeprefix("memlens.") for home in homes} <= set(room._ROOMS)
+
+
+def test_small_nets_do_not_wait_for_torchvision():
+    code = (
+        "import sys; from memlens import models; models.build('mlp', 2, (1, 8, 8))\n"
+        "print('torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
