@@ -59,14 +59,15 @@ class Claim:
     verdict: str
 
 
-def interval_text(interval: Interval) -> str:
+def interval_text(interval: Interval, of: str = "seed") -> str:
     """Write an interval, or the range of the values of several seeds, or of what else there is.
 
     Parameters
     ----------
     interval : str, tuple (low, high), or array-like of shape (n_seeds,)
-        A text stays as it is. A tuple is an interval; a list, array or Series has a value a seed,
-        or, if the index of a Series is named, a value of each of those: ``target``, say.
+        A text stays as it is. A tuple is an interval; a list, array or Series has a value a seed.
+    of : str
+        What there is a value of, if not of each seed: "target", say.
 
     Returns
     -------
@@ -96,8 +97,7 @@ def interval_text(interval: Interval) -> str:
         raise ValueError(f"a tuple is an interval (low, high), got {interval!r}")
     low, high = _rounded(values.min(), values.max(), bool((values == np.round(values)).all()))
     spread = low if low == high else f"{low} to {high}"
-    unit = (interval.index.name if isinstance(interval, pd.Series) else None) or "seed"
-    return spread if pair else f"{spread}, {len(values)} {unit}{'s' * (len(values) > 1)}"
+    return spread if pair else f"{spread}, {len(values)} {of}{'s' * (len(values) > 1)}"
 
 
 def _rounded(low: float, high: float, whole: bool) -> tuple[str, str]:

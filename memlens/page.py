@@ -146,6 +146,8 @@ class Page:
         measured: str,
         holds: bool | Sequence[bool],
         interval: Interval = "",
+        *,
+        of: str = "seed",
     ) -> None:
         """Print ``source: verdict`` and enter the claim in the ledger.
 
@@ -161,8 +163,11 @@ class Page:
             Whether it holds, or whether each of its parts does; see `paper.verdict`.
         interval : str, tuple (low, high), or array-like of shape (n_seeds,)
             The spread of what was measured; see `ledger.interval_text`.
+        of : str
+            What the values of an array are of, if not of each seed.
         """
-        place, words = paper.split_source(source), (interval_text(interval), paper.verdict(holds))
+        place = paper.split_source(source)
+        words = interval_text(interval, of), paper.verdict(holds)
         self._enter(source, Claim("claim", *place, statement, measured, *words))
 
     def doubt(
@@ -171,6 +176,8 @@ class Page:
         ours: str,
         bears_out: bool | Sequence[bool] | None,
         interval: Interval = "",
+        *,
+        of: str = "seed",
     ) -> None:
         """Print ``name: verdict`` and enter what our runs say about a doubt.
 
@@ -182,7 +189,7 @@ class Page:
             What was measured, with its numbers, or why it cannot be.
         bears_out : bool, sequence of bool or None
             Whether our runs show it too; None: they cannot tell. See `paper.doubt_verdict`.
-        interval : str, tuple (low, high), or array-like of shape (n_seeds,)
+        interval, of
             As in `claim`.
         """
         listed = paper.doubts().set_index("id")
@@ -191,7 +198,7 @@ class Page:
         if not ours.strip():
             raise ValueError(f"doubt {name!r}: say what our runs show, or why they cannot tell")
         papers, text = listed.loc[name, ["paper", "doubt"]]
-        words = interval_text(interval), paper.doubt_verdict(bears_out)
+        words = interval_text(interval, of), paper.doubt_verdict(bears_out)
         self._enter(name, Claim("doubt", papers, name, text, ours, *words))
 
     def _enter(self, shown: str, entry: Claim) -> None:

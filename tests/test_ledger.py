@@ -56,7 +56,6 @@ def left(figures, capsys):
         ((0.7634, 0.8012), "0.76 to 0.80"),
         ([0.7634, 0.7988, 0.7712], "0.76 to 0.80, 3 seeds"),
         (np.array([0.7634, 0.8012]), "0.76 to 0.80, 2 seeds"),  # no interval: a value a seed
-        (pd.Series([1, 4]).rename_axis("target"), "1 to 4, 2 targets"),
         (pd.Series([0.7634, 0.8012], index=["b", "a"]), "0.76 to 0.80, 2 seeds"),
         ((-0.0041, 0.0123), "-0.004 to 0.012"),
         ((-0.0004, 0.0123), "0.000 to 0.012"),  # no minus before a zero
@@ -75,6 +74,11 @@ def left(figures, capsys):
 )
 def test_intervals_are_written_with_the_digits_that_their_width_allows(interval, expected):
     assert interval_text(interval) == expected
+
+
+def test_values_of_something_else_than_seeds_say_of_what():
+    assert interval_text([1, 4], of="target") == "1 to 4, 2 targets"
+    assert interval_text((1, 4), of="target") == "1 to 4"
 
 
 @pytest.mark.parametrize(
