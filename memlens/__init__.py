@@ -3,7 +3,8 @@
 The rooms, from the ground up; each imports only from those above it:
 
 store          where finished work lies, written so that a kill leaves the old state or the new one
-data           ``Samples`` and ``Dataset``: images and labels that you can see and edit; ``load``
+data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
+imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked
 architectures  the papers' nets: ResNet, SmallInception, VGG, DenseNet, MobileNet
 vit            the papers' vision transformer
 models         plain functions ``(n_classes, in_shape) -> nn.Module``
@@ -50,7 +51,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "data", "Dataset": "data", "Samples": "data",
+    "load": "imagesets", "load_fz": "imagesets", "Dataset": "data", "Samples": "data",
     "build": "models",
     "Recorder": "recorder", "Trace": "recorder",
     "catalogue": "costs",
@@ -65,9 +66,10 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
-    "stopping", "scores", "recipes", "probes", "runs", "training", "jobs", "together", "answers",
-    "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
+    "store", "data", "imagesets", "architectures", "vit", "models", "signals", "weightgrads",
+    "recorder", "stopping", "scores", "recipes", "probes", "runs", "training", "jobs", "together",
+    "answers", "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "checks",
+    "metrics",
     "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
     "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from memlens.answers import Questions
-from memlens.data import Dataset, load
+from memlens.data import Dataset
+from memlens.imagesets import load
 from memlens.jobs import Job, train_many
 from memlens.proxies import extra_scores
 from memlens.recipes import Measure, Recipe

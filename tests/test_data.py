@@ -7,13 +7,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
-from memlens import data as room
-from memlens.data import Dataset, Samples, augment, from_arrays, load
+from memlens.data import Dataset, Samples, augment, from_arrays, load_digits
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits")
+    return load_digits()
 
 
 def samples(n=6, **changes):
@@ -40,7 +39,7 @@ def test_digits_are_scikit_learns_in_original_order(digits):
 def test_the_split_is_stratified_and_fixed(digits):
     shares = [torch.bincount(p.labels) / len(p) for p in (digits.train, digits.test)]
     assert (shares[0] - shares[1]).abs().max() < 0.002
-    assert torch.equal(load("digits").train.index, digits.train.index)
+    assert torch.equal(load_digits().train.index, digits.train.index)
 
 
 def test_normalise_maps_white_to_one(digits):
@@ -164,13 +163,7 @@ def test_bad_data_sets_are_refused():
         Dataset("x", good, good, tuple("abc")).with_noise(10)
 
 
-def test_an_unknown_data_set_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown data set 'digit'; known: .*digits"):
-        load("digit")
-
-
 def test_data_are_editable_copies(digits):
     darker = replace(digits.train, images=digits.train.images // 2)
     assert int(digits.train.images.max()) == 16
     assert int(darker.images.max()) == 8
-    assert room.LOADERS["digits"] is room.load_digits

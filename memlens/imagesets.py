@@ -1,0 +1,275 @@
+"""Data sets by name: digits, and the papers' image sets with what is known of them checked.
+
+An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or else downloaded
+there through torchvision. Scores and published memorization are joined by position, so that the
+order of a file matters as much as its pixels: both are checked, and a file that fails is refused.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from memlens import store
+from memlens.data import Dataset, from_arrays, load_digits
+
+Arrays = dict[str, np.ndarray]
+PARTS = ("train", "test")
+MEAN_TOLERANCE = 5e-4  # of a channel's mean in [0, 1]: the published means have four digits
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an image set, whoever wrote the file.
+
+    Attributes
+    ----------
+    torchvision : str, the class in ``torchvision.datasets`` that downloads it
+    shape : tuple, of an image: (height, width) or (height, width, 3)
+    counts : samples of each class in train and in test, one number where all classes have as many
+    first : the first eight labels of train and of test
+    labels_sha256 : of all labels as uint8, 16 hex digits, train and test; None where not known
+    mean : of the training pixels in [0, 1], one a channel
+    class_names : tuple of str
+    """
+
+    torchvision: str
+    shape: tuple[int, ...]
+    counts: tuple[tuple[int, ...] | int, tuple[int, ...] | int]
+    first: tuple[tuple[int, ...], tuple[int, ...]]
+    labels_sha256: tuple[str, str] | None
+    mean: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# First labels, class counts and label checksums of MNIST, Fashion-MNIST and CIFAR-100 were computed
+# from copies in the original order (of 82 training images of that CIFAR-100 only the class is sure,
+# which no check here sees). Those of CIFAR-10 are as widely printed; it has no checksum of labels.
+SETS: dict[str, Facts] = {
+    "mnist": Facts(
+        "MNIST", (28, 28),
+        ((5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+         (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)),
+        ((5, 0, 4, 1, 9, 2, 1, 3), (7, 2, 1, 0, 4, 1, 4, 9)),
+        ("1feba77c54802fa5", "ddeff807876a9661"), (0.1307,), tuple("0123456789"),
+    ),
+    "fashion_mnist": Facts(
+        "FashionMNIST", (28, 28), (6000, 1000),
+        ((9, 0, 0, 3, 0, 2, 7, 2), (9, 2, 1, 1, 6, 1, 4, 6)),
+        ("657fbd221bfc9f41", "3d0e6c6ea990b53b"), (0.2860,),
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+         "Ankle boot"),
+    ),
+    "cifar10": Facts(
+        "CIFAR10", (32, 32, 3), (5000, 1000),
+        ((6, 9, 9, 4, 1, 1, 2, 7), (3, 8, 8, 0, 6, 6, 1, 6)), None, (0.4914, 0.4822, 0.4465),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": Facts(
+        "CIFAR100", (32, 32, 3), (500, 100),
+        ((19, 29, 0, 11, 1, 86, 90, 28), (49, 33, 72, 51, 71, 92, 15, 14)),
+        ("9f11b9f97aad759b", "4dad7d09c7c97d33"), (0.5071, 0.4865, 0.4409),
+        _words("""apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+        bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach
+        couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house
+        kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+        mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+        plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew
+        skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+        telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
+        woman worm"""),
+    ),
+}  # fmt: skip
+LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+
+
+def load(name: str) -> Dataset:
+    """A data set by name, in its original order.
+
+    Image sets are standardised: a net's input has mean 0 and standard deviation 1 in each channel
+    of the training images. Digits are not.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or a file is not what it should be; the message says what to do.
+    FileNotFoundError
+        If the set is not there and cannot be downloaded; the message says where to put it.
+    """
+    if name in LOADERS:
+        return LOADERS[name]()
+    if name not in SETS:
+        known = ", ".join(sorted([*LOADERS, *SETS]))
+        raise ValueError(f"unknown data set {name!r}; known: {known}")
+    path, facts = store.data_dir() / f"{name}.npz", SETS[name]
+    arrays = read_npz(path) if path.exists() else download(name, path)
+    check(arrays, facts, str(path) if path.exists() else f"the download of {name}")
+    parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
+    return from_arrays(name, *parts, class_names=facts.class_names)
+
+
+def as_images(x: np.ndarray) -> np.ndarray:
+    """Images (n, height, width) or (n, height, width, 3) as (n, channels, height, width)."""
+    return x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def read_npz(path: Path) -> Arrays:
+    """The arrays of a file; nothing in it is unpickled.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, is no .npz, holds Python objects, or lacks one of the arrays
+        x_train, y_train, x_test, y_test.
+    """
+    arrays = _plain_arrays(path)
+    needed = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
+    if missing := [name for name in needed if name not in arrays]:
+        raise ValueError(f"{path} has no {', '.join(missing)}; it has: {', '.join(arrays)}")
+    return arrays
+
+
+def _plain_arrays(path: Path) -> Arrays:
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is damaged, or no .npz of plain arrays; put a "
+            "good copy in its place"
+        ) from error
+
+
+def download(name: str, path: Path) -> Arrays:
+    """The arrays of an image set, as torchvision downloads it into the data folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that fails; the message says which file to put where.
+    """
+    from torchvision import datasets  # it takes a second, which other data sets do not pay
+
+    kind, arrays = getattr(datasets, SETS[name].torchvision), {}
+    try:
+        for part in PARTS:
+            found = kind(root=str(path.parent), train=part == "train", download=True)
+            arrays |= {f"x_{part}": np.asarray(found.data), f"y_{part}": np.asarray(found.targets)}
+    except (OSError, RuntimeError) as error:  # no network, a bad checksum, no space
+        raise FileNotFoundError(
+            f"{name} is not at {path}, and cannot be downloaded ({error}); put a file there with "
+            "the arrays x_train, y_train, x_test, y_test (uint8 images, labels, original order), "
+            "or set MEMLENS_DATA to a folder that has it"
+        ) from error
+    return arrays
+
+
+def check(arrays: Arrays, facts: Facts, source: str) -> None:
+    """Compare images and labels with what is known of them.
+
+    Raises
+    ------
+    ValueError
+        Naming the source, what was found, and what was expected.
+    """
+    for i, part in enumerate(PARTS):
+        problem = _problem(arrays[f"x_{part}"], arrays[f"y_{part}"], facts, i)
+        if problem:
+            raise ValueError(
+                f"{source}, {part} part: {problem}. It is another set, altered, or in another "
+                "order; scores could not be traced to its images: put the original in its place"
+            )
+
+
+def _problem(x: np.ndarray, y: np.ndarray, facts: Facts, part: int) -> str:
+    """What is wrong with a part (0: train, 1: test); nothing: an empty text."""
+    n_classes = len(facts.class_names)
+    counts = np.broadcast_to(facts.counts[part], n_classes)
+    if x.dtype != np.uint8 or x.shape != (counts.sum(), *facts.shape):
+        return f"images are {x.dtype} {x.shape}, expected uint8 {(int(counts.sum()), *facts.shape)}"
+    if y.shape != (len(x),) or y.dtype.kind not in "iu":
+        return f"labels are {y.dtype} {y.shape}, expected whole numbers ({len(x)},)"
+    if y.min() < 0 or y.max() >= n_classes:
+        return f"labels go from {y.min()} to {y.max()}, expected 0 to {n_classes - 1}"
+    if not np.array_equal(found := np.bincount(y, minlength=n_classes), counts):
+        return f"classes have {found.tolist()} samples, expected {counts.tolist()}"
+    if tuple(y[: len(facts.first[part])].tolist()) != facts.first[part]:
+        return f"the first labels are {y[:8].tolist()}, expected {list(facts.first[part])}"
+    if facts.labels_sha256 and _sha(y) != facts.labels_sha256[part]:
+        return "the labels' checksum differs"
+    mean = x.reshape(len(x), -1, len(facts.mean)).mean(axis=(0, 1)) / 255
+    if part == 0 and np.abs(mean - facts.mean).max() > MEAN_TOLERANCE:
+        return f"the mean of the pixels is {mean.round(4).tolist()}, expected {list(facts.mean)}"
+    return ""
+
+
+def _sha(y: np.ndarray) -> str:
+    return hashlib.sha256(y.astype(np.uint8).tobytes()).hexdigest()[:16]
+
+
+def load_fz(data: Dataset, path: Path | None = None) -> pd.Series:
+    """Published Feldman-Zhang memorization of the training samples of an image set.
+
+    Parameters
+    ----------
+    data : Dataset
+        Whose training samples are scored; the scores go to them by their original index.
+    path : Path, optional
+        An .npz with ``tr_mem`` (n,), as the authors' site has it, and optionally ``tr_labels``
+        (n,). By default ``<name>_infl_matrix.npz`` or ``<name>_fz.npz`` in the data folder. Where
+        ``<name>.npz`` there has ``order_certain_train`` (n,), bool, samples of uncertain order get
+        NaN.
+
+    Returns
+    -------
+    Series, index "index" (original)
+        Memorization in [-1, 1], higher = more memorized.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; the message says where to put it.
+    ValueError
+        If the set is unknown, or the file damaged, without ``tr_mem``, of another length or with
+        other labels than the set, or has values outside [-1, 1].
+    """
+    if data.name not in SETS:
+        raise ValueError(f"nothing is published for {data.name!r}; known: {', '.join(SETS)}")
+    folder = store.data_dir()
+    usual = [folder / f"{data.name}_{end}.npz" for end in ("infl_matrix", "fz")]
+    places = [path] if path else usual
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no published memorization of {data.name} at {' or '.join(map(str, places))}; put the "
+            "authors' file there"
+        )
+    values = _checked_scores(_plain_arrays(found), data, found)
+    own = folder / f"{data.name}.npz"
+    certain = _plain_arrays(own).get("order_certain_train") if own.exists() else None
+    values = values if certain is None else np.where(certain, values, np.nan)
+    index = data.train.index.numpy()
+    return pd.Series(values[index], index=pd.Index(index, name="index"), name="memorization")
+
+
+def _checked_scores(kept: Arrays, data: Dataset, path: Path) -> np.ndarray:
+    n = int(np.sum(np.broadcast_to(SETS[data.name].counts[0], data.n_classes)))
+    values = np.asarray(kept.get("tr_mem", []), dtype=np.float64)
+    if values.shape != (n,):
+        raise ValueError(f"{path} has tr_mem of shape {values.shape}, {data.name} needs ({n},)")
+    if np.nanmin(values) < -1 or np.nanmax(values) > 1:
+        raise ValueError(f"{path} has memorization outside [-1, 1]: {np.nanmin(values):.3g} to "
+                         f"{np.nanmax(values):.3g}")
+    own = data.train.clean_labels.numpy()
+    if "tr_labels" in kept and (wrong := kept["tr_labels"][data.train.index.numpy()] != own).any():
+        raise ValueError(f"{path} has other labels than {data.name} for {wrong.sum()} samples, the "
+                         f"first at {wrong.argmax()}: its order is another")
+    return values
