@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,14 +168,20 @@ from memlens import __main__, store
 store.root = lambda: pathlib.Path({str(folder.parent)!r})
 sys.exit(__main__.main(["reproduce"]))
 """
-    job = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not (folder / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    job.send_signal(signal.SIGINT)
-    _, shown = job.communicate(timeout=30)
+    # A shell starts what runs in its background with interrupts ignored, and children inherit it.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as job:
+        deadline = time.monotonic() + 60
+        while not (folder / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        job.send_signal(signal.SIGINT)
+        try:
+            _, shown = job.communicate(timeout=30)
+        finally:
+            job.kill()
     assert job.returncode == 130, shown
     assert "memlens: stopped" in shown
     assert "Traceback" not in shown
