@@ -103,13 +103,13 @@ def check_leak(members: np.ndarray, shadows: Shadows) -> None:
         If a mask is a target's or its complement, or if the share of shadows that hold a sample
         tells a target's members better than chance, by more than 6 standard errors.
     """
+    share = shadows.masks.mean(axis=0)
     for number, member in enumerate(members):
         for name, mask in (("members", member), ("non-members", ~member)):
             if (same := (shadows.masks == mask).all(axis=1)).any():
                 raise ValueError(
                     f"shadow {same.argmax()} was trained on exactly the {name} of target {number}"
                 )
-        share = shadows.masks.mean(axis=0)
         if np.ptp(share) and 0 < member.sum() < member.size:
             likeness = np.corrcoef(share, member)[0, 1]
             if abs(likeness) * np.sqrt(member.size) > _LEAK:
@@ -137,9 +137,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def attack(
-    scene: Stage, attacks: Mapping[str, Attack] | None = None
-) -> dict[str, np.ndarray]:  # fmt: skip
+def attack(scene: Stage, attacks: Mapping[str, Attack] | None = None) -> dict[str, np.ndarray]:
     """Scores of each attack on each target, (n_targets, n_samples), higher = member.
 
     Parameters
