@@ -5,6 +5,7 @@ The rooms, from the ground up; each imports only from those above it:
 store          where finished work lies, written so that a kill leaves the old state or the new one
 data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
 imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked
+published      what others published about their samples: memorization
 architectures  the papers' nets: ResNet, SmallInception, VGG, DenseNet, MobileNet
 vit            the papers' vision transformer
 models         plain functions ``(n_classes, in_shape) -> nn.Module``
@@ -51,7 +52,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "imagesets", "load_fz": "imagesets", "Dataset": "data", "Samples": "data",
+    "load": "imagesets", "load_fz": "published", "Dataset": "data", "Samples": "data",
     "build": "models",
     "Recorder": "recorder", "Trace": "recorder",
     "catalogue": "costs",
@@ -66,12 +67,11 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "imagesets", "architectures", "vit", "models", "signals", "weightgrads",
-    "recorder", "stopping", "scores", "recipes", "probes", "runs", "training", "jobs", "together",
-    "answers", "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "checks",
-    "metrics",
-    "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
-    "charts", "profiles", "page", "finished", "reproduce",
+    "store", "data", "imagesets", "published", "architectures", "vit", "models", "signals",
+    "weightgrads", "recorder", "stopping", "scores", "recipes", "probes", "runs", "training",
+    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
+    "calibration", "checks", "metrics", "detection", "shadows", "attacks", "privacy", "robustness",
+    "paper", "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -80,6 +80,59 @@ def ax(house_style: None) -> "Axes":
     return plt.subplots()[1]
 
 
+@pytest.fixture(params=[True, False], ids=["colour", "grey"])
+def pets(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> "tuple[dict[str, np.ndarray], Path]":
+    """An image set that ``load`` knows as "pets", and its file in a data folder of its own."""
+    import numpy as np
+
+    from memlens import imagesets
+
+    found = _pets(colour=request.param)
+    monkeypatch.setenv("MEMLENS_DATA", str(tmp_path))
+    monkeypatch.setitem(imagesets.SETS, "pets", _facts_of(found))
+    np.savez(tmp_path / "pets.npz", **found)
+    return found, tmp_path / "pets.npz"
+
+
+def _pets(colour):
+    """Thirty training and nine test images of three classes, as many of each."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = (6, 6, 3) if colour else (6, 6)
+    return {
+        "x_train": rng.integers(256, size=(30, *shape), dtype=np.uint8),
+        "y_train": rng.permutation(np.repeat(np.arange(3), 10)),
+        "x_test": rng.integers(256, size=(9, *shape), dtype=np.uint8),
+        "y_test": rng.permutation(np.repeat(np.arange(3), 3)),
+    }
+
+
+def _facts_of(found):
+    """Facts as they would be written down for these arrays."""
+    import hashlib
+
+    from memlens.imagesets import Facts
+
+    def digest(values):
+        return hashlib.sha256(values.astype("uint8").tobytes()).hexdigest()[:16]
+
+    x, parts = found["x_train"], ("train", "test")
+    pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
+    return Facts(
+        torchvision="CIFAR10",
+        shape=x.shape[1:],
+        counts=(10, 3),
+        first=tuple(tuple(found[f"y_{part}"][:8].tolist()) for part in parts),
+        labels_sha256=tuple(digest(found[f"y_{part}"]) for part in parts),
+        mean=tuple((pixels.mean(0) / 255).round(4).tolist()),
+        class_names=("cat", "dog", "owl"),
+        images_sha256=tuple(digest(found[f"x_{part}"]) for part in parts),
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny() -> "Dataset":
     """Sixty zeros, ones and twos: small enough for trainings by the slowest of loops."""

@@ -1,4 +1,4 @@
-"""Image sets read, checked and refused; published memorization joined to them."""
+"""Image sets read, checked and refused."""
 
 import os
 import pickle
@@ -11,47 +11,7 @@ import torch
 import memlens as ml
 from memlens import imagesets
 from memlens.data import load_digits
-from memlens.imagesets import SETS, Facts, load, load_fz
-
-NAMES = ("cat", "dog", "owl")
-
-
-def arrays(colour=True, seed=0):
-    """Thirty training and nine test images of three classes, three of ten each."""
-    rng = np.random.default_rng(seed)
-    shape = (6, 5, 3) if colour else (6, 5)
-    return {
-        "x_train": rng.integers(256, size=(30, *shape), dtype=np.uint8),
-        "y_train": rng.permutation(np.repeat(np.arange(3), 10)),
-        "x_test": rng.integers(256, size=(9, *shape), dtype=np.uint8),
-        "y_test": rng.permutation(np.repeat(np.arange(3), 3)),
-    }
-
-
-def facts_of(found):
-    """Facts as they would be written down for these arrays."""
-    x = found["x_train"]
-    pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
-    return Facts(
-        torchvision="CIFAR10",
-        shape=x.shape[1:],
-        counts=(10, 3),
-        first=tuple(tuple(found[f"y_{part}"][:8].tolist()) for part in ("train", "test")),
-        labels_sha256=tuple(imagesets._sha(found[f"y_{part}"]) for part in ("train", "test")),
-        mean=tuple((pixels.mean(0) / 255).round(4).tolist()),
-        class_names=NAMES,
-    )
-
-
-@pytest.fixture(params=[True, False], ids=["colour", "grey"])
-def pets(request, tmp_path, monkeypatch):
-    """A small set that is known by name, and its file in a data folder of its own."""
-    monkeypatch.setenv("MEMLENS_DATA", str(tmp_path))
-    found = arrays(request.param)
-    monkeypatch.setitem(SETS, "pets", facts_of(found))
-    path = tmp_path / "pets.npz"
-    np.savez(path, **found)
-    return found, path
+from memlens.imagesets import SETS, load
 
 
 def test_a_file_is_loaded_in_its_order(pets):
@@ -63,7 +23,8 @@ def test_a_file_is_loaded_in_its_order(pets):
         assert torch.equal(samples.images, x)
         assert samples.labels.tolist() == found[f"y_{part}"].tolist()
         assert samples.index.tolist() == list(range(len(x)))
-    assert data.class_names == NAMES and data.name == "pets" and data.pixel_max == 255
+    assert data.class_names == ("cat", "dog", "owl")
+    assert data.name == "pets" and data.pixel_max == 255
     inputs = data.normalise(data.train.images).transpose(0, 1).flatten(1).double()
     assert torch.allclose(inputs.mean(1), torch.zeros(1).double(), atol=1e-6)
     assert torch.allclose(inputs.std(1), torch.ones(1).double(), atol=1e-6)
@@ -91,9 +52,9 @@ def later_swap(y):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("x_train", lambda x: x[:-1], r"images are uint8 \(29, .* expected uint8 \(30, 6, 5"),
+        ("x_train", lambda x: x[:-1], r"images are uint8 \(29, .* expected uint8 \(30, 6, 6"),
         ("x_train", lambda x: x.astype(np.float32), "images are float32"),
-        ("x_test", lambda x: x[:, :-1], r"test part: images are uint8 \(9, 5, 5"),
+        ("x_test", lambda x: x[:, :-1], r"test part: images are uint8 \(9, 5, 6"),
         ("x_train", lambda x: (x // 2).astype(np.uint8), "the mean of the pixels is"),
         ("y_train", lambda y: y[:-1], r"labels are int64 \(29,\), expected whole numbers \(30,\)"),
         ("y_train", lambda y: y.astype(float), "labels are float64"),
@@ -109,6 +70,53 @@ def test_another_order_or_another_set_is_refused(pets, name, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load("pets")
     assert str(path) in str(error.value) and "put the original in its place" in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    "change", [swapped, lambda x: x[::-1], lambda x: x.swapaxes(1, 2)], ids=["two", "all", "turned"]
+)
+def test_images_under_the_labels_of_others_are_refused(pets, part, change):
+    found, path = pets
+    x = found[f"x_{part}"]
+    np.savez(path, **(found | {f"x_{part}": change(x)}))
+    with pytest.raises(ValueError, match=f"{part} part: the images' checksum differs"):
+        load("pets")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        (lambda x: swapped(x, 0, len(x) - 1), r"\[0\]"),
+        (lambda x: x[::-1], r"\[0, "),
+        (lambda x: x.swapaxes(1, 2), r"\[0, "),
+        (lambda x: x[..., ::-1] if x.ndim == 4 else x[:, ::-1], r"\[0, "),
+    ],
+    ids=["two", "all", "turned", "channels"],
+)
+def test_without_a_checksum_some_images_are_looked_at(pets, monkeypatch, part, change, places):
+    found, path = pets
+    monkeypatch.setattr(imagesets, "N_SPOTS", 4)
+    looked_at = tuple(
+        tuple(by_hand(found[f"x_{p}"], step).round(4)) for p, step in (("train", 7), ("test", 2))
+    )
+    monkeypatch.setitem(SETS, "pets", replace(SETS["pets"], images_sha256=None, spots=looked_at))
+    load("pets")
+    np.savez(path, **(found | {f"x_{part}": change(found[f"x_{part}"])}))
+    problem = "the mean of the pixels|" if part == "train" else ""  # of channels, swapped in colour
+    with pytest.raises(ValueError, match=f"{part} part: ({problem}the images at {places}.*belong)"):
+        load("pets")
+    uncertain = found["x_train"].copy()
+    uncertain[[1, 2]] = uncertain[[2, 1]]  # two that are not looked at
+    np.savez(path, **(found | {"x_train": uncertain}))
+    load("pets")
+
+
+def by_hand(x, step):
+    """Upper half of the first channel of four images, each on its own."""
+    first = x[..., 0] if x.ndim == 4 else x
+    return np.array([first[i * step][:3].mean() / 255 for i in range(4)])
 
 
 def test_a_damaged_file_is_named_and_nothing_in_it_runs(pets):
@@ -166,83 +174,12 @@ def test_without_a_network_the_place_of_the_file_is_named(pets, monkeypatch):
         load("pets")
 
 
-def test_moments_of_whole_pixels_are_counted_exactly():
-    found = arrays()
-    data = ml.data.from_arrays(
-        "x", *((imagesets.as_images(found[f"x_{p}"]), found[f"y_{p}"]) for p in ("train", "test"))
-    )
-    pixels = found["x_train"].reshape(-1, 3) / 255
+def test_moments_of_whole_pixels_are_counted_exactly(pets):
+    found, _ = pets
+    data = load("pets")
+    pixels = found["x_train"].reshape(-1, data.in_shape[0]) / 255
     assert data.mean == pytest.approx(pixels.mean(0), rel=1e-12)
     assert data.std == pytest.approx(pixels.std(0, ddof=1), rel=1e-12)
-
-
-# ---------------------------------------------------------------- published memorization
-
-
-@pytest.fixture
-def scored(pets):
-    found, path = pets
-    values = np.linspace(-0.1, 1, 30)
-    place = path.with_name("pets_infl_matrix.npz")
-    np.savez(place, tr_mem=values, tr_labels=found["y_train"], infl=np.zeros(3))
-    return load("pets"), values, place
-
-
-def test_published_scores_go_to_samples_by_their_index(scored):
-    data, values, place = scored
-    found = load_fz(data)
-    assert found.to_numpy() == pytest.approx(values)
-    assert found.index.tolist() == list(range(30)) and found.index.name == "index"
-    some = replace(data, train=data.train[torch.tensor([7, 3, *range(10, 30)])])
-    assert load_fz(some).loc[[7, 3]].tolist() == pytest.approx(values[[7, 3]])
-    noisy = data.with_noise(0.3)
-    assert load_fz(noisy).equals(found)  # the labels as they were before the noise
-    plain = place.rename(place.with_name("pets_fz.npz"))
-    np.savez(plain, tr_mem=values)
-    assert load_fz(data).equals(found)
-    assert load_fz(data, path=plain).equals(found)
-
-
-def test_samples_of_uncertain_order_have_no_score(scored, pets):
-    data, _, _ = scored
-    found, path = pets
-    certain = np.ones(30, dtype=bool)
-    certain[[4, 8]] = False
-    np.savez(path, **found, order_certain_train=certain)
-    assert np.flatnonzero(load_fz(data).isna()).tolist() == [4, 8]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tr_mem": np.zeros(29)}, r"tr_mem of shape \(29,\), pets needs \(30,\)"),
-        ({"tr_mem": np.full(30, 1.5)}, r"memorization outside \[-1, 1\]: 1.5 to 1.5"),
-        ({"tr_labels": "swap"}, "other labels than pets for 2 samples, the first at 9"),
-    ],
-)
-def test_scores_of_another_set_or_order_are_refused(scored, change, message):
-    data, values, place = scored
-    kept = {"tr_mem": values, "tr_labels": data.train.labels.numpy()} | change
-    if isinstance(kept["tr_labels"], str):
-        kept["tr_labels"] = later_swap(data.train.labels.numpy())
-    np.savez(place, **kept)
-    with pytest.raises(ValueError, match=message):
-        load_fz(data)
-
-
-def test_missing_or_damaged_scores_are_named(scored):
-    data, _, place = scored
-    with pytest.raises(ValueError, match=r"nothing is published for 'digits'; known: mnist"):
-        load_fz(load_digits())
-    np.savez(place, something=np.zeros(3))
-    with pytest.raises(ValueError, match=r"tr_mem of shape \(0,\)"):
-        load_fz(data)
-    place.write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_fz(data)
-    place.unlink()
-    with pytest.raises(FileNotFoundError, match=r"pets_infl_matrix.npz or .*pets_fz.npz; put"):
-        load_fz(data)
 
 
 # ---------------------------------------------------------------- the real sets, where they are
@@ -255,9 +192,18 @@ def test_the_real_files_pass_where_they_are(name):
     data = load(name)
     assert len(data.train) in (50_000, 60_000) and len(data.test) == 10_000
     assert data.mean == pytest.approx(SETS[name].mean, abs=5e-4)
-    if name == "cifar100" and (ml.store.data_dir() / "cifar100_fz.npz").exists():
-        scores = load_fz(data).dropna()
-        assert len(scores) >= 49_900 and scores.mean() == pytest.approx(0.275, abs=0.001)
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_the_real_files_are_refused_when_shuffled(name):
+    path = ml.store.data_dir() / f"{name}.npz"
+    if not path.exists() or name == "cifar10":
+        pytest.skip(f"no {name}.npz in the data folder, or nothing known of its images")
+    found = imagesets.read_npz(path)
+    order = np.random.default_rng(0).permutation(10_000)
+    for changed in (found["x_test"][order], np.zeros_like(found["x_test"])):
+        with pytest.raises(ValueError, match="test part: the images"):
+            imagesets.check(found | {"x_test": changed}, SETS[name], "it")
 
 
 def test_the_facts_fit_each_other():
@@ -268,3 +214,5 @@ def test_the_facts_fit_each_other():
         assert totals == [60_000 if "mnist" in name else 50_000, 10_000]
         assert all(0 <= y < n_classes for first in facts.first for y in first)
         assert len(facts.mean) == (1 if len(facts.shape) == 2 else 3)
+        assert facts.spots is None or [len(part) for part in facts.spots] == [imagesets.N_SPOTS] * 2
+        assert (facts.spots or facts.images_sha256) or name == "cifar10"
