@@ -1,17 +1,24 @@
-"""What others published about the samples of an image set: memorization.
+"""What others published about the samples of an image set: memorization, and people's labels.
 
 All of it is joined by position in the original order, so that a file of another length or with
 other labels is refused. Nothing in a file is run when it is opened.
 """
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from memlens import store
 from memlens.data import Dataset
-from memlens.imagesets import SETS, load, plain_arrays
+from memlens.imagesets import SETS, Arrays, load, plain_arrays
+
+# The authors' files, by the class in torchvision.datasets; with their arrays, from the README of
+# the repository UCSC-REAL/cifar-10-100n.
+CIFAR_N = {"CIFAR10": "CIFAR-10_human.pt", "CIFAR100": "CIFAR-100_human.pt"}
 
 
 def load_fz(
@@ -58,6 +65,57 @@ def load_fz(
     values = np.where(_certain(data, certain), values.astype(np.float64), np.nan)
     index = data.train.index.numpy()
     return pd.Series(values[index], index=pd.Index(index, name="index"), name="memorization")
+
+
+def noisy_labels(
+    data: Dataset | str, kind: str = "noisy_label", path: Path | None = None
+) -> Tensor:
+    """Labels that people gave the training images of CIFAR-10 or CIFAR-100: real label noise.
+
+    CIFAR-N (Wei et al., Learning with Noisy Labels Revisited, ICLR 2022), in the original order.
+    ``replace(data, train=replace(data.train, labels=noisy_labels(data)))`` trains on them.
+
+    Parameters
+    ----------
+    data : Dataset or str
+    kind : str
+        Which labels: "noisy_label" of CIFAR-100; "aggre_label", "worse_label" or "random_label1"
+        to "random_label3" of CIFAR-10.
+    path : Path, optional
+        The authors' file, or an .npz of the same arrays, ``clean_label`` (n,) among them. By
+        default ``CIFAR-10_human.pt`` or ``CIFAR-100_human.pt``, or ``<name>_human.npz``, in the
+        data folder.
+
+    Returns
+    -------
+    Tensor (n_samples,), int64
+        One for each sample of ``data.train``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; the message says where to put it.
+    ValueError
+        If the set is none of CIFAR, or the file damaged, without these labels or ``clean_label``,
+        or of another length or order than the set.
+    """
+    data = _dataset(data)
+    if (kind_of_set := SETS[data.name].torchvision) not in CIFAR_N:
+        raise ValueError(f"nobody published human labels of {data.name}; known: cifar10, cifar100")
+    usual = [CIFAR_N[kind_of_set], f"{data.name}_human.npz"]
+    found = _find(data, path, usual, "human labels")
+    kept = _plain_tensors(found) if found.suffix == ".pt" else plain_arrays(found)
+    if missing := {kind, "clean_label"} - set(kept):
+        raise ValueError(f"{found} has no {', '.join(sorted(missing))}; it has: {', '.join(kept)}")
+    _check_order(kept["clean_label"], "clean_label", data, found)
+    labels = kept[kind]
+    _check_vector(labels, kind, "iu", data, found)
+    if labels.min() < 0 or labels.max() >= data.n_classes:
+        raise ValueError(
+            f"{found} has {kind} from {labels.min()} to {labels.max()}, {data.name} has labels 0 "
+            f"to {data.n_classes - 1}"
+        )
+    return torch.as_tensor(labels.astype(np.int64))[data.train.index]
 
 
 def _dataset(data: Dataset | str) -> Dataset:
@@ -117,3 +175,22 @@ def _certain(data: Dataset, certain: np.ndarray | None) -> np.ndarray:
             f"({_size(data)},)"
         )
     return certain
+
+
+def _plain_tensors(path: Path) -> Arrays:
+    """The arrays of the authors' file; only whole numbers are unpickled, nothing is run."""
+    rebuild = np.ndarray(0).__reduce__()[0]  # NumPy has moved it from numpy.core to numpy._core
+    allowed = [
+        (rebuild, "numpy.core.multiarray._reconstruct"), rebuild, np.ndarray, np.dtype,
+        *(type(np.dtype(code)) for code in ("u1", "i4", "i8")),
+    ]  # fmt: skip
+    try:
+        with torch.serialization.safe_globals(allowed):
+            kept = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: np.asarray(values) for name, values in kept.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]  # torch explains at length
+        raise ValueError(
+            f"{path} cannot be read ({reason}): it is damaged, or holds more "
+            "than arrays; put a good copy in its place"
+        ) from error

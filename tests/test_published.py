@@ -1,5 +1,6 @@
 """What others published, joined to the samples of an image set, or refused."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import memlens as ml
 from memlens.data import load_digits
 from memlens.imagesets import load
-from memlens.published import load_fz
+from memlens.published import load_fz, noisy_labels
 
 
 def later_swap(y):
@@ -101,6 +102,95 @@ def test_missing_or_damaged_scores_are_named(scored):
     place.unlink()
     with pytest.raises(FileNotFoundError, match=r"pets_infl_matrix.npz or .*pets_fz.npz; put"):
         load_fz(data)
+
+
+# ---------------------------------------------------------------- labels that people gave
+
+
+@pytest.fixture
+def relabelled(pets):
+    """The set, and what people said of its training images, as the authors keep it."""
+    found, path = pets
+    given = {"clean_label": found["y_train"], "worse_label": (found["y_train"] + 1) % 3}
+    return load("pets"), given, path.with_name("CIFAR-10_human.pt")
+
+
+@pytest.mark.parametrize("plain", [lambda y: y, torch.as_tensor], ids=["numpy", "torch"])
+def test_human_labels_go_to_samples_by_their_index(relabelled, plain):
+    data, given, place = relabelled
+    torch.save({name: plain(values) for name, values in given.items()}, place)
+    found = noisy_labels("pets", "worse_label")
+    assert found.dtype == torch.int64 and found.tolist() == given["worse_label"].tolist()
+    some = replace(data, train=data.train[torch.tensor([7, 3, *range(10, 30)])])
+    assert noisy_labels(some, "worse_label")[:2].tolist() == given["worse_label"][[7, 3]].tolist()
+    noisy = replace(data, train=replace(data.train, labels=found))
+    assert noisy.train.is_noisy.all() and not data.train.is_noisy.any()
+    place.unlink()
+    np.savez(place.with_name("pets_human.npz"), **given)
+    assert torch.equal(noisy_labels(data, "worse_label"), found)
+
+
+def test_a_file_of_older_writers_is_read(relabelled):
+    data, given, place = relabelled
+    torch.save(given, place, _use_new_zipfile_serialization=False)
+    written = place.read_bytes()
+    assert b"numpy._core.multiarray\n_reconstruct" in written
+    place.write_bytes(written.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert noisy_labels(data, "worse_label").tolist() == given["worse_label"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given: {"clean_label": later_swap(given["clean_label"])}, "for 2 samples"),
+        (lambda given: {"clean_label": given["clean_label"][:-1]}, r"clean_label of shape \(29,"),
+        (lambda given: {"worse_label": given["worse_label"][:-1]}, r"worse_label of shape \(29,"),
+        (lambda given: {"worse_label": given["worse_label"] + 1}, "from 1 to 3, pets .* 0 to 2"),
+        (lambda given: {"worse_label": given["worse_label"] / 2}, "whole numbers"),
+    ],
+)
+def test_human_labels_of_another_set_or_order_are_refused(relabelled, change, message):
+    data, given, place = relabelled
+    given = {name: values.astype(np.int64) for name, values in given.items()}
+    np.savez(place.with_suffix(".npz"), **(given | change(given)))
+    with pytest.raises(ValueError, match=message):
+        noisy_labels(data, "worse_label", path=place.with_suffix(".npz"))
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_in_a_file_of_human_labels_runs(relabelled):
+    data, given, place = relabelled
+    trace = place.with_name("ran")
+    torch.save(given | {"worse_label": Touch(trace)}, place)
+    with pytest.raises(ValueError, match=r"CIFAR-10_human.pt cannot be read .* put a good copy"):
+        noisy_labels(data, "worse_label")
+    assert not trace.exists()
+    torch.save(given, place)
+    whole = place.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no pickle", pickle.dumps([1, 2], protocol=2)):
+        place.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read"):
+            noisy_labels(data, "worse_label")
+
+
+def test_missing_human_labels_are_named(relabelled):
+    data, given, place = relabelled
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10_human.pt or .*pets_human.npz; put"):
+        noisy_labels(data)
+    torch.save(given, place)
+    with pytest.raises(ValueError, match="has no noisy_label; it has: clean_label, worse_label"):
+        noisy_labels(data)
+    with pytest.raises(ValueError, match="human labels of mnist; known: cifar10, cifar100"):
+        noisy_labels(replace(data, name="mnist"))
 
 
 # ---------------------------------------------------------------- the real scores, where they are
