@@ -2,7 +2,8 @@
 
 An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or else downloaded
 there through torchvision. Scores and published memorization are joined by position, so that the
-order of a file matters as much as its pixels: both are checked, and a file that fails is refused.
+order of a file matters as much as its pixels: what is known of both is checked, and a file that
+fails is refused. `SETS` says what is known; of CIFAR-10's images it is no more than their mean.
 """
 
 import hashlib
