@@ -18,11 +18,11 @@ from memlens.data import Dataset
 from memlens.recipes import Recipe
 from memlens.runs import CHECKPOINTS
 from memlens.stopping import PeakDetector
+from memlens.store import Arrays
 from memlens.together import Nets, train_together
 from memlens.training import thread_count
 
 Stop = str | int
-Arrays = dict[str, np.ndarray]
 
 
 def _shifted(rows: int, columns: int) -> Callable[[Tensor], Tensor]:
@@ -92,6 +92,11 @@ class Questions:
             )
 
 
+    def views_at(self, stop: Stop) -> tuple[str, ...]:
+        """The views asked at a stop: all at a named one, the first after a number of epochs."""
+        return self.views if isinstance(stop, str) else self.views[:1]
+
+
 def train_and_ask(
     nets: Nets,
     data: Dataset,
@@ -145,18 +150,21 @@ class _Watch:
         self.epochs: dict[str, np.ndarray] = {}
         self.arrays: Arrays = {}
 
+    @property
+    def n_epochs(self) -> int:
+        return len(self.history["val_loss"])
+
     def after_epoch(self) -> None:
         row = self._validate() | {"weight_norm": self.nets.weight_norms().numpy()}
         for name, values in row.items():
             self.history.setdefault(name, []).append(values)
-        _refuse_divergence(np.isfinite(row["weight_norm"]), len(self.history["val_loss"]))
+        _refuse_divergence(np.isfinite(row["weight_norm"]), self.n_epochs)
         self._keep("peak", self._at_peak(row["weight_norm"]))
         earlier = self.history["val_loss"][:-1]
         lowest = np.min(earlier, axis=0) if earlier else np.inf
-        self._keep("best_val", ~(row["val_loss"] >= lowest))
-        epoch = len(self.history["val_loss"])
-        if epoch in self.questions.stops:
-            self._ask(epoch, np.full(len(self.nets), epoch))
+        self._keep("best_val", ~(row["val_loss"] >= lowest))  # NaN is kept, as `training` does
+        if self.n_epochs in self.questions.stops:
+            self._ask(self.n_epochs, np.full(len(self.nets), self.n_epochs))
 
     def _validate(self) -> Arrays:
         y = self.data.test.labels
@@ -180,7 +188,7 @@ class _Watch:
         chosen = torch.as_tensor(which)
         for name, stack in state.items():
             self.kept[stop][name][chosen] = stack.detach()[chosen]
-        self.epochs[stop][which] = len(self.history["val_loss"])
+        self.epochs[stop][which] = self.n_epochs
 
     def _ask(self, stop: Stop, epochs: np.ndarray, nets: Nets | None = None) -> None:
         self.arrays |= _asked(nets or self.nets, self.data, stop, self.questions, epochs)
@@ -188,7 +196,7 @@ class _Watch:
     def finish(self) -> Arrays:
         history = {name: np.stack(rows, axis=1) for name, rows in self.history.items()}
         if "last" in self.questions.stops:
-            self._ask("last", np.full(len(self.nets), len(self.history["val_loss"])))
+            self._ask("last", np.full(len(self.nets), self.n_epochs))
         for stop, state in self.kept.items():
             parts = ({k: state[k] for k in own} for own in (self.nets.weights, self.nets.buffers))
             self._ask(stop, self.epochs[stop], Nets(self.nets.base, *parts))
@@ -206,13 +214,11 @@ def _refuse_divergence(finite: np.ndarray, epoch: int) -> None:
 def _asked(
     nets: Nets, data: Dataset, stop: Stop, questions: Questions, epochs: np.ndarray
 ) -> Arrays:
-    named = isinstance(stop, str)
-    views = questions.views if named else questions.views[:1]
-    images = data.train.images
-    logits = torch.stack([nets.predict(data, VIEWS[view](images)) for view in views], 1)
+    shown = [VIEWS[view](data.train.images) for view in questions.views_at(stop)]
+    logits = torch.stack([nets.predict(data, images) for images in shown], 1)
     _refuse_divergence(logits.isfinite().flatten(1).all(1).numpy(), int(epochs.max()))
     found = {f"logits/{stop}": logits.numpy(), f"epochs/{stop}": epochs}
-    if named and questions.curvature_draws:
+    if isinstance(stop, str) and questions.curvature_draws:
         found[f"curvature/{stop}"] = curvature_of(nets, data, questions.curvature_draws).numpy()
     return found
 
@@ -223,6 +229,4 @@ def curvature_of(nets: Nets, data: Dataset, n_draws: int) -> Tensor:
     Returns (n_models, n_samples), 0 or more; eval mode, clean samples.
     """
     x, double = data.normalise(data.train.images).double(), nets.double()
-    return signals.zero_order_curvature(
-        double.evaluate, x, data.train.labels, n_draws=n_draws
-    )
+    return signals.zero_order_curvature(double.evaluate, x, data.train.labels, n_draws=n_draws)

@@ -16,8 +16,8 @@ import numpy as np
 
 from memlens import store
 from memlens.data import Dataset, from_arrays, load_digits
+from memlens.store import Arrays
 
-Arrays = dict[str, np.ndarray]
 PARTS = ("train", "test")
 MEAN_TOLERANCE = 5e-4  # of means in [0, 1]: the published ones have four digits
 N_SPOTS = 10  # images looked at in each part: a shuffled file passes none but by chance
@@ -122,8 +122,11 @@ def load(name: str) -> Dataset:
         known = ", ".join(sorted([*LOADERS, *SETS]))
         raise ValueError(f"unknown data set {name!r}; known: {known}")
     path, facts = store.data_dir() / f"{name}.npz", SETS[name]
-    arrays = read_npz(path) if path.exists() else download(name, path)
-    check(arrays, facts, str(path) if path.exists() else f"the download of {name}")
+    if path.exists():
+        arrays, source = read_npz(path), str(path)
+    else:
+        arrays, source = download(name, path), f"the download of {name}"
+    check(arrays, facts, source)
     parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
     return from_arrays(name, *parts, class_names=facts.class_names)
 

@@ -237,6 +237,16 @@ def mean_over(frames: Iterable[pd.DataFrame]) -> Spread:
     return Spread(*(pd.DataFrame(part, rows, columns) for part in (cells.mean(axis=0), std)))
 
 
+def bins_of(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Bin of each value, (n_samples,) int64, of bins [left, right), the last closed.
+
+    ``edges`` (n_bins + 1,) do not fall; -1 is below them all, n_bins above.
+    """
+    bins = np.searchsorted(edges, x, side="right") - 1
+    bins[x == edges[-1]] = len(edges) - 2
+    return bins
+
+
 def binned_mean(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
     """Mean of y in equal-width bins of x, the form of the CSG paper's Fig. 4.
 
@@ -247,7 +257,7 @@ def binned_mean(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
     if n_bins < 1:
         raise ValueError(f"n_bins is {n_bins}: pass at least 1")
     edges = np.linspace(x.min(), x.max(), n_bins + 1)
-    bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, n_bins - 1)
+    bins = bins_of(x, edges)
     samples = pd.DataFrame({"left": edges[bins], "right": edges[bins + 1], "x": x, "y": y})
     return samples.groupby(["left", "right"], as_index=False).agg(
         x_mean=("x", "mean"), y_mean=("y", "mean"), y_std=("y", lambda y: y.std(ddof=0)),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memlens import detection
+from memlens import detection, metrics
 from memlens.answers import Stop
 from memlens.attacks import ATTACKS, NEED_CURVATURE, Attack
 from memlens.shadows import Shadows, Target
@@ -66,7 +66,7 @@ def stage(
             "least one target, four shadows, and no net twice"
         )
     logits, curvature = _answers(sweep, stop, views)
-    shown = tuple(sweep.questions.views if views is None else views)[: logits.shape[1]]
+    shown = tuple(sweep.questions.views_at(stop) if views is None else views)
     asked = {"stop": stop, "views": shown, "curvature_draws": sweep.questions.curvature_draws}
     origin, first = dict(sweep.origin) | asked, n_nets - n_targets
     targets = [Target(logits[t], sweep.y_true, origin, curvature[t]) for t in range(first, n_nets)]
@@ -80,8 +80,7 @@ def stage(
 def _answers(
     sweep: Sweep, stop: Stop, views: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray | list[None]]:
-    logits, asked = sweep.logits_at(stop), sweep.questions.views
-    asked = asked if isinstance(stop, str) else asked[:1]
+    logits, asked = sweep.logits_at(stop), sweep.questions.views_at(stop)
     if views is not None:
         if unknown := [view for view in views if view not in asked]:
             raise ValueError(
@@ -251,9 +250,7 @@ def auroc_by(
     """
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"edges are {edges}: pass two or more that rise")
-    bins = np.searchsorted(edges, values, side="right") - 1
-    bins[values == edges[-1]] = len(edges) - 2
-    rows = []
+    bins, rows = metrics.bins_of(values, edges), []
     for b in range(len(edges) - 1):
         chosen = bins == b
         member, score = members[:, chosen].ravel(), scores[:, chosen].ravel()

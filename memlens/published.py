@@ -14,7 +14,8 @@ from torch import Tensor
 
 from memlens import store
 from memlens.data import Dataset
-from memlens.imagesets import SETS, Arrays, load, plain_arrays
+from memlens.imagesets import SETS, load, plain_arrays
+from memlens.store import Arrays
 
 # The authors' files, by the class in torchvision.datasets; with their arrays, from the README of
 # the repository UCSC-REAL/cifar-10-100n.

@@ -26,10 +26,10 @@ from memlens.data import Dataset
 from memlens.jobs import side_by_side
 from memlens.recipes import Recipe, mixed_seed
 from memlens.scores import EARLY_EPOCH
+from memlens.store import Arrays
 from memlens.together import Nets, train_together
 from memlens.weightgrads import weight_gradient_norm
 
-Arrays = dict[str, np.ndarray]
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
 _ROOMS = (

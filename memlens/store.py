@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
+
 
 def root() -> Path:
     """Folder that holds ``data/`` and ``figures/``: the checkout, else the working directory."""
@@ -99,7 +101,7 @@ def code_version(*rooms: str) -> str:
 class Piece(NamedTuple):
     """A finished piece of work: named arrays, and what a person wants to know about them."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: Arrays
     meta: dict[str, Any]
 
 

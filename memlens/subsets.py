@@ -16,10 +16,11 @@ from joblib import delayed
 from numpy.typing import ArrayLike
 
 from memlens import store
-from memlens.answers import Arrays, Questions, Stop, train_and_ask
+from memlens.answers import Questions, Stop, train_and_ask
 from memlens.data import Dataset
 from memlens.jobs import side_by_side
 from memlens.recipes import Recipe
+from memlens.store import Arrays
 from memlens.together import Nets
 
 # Nets trained together by one process. More nets a pass share the cost of its calls, until their
