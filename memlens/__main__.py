@@ -34,6 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
     job = commands.add_parser("reproduce", help="run the notebooks: every figure, every claim")
     job.set_defaults(run=run_reproduce)
     job.add_argument("--profile", default="digits", help="data set, net, recipes (digits)")
+    job.add_argument(
+        "--scale", type=float, metavar="SHARE",
+        help="a first look: this share of the epochs and nets",
+    )  # fmt: skip
+    job.add_argument(
+        "--samples", type=int, metavar="N", help="only so many training samples"
+    )
     job.add_argument("--only", nargs="+", default=(), metavar="NN", help="only these notebooks")
     job.add_argument("--fresh", action="store_true", help="empty the cache of runs first")
     job.add_argument("--save", action="store_true", help="store the outputs in the notebooks")
@@ -66,9 +73,10 @@ def run_reproduce(options: argparse.Namespace) -> int:
     """Run the notebooks; 1 if any failed."""
     from memlens.reproduce import reproduce
 
-    report = reproduce(
-        options.profile, options.only, options.fresh, options.save, dict(options.parameters)
-    )
+    asked = {"scale": options.scale, "n_samples": options.samples}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    parameters = asked | dict(options.parameters)
+    report = reproduce(options.profile, options.only, options.fresh, options.save, parameters)
     return int((report["failure"] != "").any())
 
 

@@ -144,6 +144,24 @@ class Dataset:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return 1 / (self.pixel_max * std), -mean / std
 
+    def subset(self, n_samples: int, *, seed: int = 0) -> "Dataset":
+        """``n_samples`` of the training samples, and as many test samples where there are more.
+
+        Every class keeps its share, to within a sample; order and original indices stay.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer samples, or fewer are asked for than there are classes.
+        """
+        if not self.n_classes <= n_samples <= len(self.train):
+            raise ValueError(
+                f"asked for {n_samples} of {len(self.train)} training samples of {self.name}; "
+                f"expected {self.n_classes} (one a class) to {len(self.train)}"
+            )
+        parts = {"train": self.train, "test": self.test}
+        return replace(self, **{k: _share(part, n_samples, seed) for k, part in parts.items()})
+
     def with_noise(self, rate: float, *, seed: int = 0, per_class: bool = False) -> "Dataset":
         """The same data with symmetric label noise: a flipped label is uniform over the others.
 
@@ -180,6 +198,19 @@ class Dataset:
         return replace(self, train=replace(self.train, labels=labels))
 
 
+def _share(samples: Samples, n_samples: int, seed: int) -> Samples:
+    """``n_samples`` of the samples, the same share of every class, in their order; or all."""
+    if n_samples >= len(samples):
+        return samples
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    labels = samples.labels[order]
+    by_class = order[labels.argsort(stable=True)]  # shuffled within each class
+    counts = torch.bincount(labels)
+    place = torch.cat([(torch.arange(n) + 0.5) / n for n in counts.tolist()])  # in its class
+    # The first of each class come first, so that a cut anywhere takes the same share of each.
+    return samples[by_class[place.argsort(stable=True)[:n_samples]].sort().values]
+
+
 def from_arrays(
     name: str,
     train: tuple[np.ndarray, np.ndarray],
@@ -211,9 +242,7 @@ def from_arrays(
     return Dataset(name, *parts, tuple(class_names), float(pixel_max), mean, std)
 
 
-def _moments(
-    images: Tensor, pixel_max: float
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _moments(images: Tensor, pixel_max: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels of each channel, scaled to [0, 1]."""
     channels = images.transpose(0, 1).flatten(1)  # (c, n * h * w)
     if images.dtype == torch.uint8:  # counted: a copy in float64 would be eight times as large

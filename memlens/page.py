@@ -26,7 +26,7 @@ CHECKED = "digits"  # the profile whose facts must hold: the thresholds were mea
 DPI = 200  # of the saved pictures: sharp on a page, and small enough to keep in git
 
 
-def open_page(notebook: str, profile: str) -> "Page":
+def open_page(notebook: str, profile: str, scale: float = 1.0, n_samples: int = 0) -> "Page":
     """Open a notebook's page, and set the house style.
 
     Parameters
@@ -35,6 +35,10 @@ def open_page(notebook: str, profile: str) -> "Page":
         Name of the notebook, one of `NOTEBOOKS`.
     profile : str
         Name of a profile, as the parameters cell says.
+    scale : float in (0, 1]
+        Below 1: a first look with fewer epochs and nets, see `profiles.Profile.scaled`.
+    n_samples : int
+        Training samples to take; 0: all. What is left out stands on every figure.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def open_page(notebook: str, profile: str) -> "Page":
         raise ValueError(
             f"unknown parameter {', '.join(unknown)}; {notebook} has: {', '.join(known) or 'none'}"
         )
-    page = Page(notebook, profile)
+    page = Page(notebook, profile, scale, n_samples)
     plots.apply_style()
     return page
 
@@ -67,11 +71,13 @@ class Page:
         Where the files go; independent of the working directory.
     """
 
-    def __init__(self, notebook: str, profile: str) -> None:
+    def __init__(self, notebook: str, profile: str, scale: float = 1.0, n_samples: int = 0) -> None:
         self.notebook = notebook
         self.profile = profiles.get_profile(profile)
+        if scale != 1 or n_samples:
+            self.profile = self.profile.scaled(scale, n_samples or None)
         self.folder = store.figures_dir(profile)
-        self._must_hold = profile == CHECKED
+        self._must_hold = profile == CHECKED and not self.profile.cuts
         self._claims: dict[tuple[str, str, str], Claim] = {}
 
     def figure(
@@ -102,9 +108,13 @@ class Page:
             raise ValueError(f"figure name {name!r}: use a-z, 0-9 and _, but not 'claims'")
         if data.empty or not caption.strip():
             raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
-        picture = BytesIO()
+        picture, figure = BytesIO(), _figure_of(drawing)
+        if self.profile.cuts:
+            mark = f"First look, not the whole profile: {', '.join(self.profile.cuts)}."
+            plots.footnote(figure, mark)
+            caption = f"{caption.strip()}\n{mark}"
         # matplotlib's version would otherwise be written into the file and change its bytes
-        _figure_of(drawing).savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
         header = "".join(f"# {line.strip()}\n" for line in caption.strip().splitlines())
         counts_rows = data.index.equals(pd.RangeIndex(len(data))) and data.index.name is None
         table = data.to_csv(index=not counts_rows, lineterminator="\n")

@@ -13,13 +13,14 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import FigureBase
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 
 from memlens import metrics
 
 COLUMN, FULL = 3.4, 6.9  # inches: one column of a page, the whole width
+LINE = 0.14  # inches: a line of small print
 MARKED, CHANCE, INK, FILL, GAP = "#E69F00", "0.6", "0.25", "#9FB8CC", "#882255"
 
 # Scores wear Okabe and Ito's colours, everything else Tol's muted ones, so that no loss curve can
@@ -60,6 +61,15 @@ def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[floa
     """Inches for so many panels of height ``aspect`` x width: one column wide, else full width."""
     width = COLUMN if columns == 1 else FULL
     return width, round(width / columns * aspect * rows, 3)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """A line of small print below everything that is drawn, which makes room for it."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height := height + LINE)
+    if engine := figure.get_layout_engine():
+        engine.set(rect=(0, LINE / height, 1, 1 - LINE / height))
+    figure.text(0.01, 0.2 * LINE / height, text, size=5.5, color=INK, va="bottom")
 
 
 def style_of(name: str, position: int = 0) -> dict[str, str]:

@@ -1,5 +1,10 @@
-"""Which data, nets and recipes the notebooks run with: one table, one row a profile."""
+"""Which data, nets and recipes the notebooks run with: one table, one row a profile.
 
+`Profile.scaled` makes a first look of a profile: fewer epochs, fewer nets in a sweep, and, if asked
+for, fewer samples. What it left out it says itself (`Profile.cuts`), and every figure repeats it.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +16,7 @@ from memlens.data import Dataset
 from memlens.imagesets import load
 from memlens.jobs import Job, train_many
 from memlens.proxies import extra_scores
+from memlens.published import load_fz
 from memlens.recipes import Measure, Recipe
 from memlens.retrainings import KINDS
 from memlens.runs import CHECKPOINTS, Run
@@ -36,15 +42,76 @@ class Profile:
     noise_rates: tuple[float, ...]  # of the papers' mislabel tables
     optimizers: Mapping[str, Mapping[str, Any]]  # changes to the recipe, by optimizer
     questions: Questions  # what the nets that are attacked, and their shadows, are asked
+    sweep_model: str | None = None  # the net of the sweep behind memorization; None: ``model``
+    published: bool = False  # whether memorization is published, and no sweep has to be trained
     n_shadows: int = 128
     n_targets: int = 10
     measure: Measure = Measure(
         posthoc=True, curvature_probes=10, weight_gradients=True, logit_gradients=True
     )
+    n_samples: int | None = None  # training samples to take; None: all
+    cuts: tuple[str, ...] = ()  # what a first look leaves out, in words; nothing: the whole profile
+
+    def scaled(self, scale: float = 1.0, n_samples: int | None = None) -> "Profile":
+        """A first look: fewer epochs and nets, by the factor ``scale``, and fewer samples.
+
+        Parameters
+        ----------
+        scale : float in (0, 1]
+            Of the epochs of all recipes and of the nets of all sweeps; learning rates fall at the
+            same shares of the epochs. No less than `LEAST_EPOCHS` epochs and `LEAST_NETS` nets.
+        n_samples : int, optional
+            Training samples to take, the same share of every class; of the test samples as many,
+            where there are more. By default all.
+
+        Raises
+        ------
+        ValueError
+            If the scale is not in (0, 1], or there are no samples.
+        """
+        if not 0 < scale <= 1:
+            raise ValueError(f"scale is {scale}; expected a share in (0, 1], e.g. 0.1 for a tenth")
+        if n_samples is not None and n_samples < 1:
+            raise ValueError(f"n_samples is {n_samples}; expected one or more, or None for all")
+        less = lambda whole, least: max(min(least, whole), round(whole * scale))  # noqa: E731
+        epochs = less(self.recipe.epochs, LEAST_EPOCHS)
+        stops = (s if isinstance(s, str) else round(s * scale) for s in self.questions.stops)
+        stops = tuple(s for s in dict.fromkeys(stops) if isinstance(s, str) or 0 < s < epochs)
+        nets = {
+            name: less(getattr(self, name), LEAST_NETS)
+            for name in ("sweep_models", "n_shadows", "n_targets")
+        }
+        cuts = [f"{n_samples:,} samples"] if n_samples else []
+        if scale < 1:
+            cuts = [f"{epochs} of {self.recipe.epochs} epochs", *cuts]
+            cuts.append(f"{nets['sweep_models']} of {self.sweep_models} nets")
+        sweep_epochs = less(self.sweep_recipe.epochs, LEAST_EPOCHS)
+        return replace(
+            self,
+            recipe=replace(self.recipe, epochs=epochs),
+            sweep_recipe=replace(self.sweep_recipe, epochs=sweep_epochs),
+            questions=replace(self.questions, stops=stops),
+            n_samples=n_samples,
+            cuts=(*self.cuts, *cuts),
+            **nets,
+        )
 
     def load(self) -> Dataset:
-        """The data set, without noise."""
-        return load(self.dataset)
+        """The data set, without noise; the samples of a first look only."""
+        data = load(self.dataset)
+        return data if self.n_samples is None else data.subset(self.n_samples)
+
+    def memorization(self, data: Dataset) -> pd.DataFrame:
+        """Ground truth of each training sample: published where it is, else from a sweep.
+
+        As `subsets.memorization` gives it; of published scores only ``memorization`` is known, the
+        other columns are NaN.
+        """
+        if not self.published:
+            return self.sweep(data).memorization()
+        scores = load_fz(data)
+        unknown = ("standard_error", "n_in", "n_out", "in_accuracy", "out_accuracy")
+        return scores.to_frame().assign(**dict.fromkeys(unknown, math.nan))
 
     def top_k(self, data: Dataset) -> int:
         """Size of the most memorized tenth, as the papers' 5k of 50k."""
@@ -81,7 +148,7 @@ class Profile:
     def sweep(self, data: Dataset, *, model: str | None = None, **changes: Any) -> Sweep:
         """The subset-trained nets that memorization is computed from."""
         settings = {"n_models": self.sweep_models, "keep": self.keep, "recipe": self.sweep_recipe}
-        return subset_sweep(model or self.model, data, **(settings | changes))
+        return subset_sweep(model or self.sweep_model or self.model, data, **(settings | changes))
 
     def half_sweep(self, data: Dataset, **changes: Any) -> Sweep:
         """Nets trained by the whole recipe on random halves: shadows and targets of attacks.
@@ -89,9 +156,26 @@ class Profile:
         Half the samples are members of a net. See `privacy.stage`.
         """
         settings = {"n_models": self.n_shadows + self.n_targets, "keep": 0.5}
-        settings |= {"recipe": self.recipe, "questions": self.questions}
+        settings |= {"recipe": self.recipe, "questions": self.questions, "model": self.model}
         return self.sweep(data, **(settings | changes))
 
+
+LEAST_EPOCHS, LEAST_NETS = 6, 4  # of a first look: fewer show nothing that has a shape
+NOISE_RATES = (0.01, 0.02, 0.05, 0.10, 0.20, 0.25, 0.30)
+OPTIMIZER_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "sgd": {},
+    "adam": {"optimizer": "adam", "lr": 1e-3},
+    "adamw": {"optimizer": "adamw", "lr": 1e-3},
+    "adagrad": {"optimizer": "adagrad", "lr": 1e-2},
+    "rmsprop": {"optimizer": "rmsprop", "lr": 1e-3, "momentum": 0.0},
+}
+# Gradients by input and weights once in four epochs, as the curvature paper does on ImageNet: at
+# n = 10 probes an epoch of them costs several of training.
+SPARSE = replace(Profile.measure, every=4)
+# Curvature paper, appendix C: no augmentation, 200 epochs, rates cut at epochs 80 and 160.
+GREY = Recipe(epochs=200, batch_size=128, milestones=(0.4, 0.8), threads=None)
+# The authors' train.py: 200 epochs, rates cut at 60 and 80 % of them, crops and flips.
+COLOUR = Recipe(epochs=200, batch_size=128, augment="crop_flip", threads=None)
 
 PROFILES: dict[str, Profile] = {
     "digits": Profile(
@@ -104,14 +188,8 @@ PROFILES: dict[str, Profile] = {
         sweep_recipe=Recipe(epochs=20),
         sweep_models=400,
         keep=0.7,
-        noise_rates=(0.01, 0.02, 0.05, 0.10, 0.20, 0.25, 0.30),
-        optimizers={
-            "sgd": {},
-            "adam": {"optimizer": "adam", "lr": 1e-3},
-            "adamw": {"optimizer": "adamw", "lr": 1e-3},
-            "adagrad": {"optimizer": "adagrad", "lr": 1e-2},
-            "rmsprop": {"optimizer": "rmsprop", "lr": 1e-3, "momentum": 0.0},
-        },
+        noise_rates=NOISE_RATES,
+        optimizers=OPTIMIZER_CHANGES,
         questions=Questions(
             stops=(*CHECKPOINTS, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 42, 48, 54),
             views=("identity", "left", "right"),  # a flipped digit is another sign
@@ -119,6 +197,59 @@ PROFILES: dict[str, Profile] = {
         ),
     ),
 }
+
+
+def _grey(name: str) -> Profile:
+    """Grey images: the main net is a small one, as the curvature paper's downscaled ResNet."""
+    return Profile(
+        name=name,
+        dataset=name,
+        model="small_cnn_bn",
+        other_model="resnet18",
+        batch_norm_model="mlp_bn",
+        recipe=GREY,
+        sweep_recipe=replace(GREY, epochs=30),
+        sweep_models=400,
+        keep=0.7,
+        noise_rates=NOISE_RATES,
+        optimizers=OPTIMIZER_CHANGES,
+        questions=Questions(
+            stops=(*CHECKPOINTS, 2, 5, 10, 20, 40, 80, 120, 160),
+            views=("identity", "left", "right"),
+            curvature_draws=10,
+        ),
+        n_shadows=64,
+        measure=SPARSE,
+    )
+
+
+def _colour(name: str, **changes: Any) -> Profile:
+    """CIFAR: the papers' ResNet-18; a sweep of Feldman and Zhang's net, SmallInception."""
+    return Profile(
+        name=name,
+        dataset=name,
+        model="resnet18",
+        other_model="small_inception",
+        batch_norm_model="small_cnn_bn",
+        recipe=COLOUR,
+        sweep_recipe=replace(COLOUR, epochs=40, batch_size=512),
+        sweep_models=200,
+        sweep_model="small_inception",
+        keep=0.7,
+        noise_rates=NOISE_RATES,
+        optimizers=OPTIMIZER_CHANGES,
+        questions=Questions(
+            stops=(*CHECKPOINTS, 10, 40), views=("identity", "flip"), curvature_draws=10
+        ),
+        n_shadows=64,  # as the papers
+        n_targets=3,
+        measure=SPARSE,
+        **changes,
+    )
+
+
+PROFILES |= {name: _grey(name) for name in ("mnist", "fashion_mnist")}
+PROFILES |= {"cifar10": _colour("cifar10"), "cifar100": _colour("cifar100", published=True)}
 
 
 def get_profile(name: str) -> Profile:
