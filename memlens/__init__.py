@@ -3,6 +3,7 @@
 The rooms, from the ground up; each imports only from those above it:
 
 store          where finished work lies, written so that a kill leaves the old state or the new one
+drafts         unfinished work, kept so that an interruption costs seconds and not hours
 data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
 imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked
 published      what others published about their samples: memorization, people's labels
@@ -14,9 +15,12 @@ weightgrads    per-sample norms of the weight gradient, without the gradients th
 recorder       ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
 stopping       online detection of the peak of the weight norm or the mean input gradient
 scores         every score as a pure function of a trace, with its metadata: the catalogue
+devices        where and how a net computes: device, precision, memory layout, compilation
 recipes        ``Recipe``, ``Measure``, the optimizers
+feeds          batches on the device: gathered, cropped and flipped there, or read ahead
 probes         what is measured after an epoch: signals post-hoc, curvature, gradients
 runs           ``Run``: what one training leaves
+forecast       how much memory a piece of work will take, said before it starts
 training       the one training loop, ``train``
 jobs           ``train_many``: trainings done once, side by side, and found again in the store
 together       many small nets trained in one batched pass
@@ -67,11 +71,12 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "imagesets", "published", "architectures", "vit", "models", "signals",
-    "weightgrads", "recorder", "stopping", "scores", "recipes", "probes", "runs", "training",
-    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
-    "calibration", "checks", "metrics", "detection", "shadows", "attacks", "privacy", "robustness",
-    "paper", "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
+    "store", "drafts", "data", "imagesets", "published", "architectures", "vit", "models",
+    "signals", "weightgrads", "recorder", "stopping", "scores", "devices", "recipes", "feeds",
+    "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
+    "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
+    "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
+    "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -38,9 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--scale", type=float, metavar="SHARE",
         help="a first look: this share of the epochs and nets",
     )  # fmt: skip
-    job.add_argument(
-        "--samples", type=int, metavar="N", help="only so many training samples"
-    )
+    job.add_argument("--samples", type=int, metavar="N", help="only so many training samples")
     job.add_argument("--only", nargs="+", default=(), metavar="NN", help="only these notebooks")
     job.add_argument("--fresh", action="store_true", help="empty the cache of runs first")
     job.add_argument("--save", action="store_true", help="store the outputs in the notebooks")

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from memlens import signals
 from memlens.data import Dataset
+from memlens.devices import EVAL_ROWS
+from memlens.feeds import in_order
 from memlens.recipes import Recipe
 from memlens.runs import CHECKPOINTS
 from memlens.stopping import PeakDetector
@@ -91,10 +93,14 @@ class Questions:
                 "epoch or more, and draws are not negative"
             )
 
-
     def views_at(self, stop: Stop) -> tuple[str, ...]:
         """The views asked at a stop: all at a named one, the first after a number of epochs."""
         return self.views if isinstance(stop, str) else self.views[:1]
+
+    def nbytes(self, n_models: int, n_samples: int, n_classes: int) -> int:
+        """Bytes of the logits that so many nets answer with."""
+        n_shown = sum(len(self.views_at(stop)) for stop in self.stops)
+        return 4 * n_models * n_shown * n_samples * n_classes
 
 
 def train_and_ask(
@@ -125,9 +131,13 @@ def train_and_ask(
     ------
     ValueError
         If a stop lies beyond the recipe's epochs; see also `together.train_together`.
+    TypeError
+        If the images are not in memory.
     FloatingPointError
         If a training diverges.
     """
+    if not isinstance(data.train.images, Tensor):
+        raise TypeError(f"images of {data.name} are read from a folder: take a subset into memory")
     if late := [s for s in questions.stops if not isinstance(s, str) and s > recipe.epochs]:
         raise ValueError(f"stops after {late} epochs; the recipe has {recipe.epochs}")
     with thread_count(recipe.threads):
@@ -155,7 +165,7 @@ class _Watch:
         return len(self.history["val_loss"])
 
     def after_epoch(self) -> None:
-        row = self._validate() | {"weight_norm": self.nets.weight_norms().numpy()}
+        row = self._validate() | {"weight_norm": self.nets.weight_norms().cpu().numpy()}
         for name, values in row.items():
             self.history.setdefault(name, []).append(values)
         _refuse_divergence(np.isfinite(row["weight_norm"]), self.n_epochs)
@@ -167,11 +177,11 @@ class _Watch:
             self._ask(self.n_epochs, np.full(len(self.nets), self.n_epochs))
 
     def _validate(self) -> Arrays:
-        y = self.data.test.labels
-        logits = self.nets.predict(self.data, self.data.test.images)
+        logits = self.nets.predict(self.data, self.data.test)
+        y = self.data.test.labels.to(logits.device)
         losses = signals.loss(logits.flatten(0, 1), y.repeat(len(logits))).view(len(logits), -1)
         accuracy = (logits.argmax(2) == y).float().mean(1)
-        return {"val_loss": losses.mean(1).numpy(), "val_accuracy": accuracy.numpy()}
+        return {"val_loss": losses.mean(1).cpu().numpy(), "val_accuracy": accuracy.cpu().numpy()}
 
     def _at_peak(self, norms: np.ndarray) -> np.ndarray:
         for detector, norm in zip(self.detectors, norms.tolist()):
@@ -185,7 +195,7 @@ class _Watch:
         if stop not in self.kept:
             self.kept[stop] = {name: torch.empty_like(stack) for name, stack in state.items()}
             self.epochs[stop] = np.zeros(len(self.nets), dtype=np.int64)
-        chosen = torch.as_tensor(which)
+        chosen = torch.as_tensor(which, device=self.nets.device)
         for name, stack in state.items():
             self.kept[stop][name][chosen] = stack.detach()[chosen]
         self.epochs[stop][which] = self.n_epochs
@@ -214,12 +224,13 @@ def _refuse_divergence(finite: np.ndarray, epoch: int) -> None:
 def _asked(
     nets: Nets, data: Dataset, stop: Stop, questions: Questions, epochs: np.ndarray
 ) -> Arrays:
-    shown = [VIEWS[view](data.train.images) for view in questions.views_at(stop)]
-    logits = torch.stack([nets.predict(data, images) for images in shown], 1)
+    shown = (VIEWS[view](data.train.images) for view in questions.views_at(stop))
+    logits = torch.stack([nets.predict(data, images).cpu() for images in shown], 1)
     _refuse_divergence(logits.isfinite().flatten(1).all(1).numpy(), int(epochs.max()))
     found = {f"logits/{stop}": logits.numpy(), f"epochs/{stop}": epochs}
     if isinstance(stop, str) and questions.curvature_draws:
-        found[f"curvature/{stop}"] = curvature_of(nets, data, questions.curvature_draws).numpy()
+        bent = curvature_of(nets, data, questions.curvature_draws)
+        found[f"curvature/{stop}"] = bent.cpu().numpy()
     return found
 
 
@@ -228,5 +239,9 @@ def curvature_of(nets: Nets, data: Dataset, n_draws: int) -> Tensor:
 
     Returns (n_models, n_samples), 0 or more; eval mode, clean samples.
     """
-    x, double = data.normalise(data.train.images).double(), nets.double()
-    return signals.zero_order_curvature(double.evaluate, x, data.train.labels, n_draws=n_draws)
+    double, found = nets.double(), []
+    for number, (images, y) in enumerate(in_order(data.train, EVAL_ROWS, nets.device)):
+        x = data.normalise(images).double()
+        options = {"n_draws": n_draws, "seed": number}
+        found.append(signals.zero_order_curvature(double.evaluate, x, y, **options))
+    return torch.cat(found, 1)

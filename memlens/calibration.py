@@ -35,41 +35,52 @@ def softmax(logits: ArrayLike) -> np.ndarray:
     """
     logits = np.asarray(logits, dtype=np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise ValueError(f"logits have shape {logits.shape} and "
-                         f"{int((~np.isfinite(logits)).sum())} non-finite values: pass finite "
-                         "(n_samples, n_classes)")
+        raise ValueError(
+            f"logits have shape {logits.shape} and "
+            f"{int((~np.isfinite(logits)).sum())} non-finite values: pass finite "
+            "(n_samples, n_classes)"
+        )
     return scipy.special.softmax(logits, axis=1)
 
 
 def _checked_probabilities(y_prob: ArrayLike) -> np.ndarray:
     prob = np.asarray(y_prob, dtype=np.float64)
     if prob.ndim != 2 or prob.shape[0] < 1 or prob.shape[1] < 2:
-        raise ValueError(f"y_prob has shape {prob.shape}: pass (n_samples, n_classes), a column "
-                         "for each of two or more classes")
+        raise ValueError(
+            f"y_prob has shape {prob.shape}: pass (n_samples, n_classes), a column "
+            "for each of two or more classes"
+        )
     low, high = prob.min(), prob.max()
     # written so that NaN fails too
     if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):
-        raise ValueError(f"y_prob ranges from {low:.4g} to {high:.4g}: probabilities lie in "
-                         "[0, 1]; for logits pass softmax(logits)")
+        raise ValueError(
+            f"y_prob ranges from {low:.4g} to {high:.4g}: probabilities lie in "
+            "[0, 1]; for logits pass softmax(logits)"
+        )
     sums = prob.sum(axis=1)
     worst = int(np.abs(sums - 1).argmax())
     if abs(sums[worst] - 1) > _SUM_TOLERANCE:
-        raise ValueError(f"row {worst} of y_prob sums to {sums[worst]:.4f}: rows must sum to 1; "
-                         "for logits pass softmax(logits)")
+        raise ValueError(
+            f"row {worst} of y_prob sums to {sums[worst]:.4f}: rows must sum to 1; "
+            "for logits pass softmax(logits)"
+        )
     return prob
 
 
 def _checked_labels(y_true: ArrayLike, n_samples: int, n_classes: int) -> np.ndarray:
     labels = np.asarray(y_true)
     if labels.shape != (n_samples,):
-        raise ValueError(f"y_true has shape {labels.shape}, y_prob has {n_samples} rows: pass one "
-                         "label per row")
+        raise ValueError(
+            f"y_true has shape {labels.shape}, y_prob has {n_samples} rows: pass one label per row"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"y_true has dtype {labels.dtype}: pass integer class labels")
     outside = labels[(labels < 0) | (labels >= n_classes)]
     if outside.size:
-        raise ValueError(f"y_true holds {outside.size} labels outside 0 .. {n_classes - 1}, such "
-                         f"as {outside[0]}: number the classes like the columns of y_prob")
+        raise ValueError(
+            f"y_true holds {outside.size} labels outside 0 .. {n_classes - 1}, such "
+            f"as {outside[0]}: number the classes like the columns of y_prob"
+        )
     return labels
 
 
@@ -98,12 +109,15 @@ def reliability(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> pd.Da
     bins = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, n_bins - 1)
     counts = np.bincount(bins, minlength=n_bins)
     divisor = np.where(counts > 0, counts, np.nan)
-    return pd.DataFrame({
-        "left": edges[:-1], "right": edges[1:],
-        "confidence": np.bincount(bins, weights=confidence, minlength=n_bins) / divisor,
-        "accuracy": np.bincount(bins, weights=correct, minlength=n_bins) / divisor,
-        "n": counts,
-    }).rename_axis("bin")
+    return pd.DataFrame(
+        {
+            "left": edges[:-1],
+            "right": edges[1:],
+            "confidence": np.bincount(bins, weights=confidence, minlength=n_bins) / divisor,
+            "accuracy": np.bincount(bins, weights=correct, minlength=n_bins) / divisor,
+            "n": counts,
+        }
+    ).rename_axis("bin")
 
 
 def _gaps(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,8 +209,10 @@ def errors_by(
     prob, labels = _checked_probabilities(y_prob), np.asarray(y_true)
     groups = pd.Series(np.asarray(groups))
     if groups.shape != prob.shape[:1] or groups.isna().any():
-        raise ValueError(f"groups have shape {groups.shape} with {int(groups.isna().sum())} NaN: "
-                         f"pass one for each of {len(prob)} samples")
+        raise ValueError(
+            f"groups have shape {groups.shape} with {int(groups.isna().sum())} NaN: "
+            f"pass one for each of {len(prob)} samples"
+        )
     confidence, correct = _confidence_and_correct(labels, prob)
     rows = {}
     for group, where in groups.groupby(groups).indices.items():

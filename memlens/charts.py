@@ -30,9 +30,7 @@ def listsize(n_rows: int, columns: int = 1) -> tuple[float, float]:
     return (COLUMN if columns == 1 else FULL), round(0.55 + 0.155 * n_rows, 3)
 
 
-def common_limits(
-    tables: Iterable[pd.DataFrame], *, signed: bool = False
-) -> tuple[float, float]:
+def common_limits(tables: Iterable[pd.DataFrame], *, signed: bool = False) -> tuple[float, float]:
     """Lowest and highest value of all tables, for heat maps that are to share their colours.
 
     ``signed`` takes the largest size to both sides of 0. NaN is left out; ValueError if all are.
@@ -57,9 +55,20 @@ def heatmap(
     low, high = common_limits([frame], signed=signed) if limits is None else limits
     named = frame.rename(index=label_of, columns=label_of)
     text, size = (None, None) if digits is None else _numbers(ax, frame, digits)
-    sns.heatmap(named, ax=ax, vmin=low, vmax=high, cmap="PuOr" if signed else "cividis", fmt="",
-                annot=text, annot_kws={"fontsize": size}, cbar=digits is None,
-                cbar_kws={"shrink": 0.6, "aspect": 30}, xticklabels=True, yticklabels=True)
+    sns.heatmap(
+        named,
+        ax=ax,
+        vmin=low,
+        vmax=high,
+        cmap="PuOr" if signed else "cividis",
+        fmt="",
+        annot=text,
+        annot_kws={"fontsize": size},
+        cbar=digits is None,
+        cbar_kws={"shrink": 0.6, "aspect": 30},
+        xticklabels=True,
+        yticklabels=True,
+    )
     width, height = _cell(ax, frame)
     long = max(map(len, named.columns)) * 4.5 > width  # points: a letter of a tick label takes 4.5
     turned = 0 if not long else 30 if width > 25 else 90
@@ -125,23 +134,46 @@ def bars(
     """
     rows = _name_rows(ax, frame.index)
     spread = frame["std"].fillna(0) if "std" in frame else pd.Series(0.0, frame.index)
-    drawn = ax.barh(rows, frame["mean"], 0.6, xerr=spread if spread.any() else None,
-                    color=[PALETTE[name][0] if name in PALETTE else FILL for name in frame.index],
-                    error_kw={"ecolor": INK, "elinewidth": 0.8})
+    drawn = ax.barh(
+        rows,
+        frame["mean"],
+        0.6,
+        xerr=spread if spread.any() else None,
+        color=[PALETTE[name][0] if name in PALETTE else FILL for name in frame.index],
+        error_kw={"ecolor": INK, "elinewidth": 0.8},
+    )
     handles = [] if groups is None else _paint(drawn.patches, [groups[n] for n in frame.index])
     ends = np.fmax(frame["mean"] + spread, 0)  # beside a bar to the left, not on it
     if printed is not None:
-        handles.append(ax.scatter(frame[printed], rows, 24, marker="D", facecolor="white",
-                                  edgecolor="black", linewidth=0.9, zorder=4, label="paper"))
+        handles.append(
+            ax.scatter(
+                frame[printed],
+                rows,
+                24,
+                marker="D",
+                facecolor="white",
+                edgecolor="black",
+                linewidth=0.9,
+                zorder=4,
+                label="paper",
+            )
+        )
         ends = np.fmax(ends, frame[printed])
     for row, mean, end in zip(rows, frame["mean"], ends, strict=True):
         if not np.isnan(mean):
-            ax.annotate(f"{mean:.{digits}f}", (end, row), (5, 0), textcoords="offset points",
-                        va="center")
+            ax.annotate(
+                f"{mean:.{digits}f}", (end, row), (5, 0), textcoords="offset points", va="center"
+            )
     if groups is not None:  # a key of many lines has its place below the label of the axis
         below = ScaledTranslation(0, -32 / 72, ax.get_figure(root=True).dpi_scale_trans)
-        ax.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, 0), ncols=2, borderpad=0,
-                  bbox_transform=ax.transAxes + below)
+        ax.legend(
+            handles=handles,
+            loc="upper right",
+            bbox_to_anchor=(1, 0),
+            ncols=2,
+            borderpad=0,
+            bbox_transform=ax.transAxes + below,
+        )
     elif handles:
         ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     return ax
@@ -149,13 +181,17 @@ def bars(
 
 def _paint(patches: Iterable[Patch], groups: list[str]) -> list[Patch]:
     """Colour and hatch each bar by its group; returns a key for each group, in order."""
-    looks = {group: (style_of("", i)["color"], _HATCHES[i % len(_HATCHES)])
-             for i, group in enumerate(dict.fromkeys(groups))}
+    looks = {
+        group: (style_of("", i)["color"], _HATCHES[i % len(_HATCHES)])
+        for i, group in enumerate(dict.fromkeys(groups))
+    }
     for patch, group in zip(patches, groups, strict=True):
         color, hatch = looks[group]
         patch.set(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0)
-    return [Patch(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0, label=group)
-            for group, (color, hatch) in looks.items()]
+    return [
+        Patch(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0, label=group)
+        for group, (color, hatch) in looks.items()
+    ]
 
 
 def forest(ax: Axes, frame: pd.DataFrame, *, zero: float = 0.0) -> Axes:
@@ -186,8 +222,14 @@ def dots(
     for i, name in enumerate(mean.columns):
         look = style_of(str(name), i) | {"linestyle": "none"}
         places = rows + gap * (i - (mean.shape[1] - 1) / 2)
-        ax.errorbar(mean[name], places, xerr=None if std is None else std[name].fillna(0), **look,
-                    elinewidth=0.9, label=label_of(name))
+        ax.errorbar(
+            mean[name],
+            places,
+            xerr=None if std is None else std[name].fillna(0),
+            **look,
+            elinewidth=0.9,
+            label=label_of(name),
+        )
     ax.axvline(reference, color=CHANCE, linestyle="--", linewidth=0.8, zorder=1)
     ax.legend()
     return ax

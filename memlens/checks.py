@@ -18,8 +18,10 @@ def vector(name: str, values: ArrayLike) -> np.ndarray:
     if found.ndim != 1 or not found.size:
         raise ValueError(f"{name} has shape {found.shape}: pass (n_samples,), at least one sample")
     if n_bad := int((~np.isfinite(found)).sum()):
-        raise ValueError(f"{name} holds {n_bad} non-finite values (NaN or infinite) among "
-                         f"{found.size}: drop those samples, or find out where they come from")
+        raise ValueError(
+            f"{name} holds {n_bad} non-finite values (NaN or infinite) among "
+            f"{found.size}: drop those samples, or find out where they come from"
+        )
     return found
 
 

@@ -7,6 +7,7 @@ score can always be traced back to its picture.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -135,14 +136,17 @@ class Dataset:
 
     def normalise(self, images: Tensor) -> Tensor:
         """A net's input, float32 of the same shape: (pixel / pixel_max - mean) / std."""
-        scale, offset = (part.to(images.device) for part in self._affine)
+        if images.device not in self._affine:
+            # Worked out once a device: a copy in every training step would wait for the device.
+            mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+            parts = 1 / (self.pixel_max * std), -mean / std
+            self._affine[images.device] = [part.to(images.device) for part in parts]
+        scale, offset = self._affine[images.device]
         return images * scale + offset
 
     @cached_property
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        # Worked out once, because `normalise` runs in every training step.
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return 1 / (self.pixel_max * std), -mean / std
+    def _affine(self) -> dict[torch.device, list[Tensor]]:
+        return {}
 
     def subset(self, n_samples: int, *, seed: int = 0) -> "Dataset":
         """``n_samples`` of the training samples, and as many test samples where there are more.
@@ -287,21 +291,44 @@ def load_digits() -> Dataset:
     return replace(dataset, train=whole[train], test=whole[test])
 
 
-def augment(x: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crop of the zero-padded images, and a random left-right flip, per sample.
+class Moves(NamedTuple):
+    """Where each sample is cut out of its padded image, and whether it is mirrored.
 
-    All samples move in one gather on the device of ``x``; (n, c, h, w) -> (n, c, h, w).
-    The padding is zero in the space of ``x``.
+    rows, columns (...,), int64, in [0, 2 pad]; mirrored (...,), bool: an entry a sample.
     """
-    n, _, height, width = x.shape
-    draw = lambda high: torch.randint(high, (n, 1), generator=generator).to(x.device)  # noqa: E731
-    rows = torch.arange(height, device=x.device) + draw(2 * pad + 1)  # (n, h)
-    columns = torch.arange(width, device=x.device) + draw(2 * pad + 1)  # (n, w)
-    if flip:
-        mirrored = draw(2).bool()
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = torch.nn.functional.pad(x, (pad,) * 4)
-    sample = torch.arange(n, device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+
+    rows: Tensor
+    columns: Tensor
+    mirrored: Tensor
+
+    @classmethod
+    def draw(cls, n: int, pad: int, flip: bool, seed: int) -> "Moves":
+        """Moves of ``n`` samples: a function of the arguments alone."""
+        generator = torch.Generator().manual_seed(seed)
+        rows, columns = (torch.randint(2 * pad + 1, (n,), generator=generator) for _ in range(2))
+        mirrored = torch.randint(1 + flip, (n,), generator=generator).bool()
+        return cls(rows, columns, mirrored)
+
+    def to(self, device: torch.device) -> "Moves":
+        """The same on another device."""
+        return Moves(*(part.to(device) for part in self))
+
+    def of(self, index: Tensor) -> "Moves":
+        """The moves of the samples at ``index``, in the order of its entries."""
+        return Moves(*(part[index] for part in self))
+
+
+def augment(images: Tensor, moves: Moves, pad: int) -> Tensor:
+    """Crops of zero-padded images, some mirrored: (n, c, h, w) -> the same, dtype kept.
+
+    All samples move in one gather on the device of ``images``, where ``moves`` have to be, too.
+    The padding is black, as in the papers' recipes, where pixels are cropped before they are
+    normalised.
+    """
+    n, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + moves.rows[:, None]  # (n, h)
+    columns = torch.arange(width, device=images.device) + moves.columns[:, None]  # (n, w)
+    columns = torch.where(moves.mirrored[:, None], columns.flip(1), columns)
+    padded = torch.nn.functional.pad(images, (pad,) * 4).permute(0, 2, 3, 1)
+    sample = torch.arange(n, device=images.device)[:, None, None]
+    return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

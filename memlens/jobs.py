@@ -1,21 +1,23 @@
 """Trainings as jobs: done once, side by side, and found again in the store."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from memlens import store
 from memlens.data import Dataset
+from memlens.drafts import Draft
 from memlens.recipes import Measure, Recipe
 from memlens.runs import Run
 from memlens.training import train
 
 _ROOMS = (
-    "data", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
-    "stopping", "recipes", "probes", "runs", "training",
+    "data", "architectures", "vit", "models", "signals", "weightgrads", "recorder", "stopping",
+    "devices", "recipes", "feeds", "probes", "runs", "training",
 )  # fmt: skip
 
 
@@ -49,7 +51,8 @@ def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
     pieces = {key: shelf.get(key) for key in keys}
     missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
     if missing:
-        side_by_side([delayed(_train_and_keep)(k, j, shelf) for k, j in missing.items()], n_jobs)
+        calls = [delayed(_train_and_keep)(k, j, shelf) for k, j in missing.items()]
+        side_by_side(calls, n_jobs, on_gpu(job.recipe for job in missing.values()))
         pieces |= {key: shelf.get(key) for key in missing}
     lost = [key for key in keys if pieces[key] is None]
     if lost:
@@ -57,12 +60,27 @@ def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
     return [Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)]
 
 
-def side_by_side(calls: Sequence[Any], n_jobs: int | None = None) -> list[Any]:
-    """Results of joblib's ``delayed`` calls in their order, by default in one process a core."""
-    return Parallel(n_jobs=min(n_jobs or os.cpu_count() or 1, len(calls)))(calls)
+def on_gpu(recipes: Iterable[Recipe]) -> bool:
+    """Whether any of the trainings takes a GPU."""
+    return any(recipe.engine().device.type == "cuda" for recipe in recipes)
+
+
+def side_by_side(calls: Sequence[Any], n_jobs: int | None = None, one: bool = False) -> list[Any]:
+    """Results of joblib's ``delayed`` calls in their order, by default in one process a core.
+
+    With ``one``, which is for work on a GPU, the default is this process alone.
+    """
+    n_jobs = n_jobs or (1 if one else os.cpu_count() or 1)
+    done = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator")(calls)
+    return list(tqdm(done, total=len(calls), **BAR))
+
+
+BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only where a person looks
 
 
 def _train_and_keep(key: str, job: Job, shelf: store.Store) -> None:
     # The shelf comes along: a worker that was started earlier may know another MEMLENS_CACHE.
-    run = train(job.model, job.data, job.recipe, job.measure)
+    draft = Draft.of(shelf, key)
+    run = train(job.model, job.data, job.recipe, job.measure, draft=draft)
     shelf.put(key, store.Piece(run.arrays, run.meta))
+    draft.discard()

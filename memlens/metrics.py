@@ -40,6 +40,7 @@ def _lens(statistic: Callable[..., float], x: np.ndarray) -> Draws:
         x = x / (np.abs(x).max() or 1.0)  # so that squares neither overflow nor vanish
         return lambda drawn: _unit(x[drawn], centre=statistic is pearson)
     unique, codes = np.unique(x, return_inverse=True)
+
     def look(drawn: np.ndarray) -> np.ndarray:
         # The mid-ranks of each resample itself, without a sort: count each value, accumulate.
         cells = codes[drawn] + np.arange(len(drawn))[:, None] * unique.size  # (r, n)
@@ -47,15 +48,18 @@ def _lens(statistic: Callable[..., float], x: np.ndarray) -> Draws:
         counts = counts.reshape(len(drawn), -1)
         ranks = counts.cumsum(axis=1) - (counts - 1) / 2
         return _unit(ranks.ravel()[cells], centre=True)
+
     return look
 
 
 def _measure(statistic: Callable[..., float], xs: Collection[np.ndarray], y: np.ndarray) -> Draws:
     """Values (k, r) of the statistic of each of the k vectors with y."""
     x_lenses, y_lens = [_lens(statistic, x) for x in xs], _lens(statistic, y)
+
     def measure(drawn: np.ndarray) -> np.ndarray:
         y_rows = y_lens(drawn)  # once for all vectors
         return np.clip([np.einsum("rn,rn->r", look(drawn), y_rows) for look in x_lenses], -1, 1)
+
     return measure
 
 
@@ -83,8 +87,9 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     return _correlation(spearman, a, b)
 
 
-def _bootstrap(measure: Draws, n_samples: int, confidence: float, n_resamples: int,
-               seed: int) -> list[tuple[float, float]]:
+def _bootstrap(
+    measure: Draws, n_samples: int, confidence: float, n_resamples: int, seed: int
+) -> list[tuple[float, float]]:
     if not 0 < confidence < 1 or n_resamples < 1:
         raise ValueError(f"confidence {confidence}, n_resamples {n_resamples}: try 0.95 and 1000")
     rng, rows = np.random.default_rng(seed), max(1, _CHUNK // n_samples)
@@ -96,8 +101,12 @@ def _bootstrap(measure: Draws, n_samples: int, confidence: float, n_resamples: i
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float], *arrays: ArrayLike, confidence: float = 0.95,
-    n_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    statistic: Callable[..., float],
+    *arrays: ArrayLike,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Percentile bootstrap (low, high) of ``statistic(*arrays)`` over samples drawn together.
 
     Arrays are (n_samples, ...). Resamples where the statistic is nan are left out; where it raises,
@@ -111,21 +120,30 @@ def bootstrap_interval(
         x, y = paired(*arrays, "array 0", "array 1")
         measure = _measure(statistic, [x], y)
     else:
+
         def measure(drawn: np.ndarray) -> np.ndarray:
             return np.array([[statistic(*(x[row] for x in samples)) for row in drawn]], float)
+
     return _bootstrap(measure, len(samples[0]), confidence, n_resamples, seed)[0]
 
 
-def _table(statistic: Callable[..., float], columns: dict[str, np.ndarray], y: np.ndarray,
-           *options: float) -> pd.DataFrame:
+def _table(
+    statistic: Callable[..., float], columns: dict[str, np.ndarray], y: np.ndarray, *options: float
+) -> pd.DataFrame:
     measure, name = _measure(statistic, columns.values(), y), statistic.__name__
     table = pd.DataFrame({name: measure(np.arange(y.size)[None])[:, 0]}, index=list(columns))
     table[[f"{name}_low", f"{name}_high"]] = _bootstrap(measure, y.size, *options)
     return table
 
 
-def compare(scores: pd.DataFrame, truth: pd.Series | ArrayLike, *, top_k: int | None = None,
-            n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def compare(
+    scores: pd.DataFrame,
+    truth: pd.Series | ArrayLike,
+    *,
+    top_k: int | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Similarity of each score column to a ground truth, with 95 % bootstrap intervals.
 
     Parameters
@@ -143,8 +161,10 @@ def compare(scores: pd.DataFrame, truth: pd.Series | ArrayLike, *, top_k: int | 
     columns, target = vectors(scores, "score"), aligned(truth, scores, "truth")
     kept = np.flatnonzero(~np.isnan(target))
     if not 3 <= (kept.size if top_k is None else top_k) <= kept.size:
-        raise ValueError(f"{kept.size} of {len(scores)} samples have a truth and top_k is {top_k}: "
-                         "compare 3 or more of them; do scores and truth share the sample index?")
+        raise ValueError(
+            f"{kept.size} of {len(scores)} samples have a truth and top_k is {top_k}: "
+            "compare 3 or more of them; do scores and truth share the sample index?"
+        )
     kept = np.sort(kept[np.argsort(-target[kept], kind="stable")[:top_k]])
     target, columns = vector("truth", target[kept]), {name: x[kept] for name, x in columns.items()}
     table = pd.DataFrame({"n_samples": target.size}, index=list(columns))
@@ -165,8 +185,9 @@ def _of_rows(statistic: Callable[..., float], rows: np.ndarray, truth: np.ndarra
     return np.clip(both[:-1] @ both[-1], -1, 1)
 
 
-def by_epoch(values: ArrayLike, truth: ArrayLike,
-             statistic: Callable[..., float] = pearson) -> np.ndarray:
+def by_epoch(
+    values: ArrayLike, truth: ArrayLike, statistic: Callable[..., float] = pearson
+) -> np.ndarray:
     """Likeness to a truth of each epoch alone, and of the sum of the epochs up to it.
 
     Parameters
@@ -183,14 +204,18 @@ def by_epoch(values: ArrayLike, truth: ArrayLike,
     """
     values, truth = np.asarray(values, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if values.ndim < 2 or truth.shape != values.shape[-1:]:
-        raise ValueError(f"values have shape {values.shape}, the truth {truth.shape}: pass (..., "
-                         "n_epochs, n_samples) and (n_samples,)")
+        raise ValueError(
+            f"values have shape {values.shape}, the truth {truth.shape}: pass (..., "
+            "n_epochs, n_samples) and (n_samples,)"
+        )
     kept = ~np.isnan(truth)
     values, truth = values[..., kept], vector("truth", truth[kept])
     measured = ~np.isnan(values).all(axis=-1)
     if n_bad := int((~np.isfinite(values[measured])).sum()):
-        raise ValueError(f"values hold {n_bad} non-finite numbers in epochs that were measured: "
-                         "leave out those samples, or make the whole epoch NaN")
+        raise ValueError(
+            f"values hold {n_bad} non-finite numbers in epochs that were measured: "
+            "leave out those samples, or make the whole epoch NaN"
+        )
     begun = np.logical_or.accumulate(measured, axis=-1)
     summed = np.where(measured[..., None], values, 0).cumsum(axis=-2)
     found = np.full((2, *measured.shape), np.nan)
@@ -227,8 +252,10 @@ def mean_over(frames: Iterable[pd.DataFrame]) -> Spread:
     rows, columns = frames[0].index, frames[0].columns
     for i, frame in enumerate(frames):
         if not (frame.index.equals(rows) and frame.columns.equals(columns)):
-            raise ValueError(f"frame {i} has not the rows and columns of frame 0 in the same order:"
-                             " reindex it like frame 0")
+            raise ValueError(
+                f"frame {i} has not the rows and columns of frame 0 in the same order:"
+                " reindex it like frame 0"
+            )
     try:
         cells = np.stack([frame.to_numpy(dtype=np.float64) for frame in frames])
     except (TypeError, ValueError) as error:
@@ -260,8 +287,11 @@ def binned_mean(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
     bins = bins_of(x, edges)
     samples = pd.DataFrame({"left": edges[bins], "right": edges[bins + 1], "x": x, "y": y})
     return samples.groupby(["left", "right"], as_index=False).agg(
-        x_mean=("x", "mean"), y_mean=("y", "mean"), y_std=("y", lambda y: y.std(ddof=0)),
-        n=("y", "size"))
+        x_mean=("x", "mean"),
+        y_mean=("y", "mean"),
+        y_std=("y", lambda y: y.std(ddof=0)),
+        n=("y", "size"),
+    )
 
 
 def linear_fit(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> LinearFit:
@@ -270,8 +300,10 @@ def linear_fit(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> 
     weights = np.ones_like(x) if weights is None else paired(weights, x, "weights", "x")[0]
     used = weights > 0
     if weights.min() < 0 or not used.any() or np.ptp(x[used]) == 0:
-        raise ValueError(f"x is constant in {used.sum()} weighted samples, or the least weight, "
-                         f"{weights.min()}, is negative: a line needs two different x")
+        raise ValueError(
+            f"x is constant in {used.sum()} weighted samples, or the least weight, "
+            f"{weights.min()}, is negative: a line needs two different x"
+        )
     (sxx, sxy), (_, syy) = np.cov(x, y, aweights=weights, ddof=0)
     slope, r2 = sxy / sxx, sxy**2 / (sxx * syy) if np.ptp(y[used]) else np.nan
     return LinearFit(float(slope), float(np.average(y - slope * x, weights=weights)), float(r2))
@@ -291,8 +323,14 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return corrected
 
 
-def associations(score: pd.Series | ArrayLike, attributes: pd.DataFrame, *, seed: int = 0,
-                 n_resamples: int = 1000, confidence: float = 0.95) -> pd.DataFrame:
+def associations(
+    score: pd.Series | ArrayLike,
+    attributes: pd.DataFrame,
+    *,
+    seed: int = 0,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
     """Rank correlation of each attribute column with a score, tested and corrected for many tests.
 
     The score is a Series, matched by index, or an array in row order; the attributes have a row per

@@ -84,8 +84,12 @@ def label_of(name: object) -> str:
     return " ".join(words.get(word, word) for word in str(name).split("_"))
 
 
-def panels(axes: np.ndarray, draw: Callable[..., object], tables: Mapping[str, pd.DataFrame],
-           **options: object) -> pd.DataFrame:
+def panels(
+    axes: np.ndarray,
+    draw: Callable[..., object],
+    tables: Mapping[str, pd.DataFrame],
+    **options: object,
+) -> pd.DataFrame:
     """Draw a table a panel, its name as the title; returns all tables as one, for the CSV twin.
 
     ``draw(ax, table, **options)`` is a function of this room or of `charts`; ``axes`` are as many
@@ -130,12 +134,14 @@ def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
     x, lines, floor = frame.columns[0], [], _floor(ax, frame)
     for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
         look, every = style_of(str(name), i), max(1, len(part) // 7)
-        lines += ax.plot(part[x], part["mean"], **look, label=label_of(name),
-                         markevery=(i % every, every))
+        lines += ax.plot(
+            part[x], part["mean"], **look, label=label_of(name), markevery=(i % every, every)
+        )
         if "std" in part and part["std"].notna().any():
             low, high = part["mean"] - part["std"], part["mean"] + part["std"]
-            ax.fill_between(part[x], low.clip(lower=floor), high, color=look["color"], alpha=0.2,
-                            linewidth=0)
+            ax.fill_between(
+                part[x], low.clip(lower=floor), high, color=look["color"], alpha=0.2, linewidth=0
+            )
     ax.set_xlabel(label_of(x))
     if labels == "direct":
         _label_ends(ax, lines)
@@ -165,16 +171,34 @@ def _label_ends(ax: Axes, lines: list) -> None:
         placed[order[1:]] += push
         placed[order[:-1]] -= push
     for line, end, shift in zip(lines, ends, placed - wanted, strict=True):
-        ax.annotate(line.get_label(), end, (5, shift), textcoords="offset points", va="center",
-                    color=line.get_color(), fontsize=size, annotation_clip=False)
+        ax.annotate(
+            line.get_label(),
+            end,
+            (5, shift),
+            textcoords="offset points",
+            va="center",
+            color=line.get_color(),
+            fontsize=size,
+            annotation_clip=False,
+        )
 
 
 def mark_epoch(ax: Axes, epoch: float, label: str, *, height: float = 0.97) -> Axes:
     """Draw a dashed upright line at an epoch, its label at ``height`` (share of the axes)."""
     ax.axvline(epoch, color=INK, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1.5)
     box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    ax.annotate(label, (epoch, height), (4, 0), xycoords=("data", "axes fraction"), va="top",
-                textcoords="offset points", color=INK, fontsize=7, bbox=box, zorder=5)
+    ax.annotate(
+        label,
+        (epoch, height),
+        (4, 0),
+        xycoords=("data", "axes fraction"),
+        va="top",
+        textcoords="offset points",
+        color=INK,
+        fontsize=7,
+        bbox=box,
+        zorder=5,
+    )
     return ax
 
 
@@ -192,8 +216,15 @@ def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = Fal
 def binned_scatter(ax: Axes, frame: pd.DataFrame, *, color: str = "#0072B2") -> Axes:
     """Bin means (a larger dot for more samples), the line and its R², from a `binned` table."""
     size = 12 + 60 * np.sqrt(frame["n"] / frame["n"].max())
-    ax.plot(frame["x_mean"], frame["fit"], color=INK, linestyle="--", linewidth=1, zorder=1.5,
-            label=f"line, R² = {frame['r2'].iloc[0]:.2f}")
+    ax.plot(
+        frame["x_mean"],
+        frame["fit"],
+        color=INK,
+        linestyle="--",
+        linewidth=1,
+        zorder=1.5,
+        label=f"line, R² = {frame['r2'].iloc[0]:.2f}",
+    )
     ax.scatter(frame["x_mean"], frame["y_mean"], size, color=color, edgecolor="white")
     ax.legend()
     return ax
@@ -220,16 +251,30 @@ def histogram(
     width = frame["right"] - frame["left"]
     ax.bar(frame["left"], frame["n"], width, align="edge", color=FILL, label=label)
     if frame["n_marked"].any():
-        ax.bar(frame["left"], frame["n_marked"], width, align="edge", color=MARKED, hatch="////",
-               edgecolor="white", linewidth=0, label=marked_label)
+        ax.bar(
+            frame["left"],
+            frame["n_marked"],
+            width,
+            align="edge",
+            color=MARKED,
+            hatch="////",
+            edgecolor="white",
+            linewidth=0,
+            label=marked_label,
+        )
         ax.legend()
     ax.set(yscale="log", ylim=(0.7, None), ylabel="samples")
     return ax
 
 
 def image_grid(
-    figure: FigureBase, images: ArrayLike, *, titles: Sequence[str] | None = None,
-    rows: Sequence[str] | None = None, columns: int = 8, pixel_max: float = 255,
+    figure: FigureBase,
+    images: ArrayLike,
+    *,
+    titles: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    columns: int = 8,
+    pixel_max: float = 255,
     marked: ArrayLike | None = None,
 ) -> np.ndarray:
     """Show images in rows on a figure of their own; returns its axes, (rows, columns).
@@ -263,8 +308,16 @@ def reliability_diagram(ax: Axes, frame: pd.DataFrame) -> Axes:
     The table is `calibration.reliability`'s: left, right, confidence, accuracy, n.
     """
     used = frame[frame["n"] > 0]
-    ax.bar(used["left"], used["accuracy"], used["right"] - used["left"], align="edge", color=FILL,
-           edgecolor="white", linewidth=0.6, label="accuracy")
+    ax.bar(
+        used["left"],
+        used["accuracy"],
+        used["right"] - used["left"],
+        align="edge",
+        color=FILL,
+        edgecolor="white",
+        linewidth=0.6,
+        label="accuracy",
+    )
     ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
     ax.vlines(used["confidence"], used["accuracy"], used["confidence"], color=GAP, linewidth=1)
     ax.plot(used["confidence"], used["confidence"], "o", color=GAP, label="confidence")
@@ -283,8 +336,13 @@ def roc(ax: Axes, frame: pd.DataFrame) -> Axes:
     """ROC curves of a `roc_points` table, the area under each in the legend, the chance line."""
     ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
     for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
-        ax.plot(part["fpr"], part["tpr"], **style_of(str(name), i), markevery=0.15,
-                label=f"{label_of(name)}  {np.trapezoid(part['tpr'], part['fpr']):.3f}")
+        ax.plot(
+            part["fpr"],
+            part["tpr"],
+            **style_of(str(name), i),
+            markevery=0.15,
+            label=f"{label_of(name)}  {np.trapezoid(part['tpr'], part['fpr']):.3f}",
+        )
     ax.set(xlim=(-0.02, 1), xlabel="false positive rate", ylabel="true positive rate")
     ax.legend(title="AUROC", loc="lower right", alignment="left")
     return ax

@@ -8,7 +8,8 @@ variance of its logit gradient. Curvature takes passes of its own.
 import copy
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from memlens import signals
 from memlens.data import Dataset
+from memlens.devices import EVAL_ROWS
+from memlens.feeds import in_order
 from memlens.recipes import Measure, mixed_seed
 from memlens.recorder import Recorder
 from memlens.weightgrads import Taps
 
-EVAL_BATCH = 4096
 LAST = 5  # checkpoints of the late VoG, as in the CSG paper's Table 1
 
 
@@ -39,6 +41,14 @@ class RunningVariance:
         difference = value - self.mean
         self.mean += difference / self.count
         self.squares += difference * (value - self.mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has seen, as tensors and a number."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        vars(self).update(state)
 
     @property
     def std(self) -> Tensor:
@@ -79,10 +89,12 @@ class Probes:
     measure : Measure
     seed : int
         Of the curvature's random directions, mixed with the epoch.
+    rows : int
+        Samples in one pass.
     """
 
-    def __init__(self, data: Dataset, measure: Measure, seed: int) -> None:
-        self.data, self.measure, self.seed = data, measure, seed
+    def __init__(self, data: Dataset, measure: Measure, seed: int, rows: int = EVAL_ROWS) -> None:
+        self.data, self.measure, self.seed, self.rows_at_once = data, measure, seed, rows
         self.recorder = Recorder(len(data.train), reduction="sum")
         self.rows: dict[str, dict[int, Tensor]] = {}  # signal -> epoch -> (n_samples,)
         self.gradients = RunningVariance()  # of the true-class logit, (n_samples, height, width)
@@ -106,10 +118,9 @@ class Probes:
 
     def _pass(self, net: nn.Module, due: bool) -> dict[str, Tensor]:
         """One pass over the clean samples in their order, into the recorder."""
-        train, parts = self.data.train, []
-        for index in torch.arange(len(train)).split(EVAL_BATCH):
-            x = self.recorder.watch(self.data.normalise(train.images[index]))
-            y, part = train.labels[index], {}
+        parts = []
+        for index, x, y in self._batches(net):
+            x, part = self.recorder.watch(x), {}
             with Taps(net if due and self.measure.weight_gradients else None) as taps:
                 logits = net(x)
             if due and self.measure.logit_gradients:
@@ -126,17 +137,38 @@ class Probes:
         self.recorder.end_epoch()
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def _batches(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(index, x, y) of all clean samples in their order, on the device of the net."""
+        device, start = next(net.parameters()).device, 0
+        for images, y in in_order(self.data.train, self.rows_at_once, device):
+            index = torch.arange(start, start := start + len(y), device=device)
+            yield index, self.data.normalise(images), y
+
     def _curvature(self, net: nn.Module, epoch: int) -> dict[str, Tensor]:
-        train = self.data.train
-        norm, squared = signals.curvature(
-            net,
-            self.data.normalise(train.images),
-            train.labels,
-            n_probes=self.measure.curvature_probes,
-            step=self.measure.curvature_step,
-            seed=mixed_seed(self.seed, epoch),
-        )
+        probes, step = self.measure.curvature_probes, self.measure.curvature_step
+        found = []
+        for number, (_, x, y) in enumerate(self._batches(net)):
+            own = (number,) if number else ()  # what fits one pass has the seed of the epoch alone
+            seed = mixed_seed(self.seed, epoch, *own)
+            found.append(signals.curvature(net, x, y, n_probes=probes, step=step, seed=seed))
+        norm, squared = (torch.cat(parts) for parts in zip(*found, strict=True))
         return {"curvature": norm, "curvature_squared": squared}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the finished epochs left, as tensors and plain values."""
+        return {
+            "recorder": self.recorder.state_dict(),
+            "rows": self.rows,
+            "gradients": self.gradients.state_dict(),
+            "last_states": list(self.last_states),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.recorder.load_state_dict(state["recorder"])
+        self.rows = {name: dict(rows) for name, rows in state["rows"].items()}
+        self.gradients.load_state_dict(state["gradients"])
+        self.last_states = deque(state["last_states"], maxlen=LAST)
 
     def finish(self, net: nn.Module) -> dict[str, np.ndarray]:
         """Every signal, (n_epochs, n_samples) float32; NaN where it was not measured."""
@@ -153,13 +185,14 @@ class Probes:
     def _late_variance(self, net: nn.Module) -> Tensor:
         # Which checkpoints are the last is known only at the end, as a training may stop early; so
         # their weights are kept, which are smaller than their gradients.
-        net, train = copy.deepcopy(net).eval(), self.data.train
+        net = copy.deepcopy(net).eval()
 
         def gradients_at(state: dict[str, Tensor]) -> Tensor:
             net.load_state_dict(state)
-            batches = zip(train.images.split(EVAL_BATCH), train.labels.split(EVAL_BATCH))
-            parts = [signals.logit_gradient(net, self.data.normalise(x), y) for x, y in batches]
-            return torch.cat(parts)
+            parts = (
+                signals.logit_gradient(net, x, y).mean(1, True) for _, x, y in self._batches(net)
+            )
+            return torch.cat(list(parts))  # channels averaged, as `variance_of_gradients` would
 
         return variance_of_gradients(map(gradients_at, self.last_states))
 

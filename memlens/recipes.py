@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memlens.devices import PRECISIONS, Engine
 from memlens.stopping import PEAKS
 
 AUGMENTS = ("none", "crop", "crop_flip")
@@ -44,6 +45,10 @@ class Recipe:
     stop: str | None = None  # "weight_norm" or "input_gradient": really stop at its peak
     patience: int = 5  # epochs without a new best value before a peak is called
     threads: int | None = 1  # None: as torch is set; other thread counts round differently
+    device: str = "cpu"  # "cuda", "cuda:1"; "auto": a GPU where there is one
+    precision: str = "float32"  # of the passes of training, or "bfloat16"; "auto": that on a GPU
+    channels_last: bool | None = False  # images pixel by pixel in memory; None: on a GPU
+    compiled: bool | None = False  # forward and backward by torch.compile; None: on a GPU
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -58,8 +63,15 @@ class Recipe:
                 f"epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr}: "
                 "expected at least one epoch, one sample a batch and a learning rate above 0"
             )
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"unknown precision {self.precision!r}; known: {known}")
         if not self.sam_rho >= 0:
             raise ValueError(f"sam_rho is {self.sam_rho}; expected a radius, or 0 for none")
+
+    def engine(self) -> Engine:
+        """Where and how a net trained by this recipe computes on this machine."""
+        return Engine.of(self.device, self.precision, self.channels_last, self.compiled)
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""

@@ -191,6 +191,7 @@ class Recorder:
             If a signal is NaN or infinite: the training has diverged.
         """
         self._flush()
+        self._check_bounds()
         self._check_visits()
         values = self._epoch if self.complete else self._epoch[:, self._visits > 0]
         means = dict(zip(SIGNALS, values.mean(1).tolist(), strict=True))
@@ -242,6 +243,7 @@ class Recorder:
     def _start_epoch(self) -> None:
         self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._pending_bytes = 0
+        self._bounds: list[Tensor] = []  # lowest and highest index of flushed batches
         self._visits: Tensor | None = None
         self._epoch: Tensor | None = None  # (n_signals, n_samples)
 
@@ -251,15 +253,16 @@ class Recorder:
             return
         columns = zip(*self._pending, strict=True)
         index, gradient, logits, y = (torch.cat(parts) for parts in columns)
-        low, high = index.aminmax()
-        if low < 0 or high >= self.n_samples:
-            raise ValueError(
-                f"indices run from {low} to {high}; expected 0 to {self.n_samples - 1}: give the "
-                "position in the training set, and n_samples as its size"
-            )
+        self._bounds.append(torch.stack(index.aminmax()))
+        if index.device.type == "cpu":
+            self._check_bounds()
+        else:  # to look would be to wait for the device: looked at when the epoch is closed
+            index = index.clamp(0, self.n_samples - 1)
         norms = signals.gradient_norms(gradient.float())
-        sizes = [len(y) for *_, y in self._pending]
-        scale = 1.0 if self.reduction == "sum" else _batch_sizes(sizes, index.device)
+        scale = 1.0
+        if self.reduction == "mean":  # of a batch, whose loss was divided by its size
+            sizes = (torch.full_like(y, len(y), dtype=torch.int64) for *_, y in self._pending)
+            scale = torch.cat(list(sizes))
         logits = logits.float()
         values = [
             signals.loss(logits, y),
@@ -270,6 +273,17 @@ class Recorder:
         ]
         self._scatter(index, torch.stack(values))
         self._pending, self._pending_bytes = [], 0
+
+    def _check_bounds(self) -> None:
+        if not self._bounds:
+            return
+        low, high = (f(torch.stack(self._bounds)).item() for f in (torch.amin, torch.amax))
+        self._bounds = []
+        if low < 0 or high >= self.n_samples:
+            raise ValueError(
+                f"indices run from {low} to {high}; expected 0 to {self.n_samples - 1}: give the "
+                "position in the training set, and n_samples as its size"
+            )
 
     def _scatter(self, index: Tensor, values: Tensor) -> None:
         if self._epoch is None:
@@ -300,9 +314,3 @@ class Recorder:
             f"{name} is NaN or infinite for {bad[name]} samples in epoch {self.n_epochs}: training "
             "has diverged; lower the learning rate"
         )
-
-
-def _batch_sizes(sizes: list[int], device: torch.device) -> Tensor:
-    """For every sample of consecutive batches, the size of its batch."""
-    sizes = torch.tensor(sizes)
-    return sizes.repeat_interleave(sizes).to(device)

@@ -21,20 +21,21 @@ from joblib import delayed
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from memlens import signals, store
+from memlens import devices, signals, store
 from memlens.data import Dataset
-from memlens.jobs import side_by_side
+from memlens.feeds import in_order
+from memlens.jobs import on_gpu, side_by_side
 from memlens.recipes import Recipe, mixed_seed
 from memlens.scores import EARLY_EPOCH
 from memlens.store import Arrays
-from memlens.together import Nets, train_together
+from memlens.together import Nets, size_of_stack, train_together
 from memlens.weightgrads import weight_gradient_norm
 
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
 _ROOMS = (
-    "data", "architectures", "vit", "models", "signals", "weightgrads", "scores",
-    "recipes", "training", "together", "retrainings",
+    "data", "architectures", "vit", "models", "signals", "weightgrads", "scores", "devices",
+    "recipes", "feeds", "training", "together", "retrainings",
 )  # fmt: skip
 
 
@@ -145,12 +146,12 @@ def train_kind(
     chunks = [
         chunk
         for rows in by_size.values()
-        for chunk in np.array_split(rows, -(-len(rows) // TOGETHER))
+        for chunk in np.array_split(rows, -(-len(rows) // size_of_stack(model, recipe, TOGETHER)))
     ]
     calls = [
         delayed(_work)(kind, model, data, [parts[i][1] for i in chunk], recipe) for chunk in chunks
     ]
-    done = side_by_side(calls, n_jobs)
+    done = side_by_side(calls, n_jobs, on_gpu([recipe]))
     left = {i: arrays for chunk, part in zip(chunks, done) for i, arrays in zip(chunk, part)}
     rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
     return {
@@ -186,11 +187,12 @@ def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
 
 def _logits(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
     fit_parts(nets, data, parts, recipe)
-    return [{"logits": logits.numpy()} for logits in nets.predict(data)]
+    return [{"logits": logits.cpu().numpy()} for logits in nets.predict(data)]
 
 
 def _sgd_and_sam(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
     # The same initial weights and order for both: the difference is the optimizer's alone.
+    nets.place(recipe.engine())  # now, so that what is kept here is what will be trained
     state = nets.weights | nets.buffers
     start = {name: values.detach().clone() for name, values in state.items()}
     sgd = _logits(nets, data, parts, replace(recipe, sam_rho=0.0))
@@ -222,7 +224,7 @@ def _second_split(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) 
     y, correct = torch.stack([part.labels for part in parts]), []
     # The same weights go on, on the other half, with a new optimizer and from the first rate again.
     others = [replace(part, mask=~part.mask, seed=mixed_seed(part.seed, 1)) for part in parts]
-    note = lambda: correct.append(nets.predict(data).argmax(2) == y)  # noqa: E731
+    note = lambda: correct.append(nets.predict(data).argmax(2).cpu() == y)  # noqa: E731
     fit_parts(nets, data, others, recipe, after_epoch=note)
     return [{"correct": rows.numpy()} for rows in torch.stack(correct, 1)]
 
@@ -246,12 +248,20 @@ def _early(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list
 
 def early_signals(nets: Nets, data: Dataset, parts: list[Part]) -> list[Arrays]:
     """EL2N and the norm of the weight gradient of every sample, as each net stands: eval mode."""
-    x, found = data.normalise(data.train.images), []
+    found = []
     for i, (part, logits) in enumerate(zip(parts, nets.predict(data))):
-        grand = weight_gradient_norm(nets.member(i), x, part.labels)
-        arrays = {"el2n": signals.el2n(logits, part.labels), "weight_grad": grand}
-        found.append({name: values.detach().numpy() for name, values in arrays.items()})
+        y = part.labels.to(nets.device)
+        arrays = {"el2n": signals.el2n(logits, y), "weight_grad": _weight_norms(nets, i, data, y)}
+        found.append({name: values.detach().cpu().numpy() for name, values in arrays.items()})
     return found
+
+
+def _weight_norms(nets: Nets, i: int, data: Dataset, y: Tensor) -> Tensor:
+    net = nets.member(i)
+    one = torch.zeros(1, *data.in_shape, device=nets.device)
+    rows = devices.rows_at_once(net, one)
+    parts = zip(in_order(data.train, rows, nets.device), y.split(rows), strict=True)
+    return torch.cat([weight_gradient_norm(net, data.normalise(x), own) for (x, _), own in parts])
 
 
 def _stacked(_: list[Part], arrays: list[Arrays]) -> Arrays:

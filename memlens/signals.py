@@ -134,11 +134,11 @@ def curvature(
     if n_probes < 1 or not step > 0:
         raise ValueError(f"n_probes={n_probes}, step={step}: expected at least one probe, step > 0")
     warn_if_samples_touch(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(x.device).manual_seed(seed)
     product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
     norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
     for _ in range(n_probes):
-        signs = torch.randint(2, x.shape, generator=generator).to(x) * 2 - 1
+        signs = torch.randint(2, x.shape, generator=generator, device=x.device).to(x) * 2 - 1
         length = gradient_norms(product(signs)).l2
         norm += length / n_probes
         squared += length**2 / n_probes
@@ -191,20 +191,17 @@ def zero_order_curvature(
         raise TypeError(f"x is {x.dtype}: second differences need float64, in the model as well")
     if isinstance(model, nn.Module):
         warn_if_samples_touch(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(x.device).manual_seed(seed)
 
     def at(moved: Tensor) -> Tensor:
         logits = model(moved)
         labels = y.expand(logits.shape[:-1])
         return loss(logits.flatten(0, -2), labels.flatten()).view(labels.shape)
 
-    total = 0.0
+    total, options = 0.0, {"generator": generator, "device": x.device}
     with torch.no_grad():
         for _ in range(n_draws):
-            u, v = (
-                step * (torch.randint(2, x.shape, generator=generator).to(x) * 2 - 1)
-                for _ in range(2)
-            )
+            u, v = (step * (torch.randint(2, x.shape, **options).to(x) * 2 - 1) for _ in range(2))
             mixed = at(x + u + v) - at(x + u - v) - at(x - u + v) + at(x - u - v)
             total = total + mixed.abs() / (4 * step**2 * n_draws)
     return total

@@ -153,6 +153,14 @@ class Store:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a piece lies there, damaged or not."""
+        return (self.folder / key).is_dir()
+
+    def remove(self, key: str) -> None:
+        """Remove a piece, if it is there."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+
     def clear(self) -> int:
         """Remove every piece, and what interrupted writers left; returns how many pieces."""
         if not self.folder.is_dir():

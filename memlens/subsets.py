@@ -12,16 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from joblib import delayed
 from numpy.typing import ArrayLike
 
 from memlens import store
 from memlens.answers import Questions, Stop, train_and_ask
 from memlens.data import Dataset
-from memlens.jobs import side_by_side
+from memlens.forecast import check
+from memlens.jobs import on_gpu, side_by_side
 from memlens.recipes import Recipe
-from memlens.store import Arrays
-from memlens.together import Nets
+from memlens.together import Nets, size_of_stack
 
 # Nets trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
@@ -29,8 +30,8 @@ from memlens.together import Nets
 TOGETHER = 50
 SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
 _ROOMS = (
-    "data", "architectures", "vit", "models", "signals", "stopping", "recipes", "training",
-    "together", "answers", "subsets",
+    "data", "architectures", "vit", "models", "signals", "stopping", "devices", "recipes", "feeds",
+    "training", "together", "answers", "subsets",
 )  # fmt: skip
 
 
@@ -224,33 +225,57 @@ def subset_sweep(
     shelf = store.Store()
     piece = shelf.get(key)
     if piece is None:
-        chunks = np.array_split(np.arange(n_models), -(-n_models // TOGETHER))
+        check(
+            {
+                "answers of the nets": 2
+                * questions.nbytes(n_models, len(data.train), data.n_classes)
+            },
+            torch.device("cpu"),
+            f"a sweep of {n_models} nets over {len(data.train):,} samples",
+            "ask at fewer stops, in fewer views, or train fewer nets",
+        )
+        n_chunks = -(-n_models // size_of_stack(model, recipe, TOGETHER))
+        chunks = np.array_split(np.arange(n_models), n_chunks)
+        parts = [f"{key}.part{c[0]}" for c in chunks]  # a sweep of hours goes on where it was
         calls = [
-            delayed(_train_chunk)(model, data, masks[c], recipe, c + (seed << 20), questions)
-            for c in chunks
+            delayed(_train_chunk)(
+                part, shelf, model, data, masks[c], recipe, c + (seed << 20), questions
+            )
+            for part, c in zip(parts, chunks, strict=True)
+            if part not in shelf
         ]
-        done = side_by_side(calls, n_jobs)
-        arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
+        side_by_side(calls, n_jobs, on_gpu([recipe]))
+        done = [shelf.get(part) for part in parts]
+        if None in done:
+            raise OSError("a part of the sweep was damaged and is set aside: run it again")
+        names = done[0].arrays
+        arrays = {name: np.concatenate([part.arrays[name] for part in done]) for name in names}
         piece = store.Piece(arrays, {"n_models": n_models})
         shelf.put(key, piece)
+        for part in parts:
+            shelf.remove(part)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
     return Sweep(masks, y_true, index, questions, piece.arrays, origin)
 
 
 def _flat(recipe: Recipe) -> dict[str, object]:
-    """What of the recipe two nets of one kind share: their seeds are their own."""
+    """What of the recipe two nets of one kind share: not its seed, nor where it was trained."""
     settings = dataclasses.asdict(recipe)
-    return {name: settings[name] for name in settings if name not in ("seed", "threads", "stop")}
+    own = ("seed", "threads", "stop", "device", "channels_last", "compiled")
+    return {name: settings[name] for name in settings if name not in own}
 
 
 def _train_chunk(
+    key: str,
+    shelf: store.Store,
     model: str,
     data: Dataset,
     masks: np.ndarray,
     recipe: Recipe,
     seeds: np.ndarray,
     questions: Questions,
-) -> Arrays:
-    """Train a net on each row of ``masks``, and ask it."""
+) -> None:
+    """Train a net on each row of ``masks``, ask it, and keep its answers."""
     nets = Nets.build(model, data, seeds)
-    return train_and_ask(nets, data, masks, recipe, seeds, questions)
+    arrays = train_and_ask(nets, data, masks, recipe, seeds, questions)
+    shelf.put(key, store.Piece(arrays, {"seeds": seeds.tolist()}))

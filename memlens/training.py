@@ -1,25 +1,32 @@
 """The one training loop: a recipe in, a run out.
 
 The loop is plain and does nothing that a `Recorder` could not do in a loop of your own. Every
-random choice is a function of (seed, epoch), so that recording, other runs or the order of calls
-cannot change it: the same recipe gives the same weights, bit for bit, on one machine.
+random choice is a function of (seed, epoch), so that recording, other runs, the order of calls or
+an interruption cannot change it: the same recipe gives the same weights, bit for bit, on one
+machine. (On a GPU kernels may add in another order from run to run.)
 """
 
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from memlens import models, signals
-from memlens.data import Dataset, augment
-from memlens.probes import EVAL_BATCH, Probes
+from memlens import devices, models, signals
+from memlens.data import Dataset, Samples
+from memlens.devices import Engine
+from memlens.drafts import Draft
+from memlens.feeds import Feed, in_order
+from memlens.forecast import check_memory
+from memlens.probes import Probes
 from memlens.recipes import OPTIMIZERS, Measure, Recipe, ascended, mixed_seed
 from memlens.recorder import Recorder
 from memlens.runs import Run
@@ -43,13 +50,25 @@ def thread_count(n: int | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, data: Dataset, images: Tensor) -> Tensor:
-    """Logits (n, n_classes) in eval mode, on clean inputs."""
+def predict(
+    model: nn.Module, data: Dataset, samples: Samples | Tensor, rows: int | None = None
+) -> Tensor:
+    """Logits (n, n_classes), float32, in eval mode, on clean inputs; on the device of the model.
+
+    Of samples, or of images (n, channels, height, width) in the units of the data; ``rows`` at a
+    time, by default as many as fit.
+    """
+    device = next(model.parameters()).device
+    rows = rows or devices.rows_at_once(model, torch.zeros(1, *data.in_shape, device=device))
     was_training = model.training
     model.eval()
-    parts = [model(data.normalise(part)) for part in images.split(EVAL_BATCH)]
+    if isinstance(samples, Samples):
+        parts = (images for images, _ in in_order(samples, rows, device))
+    else:
+        parts = (images.to(device) for images in samples.split(rows))
+    logits = [model(data.normalise(images)) for images in parts]
     model.train(was_training)
-    return torch.cat(parts)
+    return torch.cat(logits)
 
 
 def train(
@@ -59,6 +78,7 @@ def train(
     measure: Measure = Measure(),
     *,
     record: bool = True,
+    draft: Draft | None = None,
 ) -> Run:
     """Train one net and score every training sample on the way.
 
@@ -71,11 +91,16 @@ def train(
     measure : Measure
     record : bool
         False trains the same weights without the input gradient; for measuring what it costs.
+    draft : Draft, optional
+        Where the unfinished training is kept after an epoch, and gone on from: it ends as it would
+        have ended without the interruption.
 
     Raises
     ------
     ValueError
-        If there are fewer samples than one batch.
+        If there are fewer samples than one batch, or the recipe's device is not there.
+    MemoryError
+        If it needs more memory than there is; the message says what for.
     FloatingPointError
         If the training diverges.
     """
@@ -84,13 +109,21 @@ def train(
             f"{len(data.train)} training samples are fewer than a batch of {recipe.batch_size}; "
             "lower batch_size in the recipe"
         )
-    with thread_count(recipe.threads):
-        session = _Session(model, data, recipe, measure, record)
-        for epoch in range(recipe.epochs):
-            session.run_epoch(epoch)
-            if recipe.stop and session.detectors[recipe.stop].peak.detected_epoch is not None:
-                break
+    engine = recipe.engine()
+    with thread_count(recipe.threads), engine.tuned():
+        session = _Session(model, data, recipe, measure, record, engine)
+        if draft and (state := draft.load()):
+            session.load_state_dict(state)
+        with tqdm(total=recipe.epochs, initial=session.epoch, **BAR) as bar:
+            while not session.finished:
+                session.run_epoch()
+                bar.update()
+                if draft and draft.is_due():
+                    draft.save(session.state_dict())
         return session.finish()
+
+
+BAR = {"unit": "epoch", "leave": False, "delay": 5, "disable": None}  # only where a person looks
 
 
 class _Session:
@@ -103,26 +136,44 @@ class _Session:
         recipe: Recipe,
         measure: Measure,
         record: bool,
+        engine: Engine,
     ) -> None:
         self.name, self.data, self.recipe = model, data, recipe
-        self.net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed).train()
+        net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+        self.net = engine.place(net).train()
+        one = torch.zeros(1, *data.in_shape, device=engine.device)
+        check_memory(self.net, one, data, recipe, measure)
+        self.rows = devices.rows_at_once(self.net, one)
+        self.forward = engine.forward(self.net)
+        self.feed = Feed(data, recipe, engine)
         self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
         self.recorder = Recorder(len(data.train)) if record else None
-        self.probes = Probes(data, measure, recipe.seed) if measure.posthoc else None
+        self.probes = Probes(data, measure, recipe.seed, self.rows) if measure.posthoc else None
         self.detectors = {name: PeakDetector(patience=recipe.patience) for name in PEAKS}
         self.history: list[dict[str, float]] = []
         self.kept: dict[str, tuple[int, dict[str, Tensor]]] = {}
 
-    def run_epoch(self, epoch: int) -> None:
-        start = time.perf_counter()
+    @property
+    def epoch(self) -> int:
+        """The next epoch: as many are finished."""
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left, or training was to stop at a peak which is called."""
+        stop = self.recipe.stop
+        called = stop and self.detectors[stop].peak.detected_epoch is not None
+        return self.epoch >= self.recipe.epochs or bool(called)
+
+    def run_epoch(self) -> None:
+        epoch, seed, start = self.epoch, self.recipe.seed, time.perf_counter()
+        torch.manual_seed(mixed_seed(seed, epoch, 2))  # of layers that draw: dropout
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(epoch)
-        for index in shuffled(len(self.data.train), self.recipe.seed, epoch).split(
-            self.recipe.batch_size
-        ):
-            batch = self._batch(index, epoch)
+        order = shuffled(len(self.data.train), seed, epoch)
+        for index, x, y in self.feed.batches(order, seed, epoch):
             rho = self.recipe.sam_rho
-            train_step(self.net, self.optimizer, *batch, self.recorder, index, rho)
+            train_step(self.forward, self.optimizer, x, y, self.recorder, index, rho)
         row = {"epoch": epoch, "lr": self.recipe.lr_at(epoch)}
         if self.recorder:
             means = self.recorder.end_epoch()
@@ -135,40 +186,54 @@ class _Session:
         if self.probes:
             self.probes.after_epoch(self.net, epoch)
 
-    def _batch(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        train = self.data.train
-        x = self.data.normalise(train.images[index])
-        if self.recipe.augment != "none":
-            seed = mixed_seed(self.recipe.seed, epoch, int(index[0]))
-            x = augment(
-                x,
-                pad=max(1, x.shape[-1] // 8),  # 4 pixels at 32x32, as in the papers
-                flip=self.recipe.augment == "crop_flip",
-                generator=torch.Generator().manual_seed(seed),
-            )
-        return x, train.labels[index]
-
     def _validate(self) -> dict[str, float]:
         test = self.data.test
         if not len(test):
             return {"val_loss": math.nan, "val_accuracy": math.nan}
-        logits = predict(self.net, self.data, test.images)
+        logits = predict(self.net, self.data, test, self.rows)
+        y = test.labels.to(logits.device)
         return {
-            "val_loss": F.cross_entropy(logits, test.labels).item(),
-            "val_accuracy": (logits.argmax(1) == test.labels).float().mean().item(),
+            "val_loss": F.cross_entropy(logits, y).item(),
+            "val_accuracy": (logits.argmax(1) == y).float().mean().item(),
         }
 
-    def _watch_peaks(self, epoch: int, row: dict[str, float]) -> None:
-        for name, detector in self.detectors.items():
-            if name in row:
-                detector.update(row[name])
+    def _watch_peaks(self, epoch: int, row: Mapping[str, float]) -> None:
+        self._update_detectors(row)
         if self.detectors["weight_norm"].at_best:
             self._keep("peak", epoch)
         if not row["val_loss"] >= min((r["val_loss"] for r in self.history[:-1]), default=math.inf):
             self._keep("best_val", epoch)
 
+    def _update_detectors(self, row: Mapping[str, float]) -> None:
+        for name, detector in self.detectors.items():
+            if name in row:
+                detector.update(row[name])
+
     def _keep(self, name: str, epoch: int) -> None:
         self.kept[name] = (epoch, copy.deepcopy(self.net.state_dict()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epochs depend on, as tensors and plain values."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "recorder": self.recorder.state_dict() if self.recorder else None,
+            "probes": self.probes.state_dict() if self.probes else None,
+            "history": self.history,
+            "kept": self.kept,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.recorder:
+            self.recorder.load_state_dict(state["recorder"])
+        if self.probes:
+            self.probes.load_state_dict(state["probes"])
+        self.history, self.kept = list(state["history"]), dict(state["kept"])
+        for row in self.history:  # a detector is what it has seen
+            self._update_detectors(row)
 
     def finish(self) -> Run:
         self._keep("last", len(self.history) - 1)
@@ -182,7 +247,7 @@ class _Session:
         if self.probes:
             arrays |= {f"posthoc/{k}": v for k, v in self.probes.finish(self.net).items()}
         for name, (_, state) in self.kept.items():
-            arrays |= {f"checkpoint/{name}/{k}": v.numpy() for k, v in state.items()}
+            arrays |= {f"checkpoint/{name}/{k}": v.cpu().numpy() for k, v in state.items()}
         meta = {
             "peaks": {name: tuple(d.peak) for name, d in self.detectors.items()},
             "checkpoints": {name: epoch for name, (epoch, _) in self.kept.items()},
@@ -191,7 +256,7 @@ class _Session:
 
 
 def train_step(
-    net: nn.Module,
+    net: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
@@ -211,7 +276,8 @@ def train_step(
     optimizer.zero_grad()
     loss.backward()
     if sam_rho:
-        with ascended(list(net.parameters()), sam_rho):
+        weights = [w for group in optimizer.param_groups for w in group["params"]]
+        with ascended(weights, sam_rho):
             F.cross_entropy(net(x.detach()), y).backward()
     optimizer.step()
     if recorder:

@@ -13,6 +13,7 @@ from memlens.shadows import Shadows, Target
 
 ORIGIN = {"model": "mlp"}
 
+
 def logit_of(z, label):
     p = [math.exp(float(v) - max(map(float, z))) for v in z]
     rest = sum(p) - p[label]
@@ -290,8 +291,6 @@ def test_every_attack_refuses_shadows_of_another_recipe(attack, scene):
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_every_attack_refuses_a_target_among_its_own_shadows(attack, scene):
     _, shadows = scene()
-    itself = Target(
-        shadows.logits[7], shadows.y_true, shadows.origin, shadows.curvature[7]
-    )
+    itself = Target(shadows.logits[7], shadows.y_true, shadows.origin, shadows.curvature[7])
     with pytest.raises(ValueError, match="exactly like shadow 7: it is one of its own shadows"):
         attack(itself, shadows)

@@ -7,8 +7,14 @@ from sklearn.calibration import calibration_curve
 
 from memlens import calibration
 
-ERRORS = [calibration.ece, calibration.mce, calibration.msce, calibration.uce,
-          calibration.msce_sum, calibration.uce_sum]
+ERRORS = [
+    calibration.ece,
+    calibration.mce,
+    calibration.msce,
+    calibration.uce,
+    calibration.msce_sum,
+    calibration.uce_sum,
+]
 
 
 def two_class(confidence, correct):
@@ -38,8 +44,14 @@ def loop_oracle(y_true, y_prob, n_bins):
             gaps.append(abs(correct - confidence))
             shares.append(len(inside) / len(y_true))
     gaps = np.array(gaps)
-    return {"ece": gaps @ shares, "mce": gaps.max(), "msce": (gaps**2).sum() / n_bins,
-            "uce": gaps.sum() / n_bins, "msce_sum": (gaps**2).sum(), "uce_sum": gaps.sum()}
+    return {
+        "ece": gaps @ shares,
+        "mce": gaps.max(),
+        "msce": (gaps**2).sum() / n_bins,
+        "uce": gaps.sum() / n_bins,
+        "msce_sum": (gaps**2).sum(),
+        "uce_sum": gaps.sum(),
+    }
 
 
 # reliability --------------------------------------------------------------------------------------
@@ -124,8 +136,14 @@ def test_errors_by_hand():
     # (right, wrong, wrong): accuracy 1/3, confidence 2.6/3: gap 1.6/3
     y_true, y_prob = two_class([0.6, 0.8, 0.8, 1.0], [1, 1, 0, 0])
     gap = 1.6 / 3
-    expected = {"ece": 0.25 * 0.4 + 0.75 * gap, "mce": gap, "msce": (0.16 + gap**2) / 4,
-                "uce": (0.4 + gap) / 4, "msce_sum": 0.16 + gap**2, "uce_sum": 0.4 + gap}
+    expected = {
+        "ece": 0.25 * 0.4 + 0.75 * gap,
+        "mce": gap,
+        "msce": (0.16 + gap**2) / 4,
+        "uce": (0.4 + gap) / 4,
+        "msce_sum": 0.16 + gap**2,
+        "uce_sum": 0.4 + gap,
+    }
     for error in ERRORS:
         assert error(y_true, y_prob, 4) == pytest.approx(expected[error.__name__])
 
@@ -225,8 +243,9 @@ def test_a_negative_probability_is_refused_even_if_its_row_sums_to_one():
         calibration.ece([0], [[0.7, 0.5, -0.2]])
 
 
-@pytest.mark.parametrize("function", [
-    calibration.reliability, calibration.calibration_errors, *ERRORS])
+@pytest.mark.parametrize(
+    "function", [calibration.reliability, calibration.calibration_errors, *ERRORS]
+)
 def test_bad_input_is_refused_with_its_name(function):
     good = np.array([[0.2, 0.8], [0.7, 0.3]])
     with pytest.raises(ValueError, match=r"y_prob has shape \(2,\): pass \(n_samples, n_classes\)"):

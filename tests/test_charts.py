@@ -48,9 +48,12 @@ def boxes(texts):
 
 def touching(found):
     """Pairs of boxes that share more than a pixel of width and of height."""
-    pairs = [(a, b) for i, a in enumerate(found) for b in found[i + 1:]]
-    return [(a, b) for a, b in pairs
-            if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1]
+    pairs = [(a, b) for i, a in enumerate(found) for b in found[i + 1 :]]
+    return [
+        (a, b)
+        for a, b in pairs
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
-from memlens.data import Dataset, Samples, augment, from_arrays, load_digits
+from memlens.data import Dataset, Moves, Samples, augment, from_arrays, load_digits
 
 
 @pytest.fixture(scope="module")
@@ -101,27 +101,30 @@ def reference_crop(image, pad, row, column, flip):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_augment_equals_a_per_image_reference(flip):
-    x = torch.randn(40, 2, 5, 6)
-    out = augment(x, pad=2, flip=flip, generator=torch.Generator().manual_seed(3)).numpy()
-    seen = set()
-    for image, result in zip(x.numpy(), out, strict=True):
-        matches = [
-            (r, c, f)
-            for r in range(5)
-            for c in range(5)
-            for f in ([False, True] if flip else [False])
-            if np.array_equal(reference_crop(image, 2, r, c, f), result)
-        ]
-        assert len(matches) == 1
-        seen.add(matches[0])
-    assert len(seen) > 10
-    assert len({f for *_, f in seen}) == 1 + flip
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_augment_equals_a_per_image_reference(flip, dtype):
+    x = torch.randint(1, 256, (40, 2, 5, 6)).to(dtype)  # no black pixel but in the padding
+    moves = Moves.draw(40, 2, flip, seed=3)
+    out = augment(x, moves, pad=2)
+    assert out.dtype == dtype
+    for i, (image, result) in enumerate(zip(x.numpy(), out.numpy(), strict=True)):
+        move = (int(part[i]) for part in moves)
+        assert np.array_equal(reference_crop(image, 2, *move), result)
+    assert {len(set(part.tolist())) for part in moves[:2]} == {5}
+    assert len(set(moves.mirrored.tolist())) == 1 + flip
+
+
+def test_moves_go_with_their_samples_whatever_the_batch():
+    x = torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8)
+    moves, index = Moves.draw(9, 1, True, seed=0), torch.tensor([7, 2, 2, 0])
+    whole = augment(x, moves, pad=1)
+    assert torch.equal(augment(x[index], moves.of(index), pad=1), whole[index])
+    assert not torch.equal(augment(x, Moves.draw(9, 1, True, seed=1), pad=1), whole)
 
 
 def test_without_padding_and_flip_augment_changes_nothing():
     x = torch.randn(4, 1, 3, 3)
-    assert torch.equal(augment(x, pad=0, flip=False, generator=torch.Generator()), x)
+    assert torch.equal(augment(x, Moves.draw(4, 0, False, seed=0), pad=0), x)
 
 
 BAD = [

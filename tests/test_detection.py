@@ -19,8 +19,9 @@ def labels_and_score(seed=0, n=300, ties=False):
 
 def rates_of_all_thresholds(y_true, y_score):
     flagged = [y_score >= cut for cut in [*np.unique(y_score), np.inf]]
-    return [((f & ~y_true).sum() / (~y_true).sum(), (f & y_true).sum() / y_true.sum())
-            for f in flagged]
+    return [
+        ((f & ~y_true).sum() / (~y_true).sum(), (f & y_true).sum() / y_true.sum()) for f in flagged
+    ]
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -48,9 +49,11 @@ def test_operating_points_match_a_search_over_all_thresholds(ties, target):
     y_true, y_score = labels_and_score(ties=ties)
     points = rates_of_all_thresholds(y_true, y_score)
     assert detection.fpr_at_tpr(y_true, y_score, target) == pytest.approx(
-        min(fpr for fpr, tpr in points if tpr >= target))
+        min(fpr for fpr, tpr in points if tpr >= target)
+    )
     assert detection.tpr_at_fpr(y_true, y_score, target) == pytest.approx(
-        max(tpr for fpr, tpr in points if fpr <= target))
+        max(tpr for fpr, tpr in points if fpr <= target)
+    )
 
 
 def test_several_rates_are_read_off_at_once():
@@ -128,9 +131,17 @@ def test_precision_at_counts_ties_by_their_mean_in_any_order():
     assert detection.precision_at(y_true[order], y_score[order], 0.4) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("measure", [
-    detection.auroc, detection.average_precision, detection.fpr_at_tpr, detection.precision_at,
-    lambda y_true, y_score: detection.tpr_at_fpr(y_true, y_score, 0.1), detection.auroc_interval])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        detection.auroc,
+        detection.average_precision,
+        detection.fpr_at_tpr,
+        detection.precision_at,
+        lambda y_true, y_score: detection.tpr_at_fpr(y_true, y_score, 0.1),
+        detection.auroc_interval,
+    ],
+)
 def test_detection_refuses_bad_input(measure):
     with pytest.raises(ValueError, match=r"y_true holds \[0.0\].*both classes"):
         measure([0, 0, 0], [1, 2, 3])
@@ -144,8 +155,9 @@ def test_detection_refuses_bad_input(measure):
         measure([0, 1, 1], [1, 2, np.nan])
 
 
-@pytest.mark.parametrize("measure", [
-    detection.fpr_at_tpr, detection.tpr_at_fpr, detection.precision_at])
+@pytest.mark.parametrize(
+    "measure", [detection.fpr_at_tpr, detection.tpr_at_fpr, detection.precision_at]
+)
 @pytest.mark.parametrize("percent", [95, -0.1])
 def test_a_percentage_is_no_share(measure, percent):
     with pytest.raises(ValueError, match=f" is {percent}: pass a share between 0 and 1"):
@@ -218,8 +230,10 @@ def test_a_perfect_order_and_a_constant_score_have_an_interval_too():
 
 def test_the_interval_widens_with_confidence_and_shrinks_with_samples():
     y_true, y_score = labels_and_score(n=1000)
-    widths = [np.ptp(detection.auroc_interval(y_true, y_score, confidence=c))
-              for c in (0.5, 0.9, 0.95, 0.99)]
+    widths = [
+        np.ptp(detection.auroc_interval(y_true, y_score, confidence=c))
+        for c in (0.5, 0.9, 0.95, 0.99)
+    ]
     assert widths == sorted(widths) and widths[0] > 0
     assert np.ptp(detection.auroc_interval(y_true[:250], y_score[:250])) > 1.5 * widths[2]
     for confidence in (0, 1, 95):
@@ -233,8 +247,15 @@ def test_the_interval_widens_with_confidence_and_shrinks_with_samples():
 def frame_of_scores(n=300):
     y_true, good = labels_and_score(n=n)
     rng = np.random.default_rng(1)
-    scores = pd.DataFrame({"good": good, "tied": good.round(), "chance": rng.normal(size=n),
-                           "constant": 1.0, "backwards": -good})
+    scores = pd.DataFrame(
+        {
+            "good": good,
+            "tied": good.round(),
+            "chance": rng.normal(size=n),
+            "constant": 1.0,
+            "backwards": -good,
+        }
+    )
     return y_true, scores.set_axis(rng.permutation(1000)[:n])
 
 

@@ -501,7 +501,7 @@ def test_features_are_what_the_last_layer_sees(digits, name):
 def test_features_come_in_batches(digits, monkeypatch):
     net = models.build("mlp", 10, digits.in_shape)
     whole = duplicates.features(net, digits, digits.train.images[:100])
-    monkeypatch.setattr("memlens.training.EVAL_BATCH", 33)
+    monkeypatch.setattr("memlens.devices.EVAL_ROWS", 33)
     assert torch.allclose(duplicates.features(net, digits, digits.train.images[:100]), whole)
 
 

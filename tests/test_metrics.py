@@ -128,8 +128,9 @@ def test_block_size_does_not_change_the_draws(statistic, monkeypatch):
 
 def test_the_seed_decides_the_interval():
     a, b = related()
-    once, again, other = (metrics.bootstrap_interval(metrics.pearson, a, b, seed=s)
-                          for s in (0, 0, 1))
+    once, again, other = (
+        metrics.bootstrap_interval(metrics.pearson, a, b, seed=s) for s in (0, 0, 1)
+    )
     assert once == again != other
 
 
@@ -156,7 +157,8 @@ def test_samples_stay_whole_whatever_the_array():
     x = np.arange(10.0)
     rows = np.stack([x, 2 * x], axis=1)
     low, high = metrics.bootstrap_interval(
-        lambda x, rows: np.abs(rows[:, 1] - 2 * x).max(), x, rows, n_resamples=20)
+        lambda x, rows: np.abs(rows[:, 1] - 2 * x).max(), x, rows, n_resamples=20
+    )
     assert (low, high) == (0, 0)
 
 
@@ -176,7 +178,8 @@ def test_a_resample_of_equal_values_is_undefined_although_its_mean_is_rounded():
         return np.nan if np.ptp(a) == 0 else np.corrcoef(a, b)[0, 1]
 
     assert metrics.bootstrap_interval(metrics.pearson, x, y, n_resamples=200) == pytest.approx(
-        metrics.bootstrap_interval(slow, x, y, n_resamples=200))
+        metrics.bootstrap_interval(slow, x, y, n_resamples=200)
+    )
 
 
 def test_a_resample_has_as_many_samples_and_reaches_each():
@@ -217,16 +220,26 @@ def test_compare_has_the_promised_form_and_matches_scipy():
     table = metrics.compare(scores, truth, n_resamples=50)
     assert table.index.name == "score" and list(table.index) == ["good", "bad", "flat"]
     assert list(table.columns) == [
-        "n_samples", "cosine", "constant_cosine", "pearson", "pearson_low", "pearson_high",
-        "spearman", "spearman_low", "spearman_high"]
+        "n_samples",
+        "cosine",
+        "constant_cosine",
+        "pearson",
+        "pearson_low",
+        "pearson_high",
+        "spearman",
+        "spearman_low",
+        "spearman_high",
+    ]
     for name in ("good", "bad"):
         for statistic in CORRELATIONS:
             assert table.loc[name, statistic.__name__] == pytest.approx(
-                ORACLES[statistic](scores[name], truth), abs=1e-12)
+                ORACLES[statistic](scores[name], truth), abs=1e-12
+            )
     for statistic in (metrics.pearson, metrics.spearman):
         bounds = table.loc["bad", [f"{statistic.__name__}_low", f"{statistic.__name__}_high"]]
         assert tuple(bounds) == metrics.bootstrap_interval(
-            statistic, scores["bad"], truth, n_resamples=50)
+            statistic, scores["bad"], truth, n_resamples=50
+        )
     assert (table["n_samples"] == 80).all()
 
 
@@ -244,8 +257,7 @@ def test_truth_is_matched_by_index_and_arrays_by_row():
     table = metrics.compare(scores, truth, n_resamples=20)
     shuffled = truth.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(metrics.compare(scores, shuffled, n_resamples=20), table)
-    pd.testing.assert_frame_equal(
-        metrics.compare(scores, truth.to_numpy(), n_resamples=20), table)
+    pd.testing.assert_frame_equal(metrics.compare(scores, truth.to_numpy(), n_resamples=20), table)
     wrong = metrics.compare(scores, shuffled.to_numpy(), n_resamples=20)
     assert abs(wrong.loc["good", "pearson"]) < 0.5 < table.loc["good", "pearson"]
 
@@ -254,8 +266,9 @@ def test_row_order_of_the_scores_moves_no_estimate():
     scores, truth = scores_and_truth()
     for top_k in (None, 20):
         one = metrics.compare(scores, truth, top_k=top_k, n_resamples=5)
-        two = metrics.compare(scores.sample(frac=1, random_state=1), truth, top_k=top_k,
-                              n_resamples=5)
+        two = metrics.compare(
+            scores.sample(frac=1, random_state=1), truth, top_k=top_k, n_resamples=5
+        )
         names = ["cosine", "constant_cosine", "pearson", "spearman"]
         pd.testing.assert_frame_equal(one[names], two[names])
 
@@ -344,8 +357,13 @@ def slow_by_epoch(values, truth, statistic):
         if measured:
             total = [a + b for a, b in zip(total or [0.0] * len(row), row)]
         for found, part in ((alone, row if measured else None), (summed, total)):
-            found.append(np.nan if part is None else statistic(
-                np.array([truth[i] for i in known]), np.array([part[i] for i in known])))
+            found.append(
+                np.nan
+                if part is None
+                else statistic(
+                    np.array([truth[i] for i in known]), np.array([part[i] for i in known])
+                )
+            )
     return [alone, summed]
 
 
@@ -384,8 +402,9 @@ def test_by_epoch_sums_in_float64_whatever_it_is_given():
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_by_epoch_neither_overflows_nor_vanishes(scale):
     values, truth = epochs_and_truth()
-    np.testing.assert_allclose(metrics.by_epoch(values * scale, truth),
-                               metrics.by_epoch(values, truth), atol=1e-12)
+    np.testing.assert_allclose(
+        metrics.by_epoch(values * scale, truth), metrics.by_epoch(values, truth), atol=1e-12
+    )
 
 
 def test_by_epoch_finds_the_epoch_that_was_planted():
@@ -425,7 +444,8 @@ def test_mean_over_seeds_by_hand():
             centre = sum(cells) / 3
             assert mean.loc[row, column] == pytest.approx(centre)
             assert std.loc[row, column] == pytest.approx(
-                (sum((cell - centre) ** 2 for cell in cells) / 2) ** 0.5)
+                (sum((cell - centre) ** 2 for cell in cells) / 2) ** 0.5
+            )
     assert mean.index.name == std.index.name == "score"
     assert metrics.mean_over(iter(frames)).mean.equals(mean)
 
@@ -459,8 +479,13 @@ def test_a_spread_gives_one_column_and_text():
 
 def test_mean_over_refuses_frames_that_do_not_match():
     first, second, _ = frames_of_seeds()
-    for other in (second[::-1], second[["low", "auroc", "n"]], second.iloc[:1],
-                  second.rename(index={"csl": "aum"}), second.drop(columns="n")):
+    for other in (
+        second[::-1],
+        second[["low", "auroc", "n"]],
+        second.iloc[:1],
+        second.rename(index={"csl": "aum"}),
+        second.drop(columns="n"),
+    ):
         with pytest.raises(ValueError, match="frame 1 has not the rows and columns of frame 0"):
             metrics.mean_over([first, other])
     with pytest.raises(ValueError, match="found no frame"):
@@ -476,8 +501,12 @@ def test_binned_mean_matches_scipy():
     x, y = related(2, 400)
     table = metrics.binned_mean(x, y, 12)
     assert list(table.columns) == ["left", "right", "x_mean", "y_mean", "y_std", "n"]
-    for column, values, what in (("y_mean", y, "mean"), ("y_std", y, "std"),
-                                 ("x_mean", x, "mean"), ("n", y, "count")):
+    for column, values, what in (
+        ("y_mean", y, "mean"),
+        ("y_std", y, "std"),
+        ("x_mean", x, "mean"),
+        ("n", y, "count"),
+    ):
         oracle, edges, _ = scipy.stats.binned_statistic(x, values, what, bins=12)
         used = scipy.stats.binned_statistic(x, y, "count", bins=12).statistic > 0
         assert table[column].to_numpy() == pytest.approx(oracle[used])
@@ -521,7 +550,8 @@ def test_weighted_fit_matches_scikit_learn_and_repeated_samples():
     fit = metrics.linear_fit(x, y, weights)
     model = LinearRegression().fit(x[:, None], y, weights)
     assert fit == pytest.approx(
-        (model.coef_[0], model.intercept_, model.score(x[:, None], y, weights)))
+        (model.coef_[0], model.intercept_, model.score(x[:, None], y, weights))
+    )
     assert fit == pytest.approx(metrics.linear_fit(x.repeat(weights), y.repeat(weights)))
     assert metrics.linear_fit(x, y, 7 * weights) == pytest.approx(fit)
 
@@ -588,7 +618,8 @@ def test_associations_match_scipy_and_the_bootstrap():
         assert table.loc[name, "spearman"] == pytest.approx(oracle.statistic)
         assert table.loc[name, "p_value"] == pytest.approx(oracle.pvalue, rel=1e-9)
         assert tuple(table.loc[name, ["low", "high"]]) == metrics.bootstrap_interval(
-            metrics.spearman, attributes[name], score, n_resamples=50, confidence=0.9)
+            metrics.spearman, attributes[name], score, n_resamples=50, confidence=0.9
+        )
     assert table["p_holm"].to_numpy() == pytest.approx(metrics.holm(table["p_value"]))
 
 

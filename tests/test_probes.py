@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from memlens import models, probes, signals
+from memlens import devices, models, signals
 from memlens.probes import Probes, RunningVariance, variance_of_gradients
 from memlens.recipes import Measure, Recipe, mixed_seed
 from memlens.training import train
@@ -69,9 +69,13 @@ def test_vog_is_zero_where_only_other_samples_change(tiny):
         assert (vog[~others] > 0.01).all()
 
 
+ROWS = 25  # samples in a pass: three passes over the sixty, the last one short
+
+
 @pytest.fixture
 def measured(tiny, monkeypatch):
     """Train and measure; the run, and the net as every epoch left it."""
+    monkeypatch.setattr(devices, "EVAL_ROWS", ROWS)
 
     def work(model, recipe, measure):
         nets, real = [], Probes.after_epoch
@@ -110,9 +114,16 @@ def check(data, run, nets, measure):
         assert trace.weight_grad_last[epoch] == pytest.approx(norms[k][1], rel=2e-3, abs=1e-5)
         vog = np.std(images[: k + 1], axis=0).mean((1, 2))
         assert trace.vog[epoch] == pytest.approx(vog, rel=2e-3, abs=1e-6)
-        seed = mixed_seed(SHORT.seed, epoch)
-        found = signals.curvature(nets[epoch].eval(), x, y, n_probes=2, seed=seed)
-        assert trace.curvature[epoch] == pytest.approx(found.norm.numpy(), rel=0.05, abs=1e-2)
+        found = [
+            signals.curvature(nets[epoch].eval(), *batch, n_probes=2, seed=mixed_seed(*numbers))
+            for batch, numbers in zip(
+                zip(x.split(ROWS), y.split(ROWS), strict=True),
+                [(SHORT.seed, epoch), (SHORT.seed, epoch, 1), (SHORT.seed, epoch, 2)],
+                strict=True,
+            )
+        ]
+        norms_of = torch.cat([part.norm for part in found]).numpy()
+        assert trace.curvature[epoch] == pytest.approx(norms_of, rel=0.05, abs=1e-2)
     late = np.std(images[-5:], axis=0).mean((1, 2))
     assert trace.vog_last[-1] == pytest.approx(late, rel=2e-3, abs=1e-6)
     for name in ("weight_grad", "weight_grad_last", "vog", "curvature", "curvature_squared"):
@@ -133,8 +144,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows_are_those_of_the_net_after_the_epoch(tiny, measured, monkeypatch, case):
-    monkeypatch.setattr(probes, "EVAL_BATCH", 25)  # more than one batch, the last one short
+def test_rows_are_those_of_the_net_after_the_epoch(tiny, measured, case):
     model, recipe, measure = CASES[case]
     check(tiny, *measured(model, recipe, measure), measure)
 

@@ -261,7 +261,5 @@ def test_bad_requests_are_named(double):
         retrain("fold", "mlp", [double], SHORT, seeds=[0])
     with pytest.raises(ValueError, match=r"1 data sets and 2 seeds: pass one seed each"):
         retrain("folds", "mlp", [double], SHORT, seeds=[0, 1])
-    with pytest.raises(ValueError, match=r"clean inputs; augment is 'crop'"):
-        retrain("folds", "mlp", [double], replace(SHORT, augment="crop"), seeds=[0], n_jobs=1)
     with pytest.raises(ValueError, match=r"unknown model 'vgg'"):
         retrain("folds", "vgg", [double], SHORT, seeds=[0], n_jobs=1)

@@ -59,7 +59,7 @@ def test_answers_about_other_samples_are_refused(scene):
         attacks.lira(replace(target, y_true=target.y_true[::-1].copy()), shadows)
     with pytest.raises(ValueError, match="no curvature was asked"):
         attacks.curvature_lr(replace(target, curvature=None), shadows)
-    with pytest.raises(ValueError, match='variance is "local"|variance is \'local\''):
+    with pytest.raises(ValueError, match="variance is \"local\"|variance is 'local'"):
         attacks.lira(target, shadows, variance="local")
 
 

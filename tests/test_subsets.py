@@ -112,5 +112,3 @@ def test_bad_input_is_named(small):
         subsets.subset_masks(2, 80, 1.0)
     with pytest.raises(ValueError, match=r"expected bool masks and one shape"):
         subsets.memorization(np.ones((2, 3)), np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"clean inputs; augment is 'crop'"):
-        ml.subset_sweep("mlp", small, n_models=2, recipe=replace(SHORT, augment="crop"), n_jobs=1)

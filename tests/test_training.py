@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import memlens as ml
-from memlens import models, signals, training
+from memlens import models, signals
 from memlens.jobs import Job, train_many
 from memlens.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.store import Store
@@ -300,4 +300,4 @@ def test_predict_is_in_eval_mode_and_gives_the_mode_back(small):
     one = predict(net, small, small.test.images[:1])
     assert net.training
     assert torch.allclose(one, predict(net, small, small.test.images)[:1], atol=1e-5)
-    assert training.EVAL_BATCH >= 1
+    assert torch.allclose(one, predict(net, small, small.test, rows=7)[:1], atol=1e-5)

@@ -1,0 +1,187 @@
+"""Where and how a net computes: device, precision, memory layout, compilation.
+
+A `Recipe` says what it wants, `Engine` what that is on this machine; the loops ask the engine and
+are the same everywhere. bfloat16 is for the passes of training only: weights, gradients of weights,
+losses and all that is added up stay in float32, and what is measured after an epoch does, too.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+EVAL_ROWS = 4096  # samples in one pass after an epoch, if their layers' outputs fit
+GPU_SHARE = 0.1  # of a device's memory for the layers' outputs of such a pass
+CPU_BYTES = 1 << 30  # the same on a CPU, where more does not compute any faster
+
+
+def resolve(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        known = "'cpu', 'cuda', 'cuda:1' or 'auto'"
+        raise ValueError(f"unknown device {name!r}; use {known}") from error
+    if device.type == "cuda":
+        n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= n:
+            raise ValueError(
+                f"device is {name!r}, but torch finds {n} GPUs here; use 'cpu', or 'auto' for a "
+                "GPU where there is one"
+            )
+        return torch.device("cuda", device.index or 0)  # with a number, so that names compare
+    return device
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a net computes on this machine.
+
+    Attributes
+    ----------
+    device : torch.device
+    bfloat16 : bool, whether the passes of training are in bfloat16 where torch deems it safe
+    channels_last : bool, whether images lie in memory pixel by pixel, as tensor cores want them
+    compiled : bool, whether forward and backward pass are compiled
+    """
+
+    device: torch.device = torch.device("cpu")
+    bfloat16: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+    @classmethod
+    def of(
+        cls, device: str, precision: str, channels_last: bool | None, compiled: bool | None
+    ) -> "Engine":
+        """What the words of a recipe mean here: "auto" and None are what a GPU is good at.
+
+        Raises
+        ------
+        ValueError
+            If there is no such device.
+        """
+        place = resolve(device)
+        fast = place.type == "cuda"
+        return cls(
+            place,
+            precision == "bfloat16" or (precision == "auto" and fast),
+            fast if channels_last is None else channels_last,
+            fast if compiled is None else compiled,
+        )
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and of the weights of convolutions."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """The net itself, moved to where it will compute."""
+        net.to(self.device)
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+
+    def forward(self, net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The net as training calls it: the weights are the same tensors, its logits float32."""
+        # Shapes are fixed but for the last batch: two graphs beat one that fits any size.
+        fast = torch.compile(net, dynamic=False) if self.compiled else net
+        if not self.bfloat16:
+            return fast
+
+        def in_bfloat16(*inputs: Any) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return fast(*inputs).float()
+
+        return in_bfloat16
+
+    @contextmanager
+    def tuned(self) -> Iterator[None]:
+        """Inside, kernels are chosen by trial on a GPU, and float32 is float32."""
+        with exact_float32(), torch.random.fork_rng(self._gpus()):
+            before = torch.backends.cudnn.benchmark
+            torch.backends.cudnn.benchmark = self.device.type == "cuda"
+            try:
+                yield
+            finally:
+                torch.backends.cudnn.benchmark = before
+
+    def _gpus(self) -> list[int]:
+        return [self.device.index or 0] if self.device.type == "cuda" else []
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, float32 products on a GPU keep all their bits.
+
+    By default convolutions there round their inputs to ten bits (TF32): differences of gradients a
+    thousandth of a unit apart, which curvature is made of, drown in that.
+    """
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [part.allow_tf32 for part in parts]
+    for part in parts:
+        part.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.allow_tf32 = value
+
+
+@torch.no_grad()
+def bytes_per_sample(net: nn.Module, x: Tensor) -> int:
+    """Bytes of all layers' outputs for one sample, ``x`` (1, ...): what a backward pass keeps."""
+    found = [x.nbytes]
+    layers = [m for m in net.modules() if not any(m.children())]
+
+    def note(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append(output.nbytes)
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    was_training = net.training
+    try:
+        net.eval()(x)
+    finally:
+        net.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return sum(found)
+
+
+def rows_at_once(net: nn.Module, x: Tensor) -> int:
+    """How many samples like ``x`` (1, ...) one pass with gradients may take."""
+    gpu = x.device.type == "cuda"
+    budget = GPU_SHARE * total_memory(x.device) if gpu else CPU_BYTES
+    return int(max(1, min(EVAL_ROWS, budget // bytes_per_sample(net, x))))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that are free on a device, or could be freed at once."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        with open("/proc/meminfo") as lines:
+            kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        return int(kilobytes) * 1024
+    except (OSError, StopIteration):  # not Linux
+        return total_memory(device)

@@ -1,0 +1,89 @@
+"""How much memory a piece of work will take, said before it starts."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from memlens import devices
+from memlens.data import Dataset
+from memlens.recipes import Measure, Recipe
+from memlens.recorder import SIGNALS
+
+STATES = {"adam": 2, "adamw": 2}  # tensors as large as the weights that an optimizer keeps, or 1
+KEPT = 4  # copies of the weights beside those in training: gradients, peak, lowest loss, last
+GB = 1e9
+
+
+def of_scores(n_samples: int, n_epochs: int, measure: Measure) -> int:
+    """Bytes of the signals of a whole training."""
+    n_signals = len(SIGNALS) * (1 + measure.posthoc)
+    n_signals += 2 * bool(measure.curvature_probes) + 2 * measure.weight_gradients
+    n_signals += 2 * measure.logit_gradients
+    return 4 * n_signals * n_samples * n_epochs
+
+
+def of_training(
+    net: nn.Module, x: Tensor, data: Dataset, recipe: Recipe, measure: Measure
+) -> dict[str, int]:
+    """Bytes that a training takes on its device at its height, by what for.
+
+    Parameters
+    ----------
+    net : nn.Module
+    x : Tensor (1, ...), an input on the device
+    data, recipe, measure
+        What is to be trained.
+    """
+    weights = sum(p.nbytes for p in net.parameters())
+    sample, rows = devices.bytes_per_sample(net, x), devices.rows_at_once(net, x)
+    train = data.train.images
+    needs = {
+        "images": train.nbytes if isinstance(train, Tensor) else 0,
+        "weights and their copies": weights * (1 + KEPT + STATES.get(recipe.optimizer, 1)),
+        # Outputs are kept for the backward pass, which makes gradients about as large.
+        f"layers' outputs of a batch of {recipe.batch_size}": 2 * sample * recipe.batch_size,
+        f"scores of {recipe.epochs} epochs": of_scores(len(data.train), recipe.epochs, measure),
+    }
+    if measure.posthoc:
+        needs[f"layers' outputs of {rows} samples after an epoch"] = 2 * sample * rows
+    if measure.logit_gradients:
+        needs["mean and variance of gradients"] = 2 * x[0, 0].nbytes * len(data.train)
+    return needs
+
+
+def check_memory(
+    net: nn.Module, x: Tensor, data: Dataset, recipe: Recipe, measure: Measure
+) -> None:
+    """Refuse a training that does not fit its device; arguments as in `of_training`.
+
+    Raises
+    ------
+    MemoryError
+        Saying what is needed, what for, and what to do.
+    """
+    check(
+        of_training(net, x, data, recipe, measure),
+        x.device,
+        f"training on {len(data.train):,} samples of {data.name}",
+        "take a smaller batch, fewer samples or epochs, or measure less",
+    )
+
+
+def check(needs: Mapping[str, int], device: torch.device, what: str, remedy: str) -> None:
+    """Refuse work that needs more bytes than are free on a device.
+
+    Raises
+    ------
+    MemoryError
+        With the parts of the need, largest first, and the remedy.
+    """
+    needed, free = sum(needs.values()), devices.free_memory(device)
+    if needed <= free:
+        return
+    parts = sorted(needs.items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts if size >= 0.05 * GB)
+    raise MemoryError(
+        f"{what} needs about {needed / GB:.1f} GB on {device}, where {free / GB:.1f} GB are free "
+        f"({told}); {remedy}"
+    )
