@@ -290,7 +290,7 @@ class Recorder:
             shape = (len(SIGNALS), self.n_samples)
             self._epoch = values.new_full(shape, torch.nan)
             self._visits = torch.zeros(self.n_samples, dtype=torch.int64, device=index.device)
-        self._visits += torch.bincount(index, minlength=self.n_samples)
+        self._visits.scatter_add_(0, index, torch.ones_like(index))  # bincount would wait
         self._epoch[:, index] = values
 
     def _check_visits(self) -> None:

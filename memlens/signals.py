@@ -35,9 +35,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def el2n(logits: Tensor, y: Tensor) -> Tensor:
     """L2 norm of softmax minus one-hot label, in [0, sqrt 2] (Paul et al. 2021)."""
-    error = logits.softmax(1)
-    error = error - F.one_hot(y, logits.shape[1]).to(error.dtype)
-    return error.norm(dim=1)
+    # Not F.one_hot, which looks at the labels: on a GPU that is to wait for it.
+    one_hot = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
+    return (logits.softmax(1) - one_hot).norm(dim=1)
 
 
 class GradientNorms(NamedTuple):
