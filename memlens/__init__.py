@@ -4,6 +4,7 @@ The rooms, from the ground up; each imports only from those above it:
 
 store          where finished work lies, written so that a kill leaves the old state or the new one
 data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
+folders        ``FolderImages``: a folder of images that memory cannot hold, decoded when asked for
 imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked
 published      what others published about their samples: memorization, people's labels
 architectures  the papers' nets: ResNet, SmallInception, VGG, DenseNet, MobileNet
@@ -67,11 +68,11 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "data", "imagesets", "published", "architectures", "vit", "models", "signals",
-    "weightgrads", "recorder", "stopping", "scores", "recipes", "probes", "runs", "training",
-    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
-    "calibration", "checks", "metrics", "detection", "shadows", "attacks", "privacy", "robustness",
-    "paper", "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
+    "store", "data", "folders", "imagesets", "published", "architectures", "vit", "models",
+    "signals", "weightgrads", "recorder", "stopping", "scores", "recipes", "probes", "runs",
+    "training", "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs",
+    "duplicates", "calibration", "checks", "metrics", "detection", "shadows", "attacks", "privacy",
+    "robustness", "paper", "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]
