@@ -5,7 +5,7 @@ The rooms, from the ground up; each imports only from those above it:
 store          where finished work lies, written so that a kill leaves the old state or the new one
 data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
 folders        ``FolderImages``: a folder of images that memory cannot hold, decoded when asked for
-imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked
+imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked; ImageNet
 published      what others published about their samples: memorization, people's labels
 architectures  the papers' nets: ResNet, SmallInception, VGG, DenseNet, MobileNet
 vit            the papers' vision transformer

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from memlens import folders, store
+import memlens as ml
+from memlens import folders, imagesets, store
 from memlens.folders import FolderImages, folder_dataset
 
 REFERENCE = transforms.Compose(
@@ -346,3 +347,33 @@ def test_test_stands_for_val_only_where_there_is_no_val(tmp_path):
     both = plant(tmp_path / "b")
     (both / "test").mkdir()  # as ImageNet's own, without classes
     assert folder_dataset("pets", both).test.images.folder == both / "val"
+
+
+# ------------------------------------------------------------------------------------- imagenet
+
+
+def test_imagenet_is_a_folder_in_the_data_folder_or_elsewhere(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_DATA", str(tmp_path / "data"))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*data.imagenet; pass .*root=\.\.\.\)"):
+        ml.load("imagenet")
+    found = ml.load("imagenet", root=root)  # three classes: no copy of all of ImageNet
+    assert found.name == "imagenet" and len(found.train) == 9
+    plant(tmp_path / "data" / "imagenet")
+    assert len(ml.load("imagenet").train) == 9
+    with pytest.raises(ValueError, match="only imagenet takes a root, not digits"):
+        ml.load("digits", root=root)
+    with pytest.raises(ValueError, match=r"unknown data set 'x'; known: .*digits, .*imagenet, mn"):
+        ml.load("x", root=root)
+
+
+def test_another_number_of_images_than_imagenets_is_warned_of(tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        for c in range(1000):
+            (tmp_path / part / f"n{c:04}").mkdir(parents=True)
+            (tmp_path / part / f"n{c:04}" / "0.JPEG").touch()
+    expected = "has 1,000 training and 1,000 test images, ImageNet 1,281,167 and 50,000"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        ml.load("imagenet", root=tmp_path)
+    assert caught[0].filename == __file__
+    monkeypatch.setattr(imagesets, "IMAGENET_COUNTS", (1000, 1000))
+    ml.load("imagenet", root=tmp_path)
