@@ -5,7 +5,8 @@ The rooms, from the ground up; each imports only from those above it:
 store          where finished work lies, written so that a kill leaves the old state or the new one
 drafts         unfinished work, kept so that an interruption costs seconds and not hours
 data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
-imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked
+folders        ``FolderImages``: a folder of images that memory cannot hold, decoded when asked for
+imagesets      ``load``: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, checked; ImageNet
 published      what others published about their samples: memorization, people's labels
 architectures  the papers' nets: ResNet, SmallInception, VGG, DenseNet, MobileNet
 vit            the papers' vision transformer
@@ -71,9 +72,9 @@ _HOME = {
     "open_page": "page",
 }  # fmt: skip
 _ROOMS = (
-    "store", "drafts", "data", "imagesets", "published", "architectures", "vit", "models",
-    "signals", "weightgrads", "recorder", "stopping", "scores", "devices", "recipes", "feeds",
-    "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
+    "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
+    "models", "signals", "weightgrads", "recorder", "stopping", "scores", "devices", "recipes",
+    "feeds", "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
     "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
     "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
     "charts", "profiles", "page", "finished", "reproduce",

@@ -23,7 +23,8 @@ class Samples:
 
     Attributes
     ----------
-    images : Tensor (n_samples, channels, height, width), uint8 or float32
+    images : Tensor (n_samples, channels, height, width), uint8 or float32; or what stands for one
+        and decodes when indexed (`memlens.folders.FolderImages`)
     labels : Tensor (n_samples,), int64: what a net is trained on
     index : Tensor (n_samples,), int64: position in the original data
     clean_labels : Tensor (n_samples,), int64: labels before noise was added
@@ -61,9 +62,8 @@ class Samples:
 
     def __getitem__(self, which: Tensor) -> "Samples":
         """The chosen samples (mask or positions), each with its original index."""
-        return Samples(
-            self.images[which], self.labels[which], self.index[which], self.clean_labels[which]
-        )
+        images = self.images[which] if torch.is_tensor(self.images) else self.images.subset(which)
+        return Samples(images, self.labels[which], self.index[which], self.clean_labels[which])
 
     @property
     def is_noisy(self) -> Tensor:

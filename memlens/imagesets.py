@@ -1,4 +1,4 @@
-"""Data sets by name: digits, and the papers' image sets with what is known of them checked.
+"""Data sets by name: digits, the papers' image sets with what is known of them checked, ImageNet.
 
 An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or else downloaded
 there through torchvision. Scores and published memorization are joined by position, so that the
@@ -7,6 +7,7 @@ fails is refused. `SETS` says what is known; of CIFAR-10's images it is no more 
 """
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from memlens import store
 from memlens.data import Dataset, from_arrays, load_digits
+from memlens.folders import folder_dataset
 from memlens.store import Arrays
 
 PARTS = ("train", "test")
@@ -101,13 +103,22 @@ SETS: dict[str, Facts] = {
     ),
 }  # fmt: skip
 LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+IMAGENET_COUNTS = (1_281_167, 50_000)  # of the 1,000 classes of ILSVRC 2012, train and validation
 
 
-def load(name: str) -> Dataset:
+def load(name: str, *, root: str | Path | None = None) -> Dataset:
     """A data set by name, in its original order.
 
     Image sets are standardised: a net's input has mean 0 and standard deviation 1 in each channel
-    of the training images. Digits are not.
+    of the training images. Digits are not. The images of "imagenet" are decoded when they are asked
+    for (`memlens.folders`); with its 1,000 classes, another number of images is warned of.
+
+    Parameters
+    ----------
+    name : str
+    root : path, optional
+        Of "imagenet" only: the folder that holds ``train/<class>/`` and ``val/<class>/``; by
+        default ``imagenet`` in the data folder.
 
     Raises
     ------
@@ -116,11 +127,15 @@ def load(name: str) -> Dataset:
     FileNotFoundError
         If the set is not there and cannot be downloaded; the message says where to put it.
     """
+    if name == "imagenet":
+        return _imagenet(store.data_dir() / name if root is None else Path(root))
+    known = sorted([*LOADERS, *SETS, "imagenet"])
+    if name not in known:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
+    if root is not None:
+        raise ValueError(f"only imagenet takes a root, not {name}; MEMLENS_DATA moves all files")
     if name in LOADERS:
         return LOADERS[name]()
-    if name not in SETS:
-        known = ", ".join(sorted([*LOADERS, *SETS]))
-        raise ValueError(f"unknown data set {name!r}; known: {known}")
     path, facts = store.data_dir() / f"{name}.npz", SETS[name]
     if path.exists():
         arrays, source = read_npz(path), str(path)
@@ -129,6 +144,24 @@ def load(name: str) -> Dataset:
     check(arrays, facts, source)
     parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
     return from_arrays(name, *parts, class_names=facts.class_names)
+
+
+def _imagenet(root: Path) -> Dataset:
+    try:
+        data = folder_dataset("imagenet", root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}: load('imagenet', root=...). It is not downloaded: by its terms, each user "
+            "gets a copy from image-net.org"
+        ) from error
+    found = len(data.train), len(data.test)
+    if data.n_classes == 1000 and found != IMAGENET_COUNTS:
+        warnings.warn(
+            "{} has {:,} training and {:,} test images, ImageNet {:,} and {:,}: indices are not "
+            "those of the full set".format(root, *found, *IMAGENET_COUNTS),
+            stacklevel=3,
+        )
+    return data
 
 
 def as_images(x: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from memlens.runs import Run
 from memlens.training import train
 
 _ROOMS = (
-    "data", "architectures", "vit", "models", "signals", "weightgrads", "recorder", "stopping",
-    "devices", "recipes", "feeds", "probes", "runs", "training",
+    "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
+    "stopping", "devices", "recipes", "feeds", "probes", "runs", "training",
 )  # fmt: skip
 
 

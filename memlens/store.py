@@ -65,7 +65,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it; arrays and tensors become the hash of their bytes."""
+    """``value`` as JSON can hold it; arrays and tensors become the hash of their bytes.
+
+    What has a ``fingerprint`` method is known by that: images that lie in files, say.
+    """
+    if hasattr(value, "fingerprint"):
+        return {"type": type(value).__name__, "fingerprint": value.fingerprint()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **_plain(fields)}
