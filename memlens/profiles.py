@@ -172,10 +172,11 @@ OPTIMIZER_CHANGES: Mapping[str, Mapping[str, Any]] = {
 # Gradients by input and weights once in four epochs, as the curvature paper does on ImageNet: at
 # n = 10 probes an epoch of them costs several of training.
 SPARSE = replace(Profile.measure, every=4)
+FAST = {"device": "auto", "precision": "auto", "channels_last": None, "compiled": None}  # on a GPU
 # Curvature paper, appendix C: no augmentation, 200 epochs, rates cut at epochs 80 and 160.
-GREY = Recipe(epochs=200, batch_size=128, milestones=(0.4, 0.8), threads=None)
+GREY = Recipe(epochs=200, batch_size=128, milestones=(0.4, 0.8), **FAST)
 # The authors' train.py: 200 epochs, rates cut at 60 and 80 % of them, crops and flips.
-COLOUR = Recipe(epochs=200, batch_size=128, augment="crop_flip", threads=None)
+COLOUR = Recipe(epochs=200, batch_size=128, augment="crop_flip", threads=None, **FAST)
 
 PROFILES: dict[str, Profile] = {
     "digits": Profile(

@@ -1,0 +1,165 @@
+"""Devices, precision, layout and compilation."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import memlens as ml
+from memlens import devices, metrics, models, scores
+from memlens.devices import Engine
+from memlens.feeds import Feed
+from memlens.recipes import OPTIMIZERS, Recipe
+from memlens.recorder import Recorder
+from memlens.training import shuffled, train, train_step
+
+CUDA = torch.cuda.is_available()
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+def test_auto_is_a_gpu_where_there_is_one():
+    assert devices.resolve("auto").type == ("cuda" if CUDA else "cpu")
+    assert devices.resolve("cpu") == torch.device("cpu")
+    engine = Recipe(device="auto", precision="auto", channels_last=None, compiled=None).engine()
+    assert (engine.bfloat16, engine.channels_last, engine.compiled) == (CUDA,) * 3
+    assert Recipe().engine() == Engine(torch.device("cpu"), False, False, False)
+    asked = Recipe(precision="bfloat16", channels_last=True, compiled=True).engine()
+    assert asked == Engine(torch.device("cpu"), True, True, True)
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"device is 'cuda:99', but torch finds \d+ GPUs here"):
+        devices.resolve("cuda:99")
+    with pytest.raises(ValueError, match=r"unknown device 'gpu'; use 'cpu', 'cuda'"):
+        ml.train("mlp", ml.load("digits"), Recipe(device="gpu"))
+    with pytest.raises(ValueError, match=r"unknown precision 'half'; known: float32, bfloat16"):
+        Recipe(precision="half")
+
+
+def test_float32_is_exact_inside_and_as_before_outside():
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [part.allow_tf32 for part in parts]
+    with pytest.raises(KeyError), devices.exact_float32():
+        assert [part.allow_tf32 for part in parts] == [False, False]
+        raise KeyError
+    assert [part.allow_tf32 for part in parts] == before
+    assert before[1]  # else this proves nothing
+
+
+def test_bytes_of_a_sample_are_its_layers_outputs():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).train()
+    x = torch.zeros(1, 3, 2, 2)
+    mean = net[2].running_mean.clone()
+    assert devices.bytes_per_sample(net, x) == 4 * (12 + 12 + 5 + 5 + 3)
+    assert net.training
+    assert torch.equal(net[2].running_mean, mean)
+    assert not any(layer._forward_hooks for layer in net)
+
+
+def test_rows_fit_the_budget_and_are_at_least_one(monkeypatch):
+    net, x = nn.Linear(10, 10), torch.zeros(1, 10)
+    assert devices.rows_at_once(net, x) == devices.EVAL_ROWS
+    monkeypatch.setattr(devices, "CPU_BYTES", 7 * 80 + 1)
+    assert devices.rows_at_once(net, x) == 7
+    monkeypatch.setattr(devices, "CPU_BYTES", 1)
+    assert devices.rows_at_once(net, x) == 1
+
+
+def test_memory_is_told_in_bytes():
+    cpu = torch.device("cpu")
+    assert 1e8 < devices.free_memory(cpu) <= devices.total_memory(cpu)
+
+
+def smooth_cnn(n_classes, in_shape):
+    """Without kinks: next to the one of a ReLU the last bit decides, for all empty pixels alike."""
+    layers = []
+    for channels, out in ((in_shape[0], 16), (16, 32)):
+        layers += [nn.Conv2d(channels, out, 3, 1 + (out > 16), 1, bias=False), nn.BatchNorm2d(out)]
+        layers += [nn.GELU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, n_classes))
+
+
+def one_step(engine, n=256):
+    """Signals, gradients and inputs of one step of training on digits."""
+    data = ml.load("digits")
+    data = replace(data, train=data.train[torch.arange(n)])
+    net = engine.place(models.build(smooth_cnn, 10, data.in_shape, seed=0)).train()
+    optimizer = OPTIMIZERS["sgd"](net.parameters(), Recipe())
+    recorder = Recorder(n)
+    feed = Feed(data, Recipe(batch_size=n), engine)
+    ((index, x, y),) = feed.batches(torch.arange(n), 0, 0)
+    train_step(engine.forward(net), optimizer, x, y, recorder, index)
+    recorder.end_epoch()
+    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())
+    return recorder.trace, gradient, x
+
+
+EXACT = 1e-4  # of a norm: float32 sums of 2^14 values in another order
+ROUNDED = 4 * 2**-8  # of a norm: a few roundings to eight bits
+ENGINES = {
+    "channels last": (Engine(channels_last=True), EXACT),
+    "bfloat16": (Engine(bfloat16=True), ROUNDED),
+    "compiled": (Engine(compiled=True), EXACT),
+    "all three": (Engine(bfloat16=True, channels_last=True, compiled=True), ROUNDED),
+}
+
+
+@pytest.mark.parametrize("case", ENGINES)
+def test_a_step_is_the_plain_float32_step(case):
+    engine, bound = ENGINES[case]
+    if engine.compiled and not COMPILER:
+        pytest.skip("torch.compile needs a C++ compiler")
+    plain, gradient, _ = one_step(Engine())
+    trace, found, x = one_step(engine)
+    assert x.is_contiguous(memory_format=engine.memory_format)
+    assert float((found - gradient).norm() / gradient.norm()) < bound
+    for name in plain:
+        error = np.linalg.norm(trace[name] - plain[name]) / np.linalg.norm(plain[name])
+        assert error < bound, name
+        assert trace[name].dtype == np.float32
+    if engine.bfloat16:  # or nothing was rounded, and the test shows nothing
+        assert float((found - gradient).norm() / gradient.norm()) > 10 * EXACT
+
+
+def test_scores_measured_in_bfloat16_rank_as_those_in_float32():
+    """Twenty epochs; at every step both precisions measure the same weights."""
+    data = ml.load("digits")
+    n, recipe = len(data.train), Recipe(epochs=20)
+    net = models.build("small_cnn_bn", 10, data.in_shape).train()
+    optimizer = OPTIMIZERS["sgd"](net.parameters(), recipe)
+    feed, rounded = Feed(data, recipe, Engine()), Engine(bfloat16=True).forward(net)
+    exact, low = Recorder(n), Recorder(n)
+    for epoch in range(recipe.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch)
+        for index, x, y in feed.batches(shuffled(n, 0, epoch), 0, epoch):
+            statistics = [buffer.clone() for buffer in net.buffers()]
+            beside = low.watch(x)
+            logits = rounded(beside)
+            (beside.grad,) = torch.autograd.grad(F.cross_entropy(logits, y), beside)
+            low.update(index, beside, logits, y)
+            for buffer, value in zip(net.buffers(), statistics, strict=True):
+                buffer.copy_(value)
+            train_step(net, optimizer, x, y, exact, index)
+        exact.end_epoch(), low.end_epoch()
+    for name in ("csg", "csl", "loss_sensitivity", "aum"):
+        pair = [scores.CATALOGUE[name].function(r.trace) for r in (exact, low)]
+        assert metrics.spearman(*pair) >= 0.995, name
+        assert not np.array_equal(*pair)
+
+
+def test_a_training_in_bfloat16_learns_as_one_in_float32():
+    data = ml.load("digits")
+    exact, low = (
+        train("small_cnn_bn", data, Recipe(epochs=6, precision=p)) for p in ("float32", "bfloat16")
+    )
+    accuracy = [run.history["val_accuracy"].iloc[-1] for run in (exact, low)]
+    assert min(accuracy) > 0.9
+    assert abs(accuracy[0] - accuracy[1]) < 0.03
+    assert low.trace.loss.dtype == np.float32
+    assert all(w.dtype == torch.float32 for w in low.checkpoint("last").parameters())

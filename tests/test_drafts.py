@@ -1,0 +1,189 @@
+"""Unfinished work survives a kill, and ends as it would have ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import memlens as ml
+from memlens import drafts, store
+from memlens.drafts import Draft
+from memlens.recipes import Measure, Recipe
+from memlens.training import train
+
+EVERYTHING = Measure(
+    posthoc=True, curvature_probes=2, weight_gradients=True, logit_gradients=True, every=2
+)
+SHORT = Recipe(epochs=7, batch_size=16, patience=1)
+
+
+class Killed(Exception):
+    """Stands for a kill between two epochs."""
+
+
+class Mortal(Draft):
+    """Saves after every epoch, and dies after the given number of them."""
+
+    def __init__(self, path, lives):
+        super().__init__(path)
+        self.lives = lives
+
+    def is_due(self):
+        return True
+
+    def save(self, state):
+        super().save(state)
+        self.lives -= 1
+        if not self.lives:
+            raise Killed
+
+
+def with_dropout(n_classes, in_shape):
+    n = int(np.prod(in_shape))
+    return nn.Sequential(nn.Flatten(), nn.Linear(n, 8), nn.Dropout(0.5), nn.Linear(8, n_classes))
+
+
+CASES = {
+    "everything": ("small_cnn_bn", SHORT, EVERYTHING),
+    "crops, Adam": (
+        "mlp",
+        replace(SHORT, augment="crop_flip", optimizer="adam", lr=1e-3),
+        Measure(),
+    ),
+    "stopped": ("mlp", replace(SHORT, stop="input_gradient", patience=3), Measure()),
+    "dropout": (with_dropout, SHORT, Measure()),
+    "sharpness-aware": ("mlp", replace(SHORT, sam_rho=0.05), Measure()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupted_training_ends_as_it_would_have_ended(tiny, tmp_path, case):
+    model, recipe, measure = CASES[case]
+    whole = train(model, tiny, recipe, measure)
+    path = tmp_path / "draft"
+    for lives in (2, 1, 1):
+        with pytest.raises(Killed):
+            train(model, tiny, recipe, measure, draft=Mortal(path, lives))
+    resumed = train(model, tiny, recipe, measure, draft=Draft(path))
+    assert resumed.meta == whole.meta
+    assert set(resumed.arrays) == set(whole.arrays)
+    for name, values in whole.arrays.items():
+        if name != "history/seconds":
+            assert np.array_equal(resumed.arrays[name], values, equal_nan=True), name
+
+
+def test_chance_in_a_net_is_of_the_epoch_not_of_what_ran_before(tiny):
+    once = train(with_dropout, tiny, SHORT)
+    torch.manual_seed(77)
+    state = torch.random.get_rng_state()
+    again = train(with_dropout, tiny, SHORT)
+    assert np.array_equal(once.trace.loss, again.trace.loss)
+    assert torch.equal(torch.random.get_rng_state(), state)  # nor does it leave a trace
+    other = train(with_dropout, tiny, replace(SHORT, seed=1))
+    assert not np.array_equal(once.trace.loss, other.trace.loss)
+
+
+def test_a_damaged_draft_is_set_aside_and_the_training_begun_again(tiny, tmp_path):
+    path = tmp_path / "draft.draft"
+    with pytest.raises(Killed):
+        train("mlp", tiny, SHORT, draft=Mortal(path, 3))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged .*checksum.*set aside as draft.damaged"):
+        run = train("mlp", tiny, SHORT, draft=Draft(path))
+    assert np.array_equal(run.trace.loss, train("mlp", tiny, SHORT).trace.loss)
+    for rubbish in (b"", b"short"):
+        path.write_bytes(rubbish)
+        with pytest.warns(UserWarning, match="damaged"):
+            assert Draft(path).load() is None
+
+
+def test_a_draft_runs_no_code(tmp_path):
+    import hashlib
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    data = pickle.dumps(Evil(), protocol=2)
+    (tmp_path / "d.draft").write_bytes(hashlib.sha256(data).digest() + data)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert Draft(tmp_path / "d.draft").load() is None
+    assert not (tmp_path / "evil").exists()
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(drafts.time, "perf_counter", lambda: clock[0])
+    draft = Draft(tmp_path / "d.draft")
+    clock[0] = drafts.SECONDS - 0.1
+    assert not draft.is_due()
+    clock[0] = drafts.SECONDS
+    assert draft.is_due()
+    draft._saved, draft._cost = clock[0], 3.0  # a save of three seconds
+    clock[0] += 2 * drafts.SECONDS
+    assert not draft.is_due()
+    clock[0] = draft._saved + 3.0 / drafts.SHARE
+    assert draft.is_due()
+
+
+def test_a_finished_job_leaves_no_draft(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(drafts, "SECONDS", 0.0)
+    job = ml.Job("mlp", tiny, SHORT)
+    (run,) = ml.train_many([job], n_jobs=1)
+    assert not list((tmp_path / ".drafts").iterdir())
+    assert store.Store().clear() == 1
+    assert np.array_equal(run.trace.loss, train("mlp", tiny, SHORT).trace.loss)
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+import memlens as ml
+from memlens import drafts
+drafts.SECONDS, drafts.SHARE = 0.0, 1e9  # after every epoch
+data = ml.load("digits").subset(300)
+(run,) = ml.train_many([ml.Job("small_cnn_bn", data, ml.Recipe(epochs=25))], n_jobs=1)
+print(run.trace.loss.sum(dtype=float).hex(), len(run.history))
+"""
+
+
+def test_killed_for_real_it_goes_on(tmp_path):
+    """SIGKILL at three moments of a real process; the end is that of an undisturbed one."""
+
+    def start(cache):
+        environment = {**os.environ, "MEMLENS_CACHE": str(tmp_path / cache)}
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    def draft_age(after):
+        while True:
+            for path in (tmp_path / "killed" / ".drafts").glob("*.draft"):
+                if path.stat().st_mtime_ns > after:
+                    return path.stat().st_mtime_ns
+            assert process.poll() is None, "finished before it could be killed"
+            time.sleep(0.002)
+
+    age, states = 0, []
+    for wait in (0.0, 0.013, 0.031):
+        process = start("killed")
+        age = draft_age(age)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        (path,) = (tmp_path / "killed" / ".drafts").glob("*.draft")
+        states.append(len(Draft(path).load()["history"]))
+    assert states == sorted(states) and states[-1] < 25
+    ends = [start(cache).communicate(timeout=120)[0] for cache in ("killed", "whole")]
+    assert ends[0] == ends[1] and ends[0].split()[1] == "25"
