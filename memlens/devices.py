@@ -7,7 +7,7 @@ losses and all that is added up stay in float32, and what is measured after an e
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 PRECISIONS = ("float32", "bfloat16", "auto")
 EVAL_ROWS = 4096  # samples in one pass after an epoch, if their layers' outputs fit
 GPU_SHARE = 0.1  # of a device's memory for the layers' outputs of such a pass
+GRAPHS = 128  # compiled in one process
 CPU_BYTES = 1 << 30  # the same on a CPU, where more does not compute any faster
 
 
@@ -109,13 +110,22 @@ class Engine:
     @contextmanager
     def tuned(self) -> Iterator[None]:
         """Inside, kernels are chosen by trial on a GPU, and float32 is float32."""
-        with exact_float32(), torch.random.fork_rng(self._gpus()):
+        with exact_float32(), torch.random.fork_rng(self._gpus()), self._many_graphs():
             before = torch.backends.cudnn.benchmark
             torch.backends.cudnn.benchmark = self.device.type == "cuda"
             try:
                 yield
             finally:
                 torch.backends.cudnn.benchmark = before
+
+    def _many_graphs(self) -> AbstractContextManager:
+        # All compiled nets count as one function of torch's, which after eight graphs (two a net
+        # and batch size) would silently go on uncompiled.
+        if not self.compiled:
+            return nullcontext()
+        import torch._dynamo  # a second that other trainings do not pay
+
+        return torch._dynamo.config.patch(recompile_limit=GRAPHS)
 
     def _gpus(self) -> list[int]:
         return [self.device.index or 0] if self.device.type == "cuda" else []

@@ -163,3 +163,18 @@ def test_a_training_in_bfloat16_learns_as_one_in_float32():
     assert abs(accuracy[0] - accuracy[1]) < 0.03
     assert low.trace.loss.dtype == np.float32
     assert all(w.dtype == torch.float32 for w in low.checkpoint("last").parameters())
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
+def test_many_nets_in_one_process_are_all_compiled():
+    """Beyond torch's own limit of eight graphs for one function."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    engine = Engine(compiled=True)
+    with engine.tuned(), torch._dynamo.config.patch(suppress_errors=False), torch.no_grad():
+        for width in range(2, 13):
+            engine.forward(nn.Linear(width, 2))(torch.zeros(3, width))
+    assert counters["stats"]["unique_graphs"] == 11

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import memlens as ml
-from memlens import subsets
+from memlens import store, subsets
 from memlens.recipes import Recipe
 
 SHORT = Recipe(epochs=3, batch_size=16)
@@ -112,3 +112,35 @@ def test_bad_input_is_named(small):
         subsets.subset_masks(2, 80, 1.0)
     with pytest.raises(ValueError, match=r"expected bool masks and one shape"):
         subsets.memorization(np.ones((2, 3)), np.ones((2, 3)))
+
+
+def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monkeypatch):
+    whole = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    real, calls = subsets.train_and_ask, []
+
+    def interrupted(nets, data, masks, recipe, seeds, questions):
+        calls.append(seeds.tolist())
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(nets, data, masks, recipe, seeds, questions)
+
+    monkeypatch.setattr(subsets, "train_and_ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    resumed = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    assert calls == [[0, 1], [2, 3], [2, 3]]
+    assert resumed.logits_at("last") == pytest.approx(whole.logits_at("last"), abs=1e-4)
+    assert store.Store().clear() == 1  # the sweep alone: its parts are gone
+
+
+def test_the_papers_nets_are_swept_with_crops_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(24, 3, 32, 32), dtype=np.uint8)
+    data = ml.data.from_arrays("noise", (images, np.arange(24) % 2), (images[:4], np.arange(4) % 2))
+    recipe = Recipe(epochs=1, batch_size=8, augment="crop_flip", threads=None)
+    sweep = ml.subset_sweep("small_inception", data, n_models=2, recipe=recipe, n_jobs=1)
+    assert sweep.logits_at("last").shape == (2, 1, 24, 2)
+    assert sweep.memorization().shape == (24, 6)

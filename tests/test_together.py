@@ -51,6 +51,53 @@ def test_nets_trained_together_equal_nets_trained_alone(double, masks, train_alo
         assert_same_state(state_of(nets, 0), expected)
 
 
+@pytest.mark.parametrize("augment", ["crop", "crop_flip"])
+def test_crops_and_flips_are_those_of_a_training_alone(double, augment):
+    recipe = replace(SHORT, epochs=2, augment=augment)
+    nets = trained("small_cnn_bn", double, np.ones((3, 60), dtype=bool), recipe, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        alone = ml.train("small_cnn_bn", double, replace(recipe, seed=seed)).checkpoint("last")
+        assert_same_state(state_of(nets, i), alone.state_dict())
+    plain = trained("small_cnn_bn", double, np.ones((3, 60), dtype=bool), SHORT, SEEDS)
+    with pytest.raises(AssertionError):
+        assert_same_state(state_of(nets, 0), state_of(plain, 0))
+
+
+@pytest.mark.parametrize("model", sorted(models.SMALL))
+def test_a_stack_of_one_is_a_net_like_any_other(double, masks, model):
+    stack = trained(model, double, masks, SHORT, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        alone = trained(model, double, masks[[i]], SHORT, [seed])
+        assert_same_state(state_of(alone, 0), state_of(stack, i))
+        assert torch.allclose(alone.predict(double)[0], stack.predict(double)[i], **CLOSE)
+        shown = torch.stack([double.normalise(double.train.images[:5])] * 3)
+        alone.base.eval(), stack.base.eval()  # or to look would move the running statistics
+        assert torch.allclose(alone(shown[:1])[0], stack(shown)[i], **CLOSE)
+
+
+def test_large_nets_go_one_by_one_and_small_ones_by_the_dozen():
+    assert together.size_of_stack("resnet18", Recipe(), 50) == 1
+    assert together.size_of_stack("mlp", Recipe(), 50) == 50
+
+
+@pytest.mark.parametrize("changes", [
+    {"precision": "bfloat16"}, {"channels_last": True},
+    {"precision": "bfloat16", "channels_last": True},
+])  # fmt: skip
+@pytest.mark.parametrize("n_nets", [1, 3])
+def test_a_fast_step_is_the_plain_one_within_its_precision(tiny, masks, changes, n_nets):
+    """After one epoch of three steps, against how far the nets have come."""
+    recipe = replace(SHORT, epochs=1, lr=0.01)
+    start = Nets.build("small_cnn_bn", tiny, SEEDS[:n_nets])
+    plain = trained("small_cnn_bn", tiny, masks[:n_nets], recipe, SEEDS[:n_nets])
+    fast = trained("small_cnn_bn", tiny, masks[:n_nets], replace(recipe, **changes), SEEDS[:n_nets])
+    for name, value in plain.weights.items():
+        moved = float((value - start.weights[name]).detach().norm())
+        off = float((value - fast.weights[name]).detach().norm())
+        assert off <= (0.1 if "precision" in changes else 0.01) * moved + 1e-6, name
+    assert all(w.dtype == torch.float32 for w in fast.weights.values())
+
+
 def test_labels_can_be_each_nets_own(double, masks, train_alone):
     labels = torch.stack([(double.train.labels + shift) % 3 for shift in range(3)])
     nets = trained("mlp", double, masks, SHORT, SEEDS, labels=labels)

@@ -1,0 +1,93 @@
+"""On a GPU nothing waits, and the numbers are those of the CPU. Without one: skipped, counted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import memlens as ml
+from memlens import metrics, models, signals
+from memlens.data import from_arrays
+from memlens.feeds import Feed
+from memlens.recipes import OPTIMIZERS, Measure, Recipe
+from memlens.recorder import Recorder
+from memlens.training import train, train_step
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+FAST = {"device": "cuda", "precision": "bfloat16", "channels_last": True, "compiled": False}
+EVERYTHING = Measure(posthoc=True, curvature_probes=2, weight_gradients=True, logit_gradients=True)
+
+
+@pytest.fixture(scope="module")
+def colour():
+    rng = np.random.default_rng(0)
+    images = lambda n: rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8)  # noqa: E731
+    return from_arrays("noise", (images(256), np.arange(256) % 4), (images(64), np.arange(64) % 4))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled):
+    recipe = Recipe(batch_size=64, augment="crop_flip", **(FAST | {"compiled": compiled}))
+    engine = recipe.engine()
+    net = engine.place(models.build("resnet18", 4, colour.in_shape)).train()
+    forward, feed = engine.forward(net), Feed(colour, recipe, engine)
+    optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), recipe), Recorder(256, flush_bytes=1)
+    for epoch in range(2):  # the first one compiles
+        batches = feed.batches(torch.randperm(256), 0, epoch)
+        first = next(batches)  # what is drawn for the epoch comes over before its first batch
+        torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+        try:
+            for index, x, y in [first, *batches]:
+                train_step(forward, optimizer, x, y, recorder, index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        recorder.end_epoch()
+    assert np.isfinite(recorder.trace.loss).all()
+
+
+def test_the_numbers_are_those_of_the_cpu(tiny):
+    runs = [train("small_cnn_bn", tiny, Recipe(epochs=3, batch_size=20, device=device), EVERYTHING)
+            for device in ("cpu", "cuda")]  # fmt: skip
+    for name in runs[0].arrays:
+        if name.startswith(("trace/", "posthoc/")) and "curvature" not in name:
+            found = [run.arrays[name] for run in runs]
+            assert found[1] == pytest.approx(found[0], rel=1e-2, abs=1e-3, nan_ok=True), name
+    assert runs[0].meta == runs[1].meta
+
+
+def test_curvature_keeps_all_bits_of_float32(colour):
+    """TF32 rounds to ten bits, a difference of gradients a thousandth of a unit apart drowns."""
+    net = models.build("resnet18", 4, colour.in_shape).eval()
+    x, y = colour.normalise(colour.train.images[:32]), colour.train.labels[:32]
+    exact = signals.curvature(net.double(), x.double(), y, exact=True, n_probes=64).norm
+    engine = Recipe(**FAST).engine()
+    with engine.tuned():
+        found = signals.curvature(net.float().to("cuda"), x.to("cuda"), y.to("cuda"), n_probes=64)
+    assert metrics.spearman(found.norm.cpu().numpy(), exact.numpy()) > 0.95
+    assert float((found.norm.cpu() / exact).median()) == pytest.approx(1, abs=0.1)
+
+
+def test_nets_train_together_and_one_by_one(colour, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    digits = ml.load("digits")
+    recipes = [Recipe(epochs=5, device=device) for device in ("cpu", "cuda")]
+    sweeps = [ml.subset_sweep("mlp", digits, n_models=8, recipe=r, n_jobs=1) for r in recipes]
+    right = [sweep.correct.mean() for sweep in sweeps]
+    assert right[0] == pytest.approx(right[1], abs=0.01)
+    recipe = Recipe(epochs=2, batch_size=64, augment="crop_flip", **FAST)
+    large = ml.subset_sweep("small_inception", colour, n_models=2, recipe=recipe)
+    assert np.isfinite(large.logits_at("last")).all()
+
+
+def test_an_interrupted_training_goes_on_there(tiny, tmp_path):
+    from memlens.drafts import Draft
+
+    recipe = Recipe(epochs=4, batch_size=20, device="cuda")
+    draft = Draft(tmp_path / "d.draft")
+    draft.is_due = lambda: True
+    train("mlp", tiny, recipe, EVERYTHING, draft=draft)  # leaves its last state there
+    resumed = train("mlp", tiny, replace(recipe, epochs=4), EVERYTHING, draft=draft)
+    assert len(resumed.history) == 4
+    assert next(resumed.checkpoint("last").parameters()).device.type == "cpu"
