@@ -2,7 +2,7 @@
 
 Each training is a unit that later calls go on with, from the draft of its last epochs; finished, it
 leaves its scores and history in the work folder. How many epochs it takes is decided once: as many
-as fit into the minutes of a call, by the time of the first ones, and no more than the papers' 200.
+as a call has time for, going by a few that are timed first, and no more than the papers' 200.
 """
 
 import json
@@ -29,12 +29,12 @@ NOISE = 0.1
 SHORT = 20  # epochs of the trainings whose precision is compared
 TIMED = 4  # epochs by whose time the number of epochs is chosen
 LEAST = 6
-SHARE = 0.9  # of a call's minutes that a training is planned for
+SHARE = 0.9  # of the time that a training is planned for
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One training; ``epochs`` None: as many as fit into a call."""
+    """One training; ``epochs`` None: as many as a call has time for."""
 
     case: str
     model: str = "resnet18"
@@ -128,7 +128,7 @@ def trained(bench: Bench, unit: Unit) -> Arrays:
     if path.exists():
         with np.load(path) as kept:
             return dict(kept)
-    torch.compiler.reset()  # else graphs of earlier units count against torch's limit
+    torch.compiler.reset()  # torch counts the graphs of all nets against one limit, 8
     data = bench.data.with_noise(unit.noise)
     recipe = {"precision": unit.precision, "seed": unit.seed}
     recipe = bench.recipe(epochs=planned(bench, unit, data), **recipe)
@@ -157,16 +157,19 @@ def planned(bench: Bench, unit: Unit, data: ml.Dataset) -> int:
 
 
 def affordable(bench: Bench, unit: Unit, data: ml.Dataset) -> int:
-    """As many epochs as a call of so many minutes trains, at most those of the papers."""
+    """As many epochs as there is time for, at most those of the papers.
+
+    The time is what is left of this call or, where less than half is left, that of the next.
+    """
     start = time.perf_counter()
     recipe = bench.recipe(epochs=TIMED, precision=unit.precision)
     seconds = ml.train(bench.model(unit.model), data, recipe).history["seconds"].to_numpy()
-    lost = seconds[0] - np.median(seconds[1:])  # to compilation
-    each = (time.perf_counter() - start - lost) / TIMED
-    epochs = int((60 * SHARE * bench.minutes - lost) / each)
-    whole = bench.recipe().epochs
-    say(f"  {each:.2f} s an epoch, {lost:.0f} s of compilation: time for {epochs} epochs")
-    return min(max(epochs, LEAST), whole)
+    compiling = max(0.0, seconds[0] - np.median(seconds[1:]))
+    each = (time.perf_counter() - start - compiling) / TIMED
+    whole, left = 60 * bench.minutes, bench.until - time.perf_counter()
+    epochs = int(SHARE * (left if left > whole / 2 else whole - compiling) / each)
+    say(f"  {each:.2f} s an epoch, {compiling:.0f} s of compilation: time for {epochs} epochs")
+    return min(max(epochs, LEAST), bench.recipe().epochs)
 
 
 def first_minimum(values: np.ndarray, patience: int = 5) -> int:
