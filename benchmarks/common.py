@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved timing, the machine's name, results as CSV."""
 
+import math
 import platform
 import sys
 import time
@@ -13,22 +14,32 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long a call takes, until a GPU has done what it was given."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def interleaved(
-    variants: Mapping[str, Callable[[], None]], rounds: int, warmup: int = 2
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    until: float = math.inf,
 ) -> pd.DataFrame:
     """Seconds of every variant in every round, (rounds, n_variants).
 
     All variants run once a round, one after the other, so that a drift of the machine's speed
-    meets them alike; ratios are taken within a round.
+    meets them alike; ratios are taken within a round. No round starts after ``until``, on the clock
+    of ``time.perf_counter``, but one is always counted.
     """
     rows = []
-    for _ in range(warmup + rounds):
-        row = {}
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            row[name] = time.perf_counter() - start
-        rows.append(row)
+    while len(rows) < warmup + rounds:
+        rows.append({name: seconds_of(run) for name, run in variants.items()})
+        if len(rows) > warmup and time.perf_counter() > until:
+            break
     return pd.DataFrame(rows[warmup:])
 
 
@@ -40,7 +51,7 @@ def ratios(seconds: pd.DataFrame, base: str) -> pd.DataFrame:
 
 
 def machine() -> dict[str, str]:
-    """Processor, threads and versions, as every result names them."""
+    """Processor, threads, GPU ("": none) and versions, as every result names them."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -48,6 +59,7 @@ def machine() -> dict[str, str]:
         cpu = f"{len(names)} x {names[0].split(':')[1].strip()}" if names else cpu
     return {
         "machine": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
         "date": date.today().isoformat(),

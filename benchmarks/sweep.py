@@ -20,27 +20,31 @@ import memlens as ml
 from memlens import models, subsets
 from memlens.recipes import OPTIMIZERS
 from memlens.together import Nets, train_together
-from memlens.training import shuffled
+from memlens.training import shuffled, thread_count
 
 RECIPE = subsets.SHORT
 ROUNDS = 3
 
 
-def one_by_one(data: ml.Dataset, masks: np.ndarray, seeds: Sequence[int]) -> None:
-    torch.set_num_threads(1)
-    x, y = data.normalise(data.train.images), data.train.labels
-    for mask, seed in zip(masks, seeds, strict=True):
-        net = models.build("mlp", data.n_classes, data.in_shape, seed=int(seed))
-        optimizer = OPTIMIZERS[RECIPE.optimizer](net.parameters(), RECIPE)
-        members = torch.as_tensor(mask).nonzero()[:, 0]
-        for epoch in range(RECIPE.epochs):
-            optimizer.param_groups[0]["lr"] = RECIPE.lr_at(epoch)
-            for index in members[shuffled(len(members), int(seed), epoch)].split(64):
-                optimizer.zero_grad()
-                F.cross_entropy(net(x[index]), y[index]).backward()
-                optimizer.step()
-        with torch.no_grad():
-            net(x)
+def one_by_one(
+    data: ml.Dataset, masks: np.ndarray, seeds: Sequence[int], recipe: ml.Recipe = RECIPE
+) -> None:
+    device = recipe.engine().device
+    x, y = data.normalise(data.train.images).to(device), data.train.labels.to(device)
+    with thread_count(1):
+        for mask, seed in zip(masks, seeds, strict=True):
+            net = models.build("mlp", data.n_classes, data.in_shape, seed=int(seed)).to(device)
+            optimizer = OPTIMIZERS[recipe.optimizer](net.parameters(), recipe)
+            members = torch.as_tensor(mask).nonzero()[:, 0]
+            for epoch in range(recipe.epochs):
+                optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
+                order = members[shuffled(len(members), int(seed), epoch)].to(device)
+                for index in order.split(recipe.batch_size):
+                    optimizer.zero_grad()
+                    F.cross_entropy(net(x[index]), y[index]).backward()
+                    optimizer.step()
+            with torch.no_grad():
+                net(x)
 
 
 def all_at_once(data: ml.Dataset, masks: np.ndarray, seeds: np.ndarray) -> None:

@@ -1,0 +1,267 @@
+"""What scoring costs on a GPU, and how fast the training loop is: part `speed` of `gpu.py`.
+
+Plain training, training with the in-step recorder, and training with a pass of its own after each
+epoch, all by the package's own steps; beside them the loop as it is usually written. An epoch
+includes the drawing of its order and the closing of the recorder.
+"""
+
+import os
+from collections.abc import Iterator, Sized
+from functools import partial
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from common import interleaved, ratios, seconds_of
+from gpu_table import Bench, Goal, say
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+import memlens as ml
+from memlens import devices, models
+from memlens.feeds import Feed
+from memlens.probes import Probes
+from memlens.recipes import OPTIMIZERS
+from memlens.recorder import Recorder
+from memlens.training import shuffled, train_step
+
+BATCHES = (128, 512)
+CASES = {f"resnet18, batch {size}": size for size in BATCHES}
+ROUNDS = 7
+SIDE = 8192  # of the matrices whose product says how fast the GPU multiplies
+PRODUCTS = 20
+# The in-step recorder has one form, which records five signals: both names are the same number.
+RECORDED = {"CSG + CSL": "<= 1.03", "every in-step score": ""}
+GOALS = [
+    Goal("speed", case, *rest)
+    for case in CASES
+    for rest in (
+        ("plain", "images/s"),
+        *((name, "images/s") for name in RECORDED),
+        *((f"{name}, time over plain", "", target) for name, target in RECORDED.items()),
+        ("post-hoc pass", "images/s"),
+        ("post-hoc pass, time over plain",),
+        ("conventional loop", "images/s"),
+        ("plain, times the conventional loop's speed", "", ">= 10"),
+        ("compilation, plain", "s"),
+        ("compilation, recorded", "s"),
+        ("bfloat16 matrix product", "TFLOP/s"),
+        ("plain, share of the matrix product's rate",),
+        ("waits for the GPU in the steps of an epoch", "", "<= 0"),
+    )
+]
+
+
+class Loop:
+    """One net that trains an epoch whenever it is called, as `memlens.training` does."""
+
+    def __init__(
+        self, model: str, data: ml.Dataset, recipe: ml.Recipe, record: bool, posthoc: bool = False
+    ) -> None:
+        self.engine, self.data, self.epoch = recipe.engine(), data, 0
+        net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+        self.net = self.engine.place(net).train()
+        self.forward, self.feed = self.engine.forward(self.net), Feed(data, recipe, self.engine)
+        self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
+        self.recorder = Recorder(len(data.train)) if record else None
+        rows = rows_of_a_pass(self.net, data)
+        self.probes = Probes(data, ml.Measure(posthoc=True), 0, rows) if posthoc else None
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(index, x, y) of the next epoch."""
+        order = shuffled(len(self.data.train), 0, self.epoch)
+        return self.feed.batches(order, 0, self.epoch)
+
+    def step(self, index: Tensor, x: Tensor, y: Tensor) -> None:
+        train_step(self.forward, self.optimizer, x, y, self.recorder, index)
+
+    def close(self) -> None:
+        if self.recorder:
+            self.recorder.end_epoch()
+        if self.probes:
+            self.probes.after_epoch(self.net, self.epoch)
+        self.epoch += 1
+
+    def __call__(self) -> None:
+        with self.engine.tuned():
+            for batch in self.batches():
+                self.step(*batch)
+            self.close()
+
+
+def rows_of_a_pass(net: torch.nn.Module, data: ml.Dataset) -> int:
+    """How many samples a pass after an epoch takes at once."""
+    device = next(net.parameters()).device
+    return devices.rows_at_once(net, torch.zeros(1, *data.in_shape, device=device))
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Samples one by one, cropped, mirrored and normalised as pictures are: by PIL on the CPU."""
+
+    def __init__(self, data: ml.Dataset, recipe: ml.Recipe) -> None:
+        self.arrays, self.labels = data.train.images.numpy(), data.train.labels.tolist()
+        side = data.in_shape[-1]
+        moves = [transforms.RandomCrop(side, max(1, side // 8)), transforms.RandomHorizontalFlip()]
+        self.show = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                *(moves if recipe.augment == "crop_flip" else []),
+                transforms.ToTensor(),
+                transforms.Normalize(data.mean, data.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.show(self.arrays[i].transpose(1, 2, 0)), self.labels[i]
+
+
+class Order(Sampler):
+    """The samples in the order in which `Loop` takes them."""
+
+    def __init__(self, data: Sized) -> None:
+        self.n, self.epoch = len(data), 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        order = shuffled(self.n, 0, self.epoch)
+        self.epoch += 1
+        return iter(order.tolist())
+
+
+class Conventional:
+    """The loop as it is usually written: a DataLoader with workers, PIL, float32, no compilation.
+
+    Torch's settings are its own: on a GPU float32 convolutions may round to TF32.
+    """
+
+    def __init__(self, model: str, data: ml.Dataset, recipe: ml.Recipe, workers: int) -> None:
+        self.device = recipe.engine().device
+        net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+        self.net = net.to(self.device).train()
+        decay = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+        self.optimizer = torch.optim.SGD(self.net.parameters(), recipe.lr, **decay)
+        self.loader = DataLoader(
+            pictures := Pictures(data, recipe),
+            recipe.batch_size,
+            sampler=Order(pictures),
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    def __call__(self) -> None:
+        for x, y in self.loader:
+            x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.net(x), y).backward()
+            self.optimizer.step()
+
+
+def flops_per_sample(model: str, data: ml.Dataset, n: int = 2) -> float:
+    """Multiplications and additions of a forward and backward pass, two for a product's term."""
+    net = models.build(model, data.n_classes, data.in_shape).train()
+    x, y = data.normalise(data.train.images[:n]), data.train.labels[:n]
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(net(x), y).backward()
+    return counter.get_total_flops() / n
+
+
+def matrix_rate(device: torch.device, side: int) -> float:
+    """Multiplications and additions a second in products of bfloat16 matrices."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(PRODUCTS):
+            torch.mm(a, b)
+
+    seconds = interleaved({"product": multiply}, rounds=5)["product"].median()
+    return PRODUCTS * 2 * side**3 / seconds
+
+
+def waits(loop: Loop) -> str:
+    """What made the host wait for the GPU after an epoch's first step; "": nothing did.
+
+    The epoch's order is copied to the GPU before the first step, and the closing reads the means:
+    both wait, once an epoch, and are left out.
+    """
+    with loop.engine.tuned():
+        batches = loop.batches()
+        loop.step(*next(batches))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in batches:
+                loop.step(*batch)
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        loop.close()
+    return ""
+
+
+def measure(bench: Bench, case: str) -> None:
+    """All numbers of one batch size, each written once it is known."""
+    torch.compiler.reset()  # torch counts the graphs of both batch sizes against one limit, 8
+    data, recipe = bench.data, bench.recipe(batch_size=CASES[case])
+    model, table = bench.model("resnet18"), bench.table
+    loops = {
+        "plain": Loop(model, data, recipe, record=False),
+        "recorded": Loop(model, data, recipe, record=True),
+        "post-hoc": Loop(model, data, recipe, record=False, posthoc=True),
+    }
+    first = {name: seconds_of(loop) for name, loop in loops.items()}
+    say(f"first epochs, with compilation: { {k: round(v, 1) for k, v in first.items()} } s")
+    if bench.device.type == "cuda":
+        found = waits(loops["recorded"])
+        measured = "waits for the GPU in the steps of an epoch"
+        table.add("speed", case, measured, float(bool(found)), note=found[:200])
+        if found:  # the recorder is in the middle of an epoch
+            loops["recorded"] = Loop(model, data, recipe, record=True)
+            loops["recorded"]()
+    workers = bench.less(os.cpu_count() or 1, 0)
+    loops["conventional"] = Conventional(model, data, recipe, workers)
+    seconds = interleaved(loops, bench.less(ROUNDS, 2), warmup=1, until=bench.until)
+    for name in ("plain", "recorded"):
+        lost = max(0.0, first[name] - seconds[name].median())
+        table.add("speed", case, f"compilation, {name}", lost, note="first epoch less a later one")
+    report(bench, case, seconds, workers)
+    rate = matrix_rate(bench.device, bench.less(SIDE, 128))
+    table.add("speed", case, "bfloat16 matrix product", rate / 1e12)
+    done = flops_per_sample(model, data) * len(data.train) / seconds["plain"].median()
+    measured = "plain, share of the matrix product's rate"
+    table.add("speed", case, measured, done / rate, note=f"{done / 1e12:.3g} TFLOP/s")
+
+
+def report(bench: Bench, case: str, seconds: pd.DataFrame, workers: int) -> None:
+    """Speeds, and ratios to the plain loop, which are taken within each round."""
+    table, n = ratios(seconds, base="plain"), len(bench.data.train)
+    names = {
+        "plain": ("plain", ""),
+        **dict.fromkeys(RECORDED, ("recorded", "one recorder for both, five signals")),
+        "post-hoc pass": ("post-hoc", "eval mode, float32, after each epoch"),
+        "conventional loop": ("conventional", f"{workers} workers, PIL, torch's float32"),
+    }
+    for name, (variant, note) in names.items():
+        row = table.loc[variant]
+        note = f"median of {row['rounds']:.0f} rounds; {note}".removesuffix("; ")
+        bench.table.add("speed", case, name, n / row["seconds"], note=note)
+        relative = f"{name}, time over plain"
+        if variant == "conventional":
+            relative = "plain, times the conventional loop's speed"
+        if variant != "plain":
+            spread = f"quartiles {row['q25']:.3g} to {row['q75']:.3g}"
+            bench.table.add("speed", case, relative, row["median"], note=spread)
+
+
+def run(bench: Bench) -> None:
+    """Each batch size in turn."""
+    for case in bench.new_first("speed", CASES):
+        if not bench.attempt("speed", case, partial(measure, bench, case)):
+            return
