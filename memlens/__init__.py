@@ -11,6 +11,7 @@ vit            the papers' vision transformer
 models         plain functions ``(n_classes, in_shape) -> nn.Module``
 signals        per-sample quantities as pure functions: loss, gradients, margin, curvature
 weightgrads    per-sample norms of the weight gradient, without the gradients themselves
+passes         what a finished net says about many samples, a part at a time
 recorder       ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
 stopping       online detection of the peak of the weight norm or the mean input gradient
 scores         every score as a pure function of a trace, with its metadata: the catalogue
@@ -68,10 +69,10 @@ _HOME = {
 }  # fmt: skip
 _ROOMS = (
     "store", "data", "imagesets", "published", "architectures", "vit", "models", "signals",
-    "weightgrads", "recorder", "stopping", "scores", "recipes", "probes", "runs", "training",
-    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
-    "calibration", "checks", "metrics", "detection", "shadows", "attacks", "privacy", "robustness",
-    "paper", "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
+    "weightgrads", "passes", "recorder", "stopping", "scores", "recipes", "probes", "runs",
+    "training", "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs",
+    "duplicates", "calibration", "checks", "metrics", "detection", "shadows", "attacks", "privacy",
+    "robustness", "paper", "ledger", "plots", "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]
