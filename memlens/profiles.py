@@ -76,8 +76,9 @@ class Profile:
         if n_samples is not None and n_samples < 1:
             raise ValueError(f"n_samples is {n_samples}; expected one or more, or None for all")
         recipe = _first_look(self.recipe, scale, n_samples)
-        stops = (s if isinstance(s, str) else round(s * scale) for s in self.questions.stops)
-        stops = dict.fromkeys(s for s in stops if isinstance(s, str) or 0 < s < recipe.epochs)
+        share = recipe.epochs / self.recipe.epochs
+        stops = (s if isinstance(s, str) else round(s * share) for s in self.questions.stops)
+        stops = dict.fromkeys(s if isinstance(s, str) else max(1, s) for s in stops)
         nets = {
             name: _less(getattr(self, name), scale, least) for name, least in LEAST_NETS.items()
         }
