@@ -19,6 +19,7 @@ scores         every score as a pure function of a trace, with its metadata: the
 devices        where and how a net computes: device, precision, memory layout, compilation
 recipes        ``Recipe``, ``Measure``, the optimizers
 feeds          batches on the device: gathered, cropped and flipped there, or read ahead
+passes         what a finished net says about many samples, a part at a time
 probes         what is measured after an epoch: signals post-hoc, curvature, gradients
 runs           ``Run``: what one training leaves
 forecast       how much memory a piece of work will take, said before it starts
@@ -74,10 +75,10 @@ _HOME = {
 _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "recorder", "stopping", "scores", "devices", "recipes",
-    "feeds", "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
-    "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
-    "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "plots",
-    "charts", "profiles", "page", "finished", "reproduce",
+    "feeds", "passes", "probes", "runs", "forecast", "training", "jobs", "together", "answers",
+    "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "checks",
+    "metrics", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
+    "plots", "charts", "profiles", "page", "finished", "reproduce",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

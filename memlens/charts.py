@@ -30,6 +30,15 @@ def listsize(n_rows: int, columns: int = 1) -> tuple[float, float]:
     return (COLUMN if columns == 1 else FULL), round(0.55 + 0.155 * n_rows, 3)
 
 
+def telling(values: pd.Series, n: int = 10) -> pd.Index:
+    """The n index entries with the largest sizes, in the order in which they stand; NaN is least.
+
+    Which rows to draw where all would be too many, such as a hundred classes; up to n, all.
+    """
+    largest = values.abs().fillna(-1).nlargest(n).index
+    return values.index[values.index.isin(largest)]
+
+
 def common_limits(tables: Iterable[pd.DataFrame], *, signed: bool = False) -> tuple[float, float]:
     """Lowest and highest value of all tables, for heat maps that are to share their colours.
 

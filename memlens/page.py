@@ -109,6 +109,8 @@ class Page:
         if data.empty or not caption.strip():
             raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
         picture, figure = BytesIO(), _figure_of(drawing)
+        if self.profile.name != CHECKED:
+            caption = f"{caption.strip()}\nThe words are those for {CHECKED}, the numbers are not."
         if self.profile.cuts:
             mark = f"First look, not the whole profile: {', '.join(self.profile.cuts)}."
             plots.footnote(figure, mark)
@@ -177,7 +179,7 @@ class Page:
             What the values of an array are of, if not of each seed.
         """
         place = paper.split_source(source)
-        words = interval_text(interval, of), paper.verdict(holds)
+        words = self._spread(interval, of), paper.verdict(holds)
         self._enter(source, Claim("claim", *place, statement, measured, *words))
 
     def doubt(
@@ -208,8 +210,17 @@ class Page:
         if not ours.strip():
             raise ValueError(f"doubt {name!r}: say what our runs show, or why they cannot tell")
         papers, text = listed.loc[name, ["paper", "doubt"]]
-        words = interval_text(interval, of), paper.doubt_verdict(bears_out)
+        words = self._spread(interval, of), paper.doubt_verdict(bears_out)
         self._enter(name, Claim("doubt", papers, name, text, ours, *words))
+
+    def _spread(self, interval: Interval, of: str) -> str:
+        """The interval in words; a first look may have nothing to measure, and then has none."""
+        if self._must_hold or isinstance(interval, str):
+            return interval_text(interval, of)
+        known = np.isfinite(values := np.asarray(interval, dtype=float))
+        if not known.any() or (isinstance(interval, tuple) and not known.all()):
+            return ""
+        return interval_text(interval if known.all() else values[known], of)
 
     def _enter(self, shown: str, entry: Claim) -> None:
         self._claims[entry.paper, entry.where, entry.statement] = entry

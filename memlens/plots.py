@@ -127,12 +127,14 @@ def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
 
     The first column is x, beside series, mean and optionally std. ``labels`` is "direct" (names at
     the line ends, up to about five; set limits and log scale before), "legend" or "none". On a log
-    axis a band that reaches 0 or less goes on to the lower limit, or to half the least mean.
+    axis a band that reaches 0 or less goes on to the lower limit, or to half the least mean. Where
+    the mean is NaN nothing was measured: the line goes from one value to the next.
     """
     if labels not in ("direct", "legend", "none"):
         raise ValueError(f"labels is {labels!r}: pass 'direct', 'legend' or 'none'")
     x, lines, floor = frame.columns[0], [], _floor(ax, frame)
     for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
+        part = part[part["mean"].notna()]
         look, every = style_of(str(name), i), max(1, len(part) // 7)
         lines += ax.plot(
             part[x], part["mean"], **look, label=label_of(name), markevery=(i % every, every)
@@ -162,8 +164,10 @@ def _floor(ax: Axes, frame: pd.DataFrame) -> float | None:
 def _label_ends(ax: Axes, lines: list) -> None:
     """Write each line's name at its right end, pushed apart where two names would touch."""
     size = mpl.rcParams["legend.fontsize"]
+    lines = [line for line in lines if len(line.get_xdata())]
     ends = [tuple(line.get_xydata()[-1]) for line in lines]
-    wanted = ax.transData.transform(ends)[:, 1] * 72 / ax.get_figure(root=True).dpi  # points
+    points = 72 / ax.get_figure(root=True).dpi
+    wanted = ax.transData.transform(np.reshape(ends, (-1, 2)))[:, 1] * points
     placed, gap = wanted.copy(), 1.5 * size  # more than a line: the layout shrinks the axes later
     for _ in range(100):  # neighbours that are too close each give way by half, until none is
         order = np.argsort(placed, kind="stable")
@@ -206,9 +210,12 @@ def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = Fal
     """Means of y in equal-width bins of x and the line through them, for `binned_scatter`.
 
     x and y are (n_samples,). ``weighted`` fits with the bins' counts; the papers weigh bins alike.
-    Returns the columns of `metrics.binned_mean`, then fit (the line at x_mean) and r2 (one value).
+    Returns the columns of `metrics.binned_mean`, then fit (the line at x_mean) and r2 (one value),
+    which are NaN where all samples are in one bin.
     """
     frame = metrics.binned_mean(x, y, n_bins=n_bins)
+    if len(frame) == 1:
+        return frame.assign(fit=np.nan, r2=np.nan)
     line = metrics.linear_fit(frame["x_mean"], frame["y_mean"], frame["n"] if weighted else None)
     return frame.assign(fit=line.intercept + line.slope * frame["x_mean"], r2=line.r2)
 

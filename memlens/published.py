@@ -68,6 +68,14 @@ def load_fz(
     return pd.Series(values[index], index=pd.Index(index, name="index"), name="memorization")
 
 
+def order_is_certain(data: Dataset) -> np.ndarray:
+    """Which training samples' places in the original order are sure, (n_samples,) bool.
+
+    All, where ``<name>.npz`` in the data folder says nothing: see `load_fz`.
+    """
+    return _certain(data, None)[data.train.index.numpy()]
+
+
 def noisy_labels(
     data: Dataset | str, kind: str = "noisy_label", path: Path | None = None
 ) -> Tensor:

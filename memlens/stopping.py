@@ -16,6 +16,10 @@ class Peak(NamedTuple):
     peak_epoch: int
     detected_epoch: int | None
 
+    def epochs_trained(self, n_epochs: int) -> int:
+        """Epochs that a stop here costs: up to the call, or all ``n_epochs`` without one."""
+        return n_epochs if self.detected_epoch is None else self.detected_epoch + 1
+
 
 class PeakDetector:
     """Calls the peak of a rising and falling curve while it is being drawn.
