@@ -109,7 +109,7 @@ class Page:
         if data.empty or not caption.strip():
             raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
         picture, figure = BytesIO(), _figure_of(drawing)
-        if self.profile.name != CHECKED:
+        if self.profile.name != CHECKED and self.notebook in NOTEBOOKS:
             caption = f"{caption.strip()}\nThe words are those for {CHECKED}, the numbers are not."
         if self.profile.cuts:
             mark = f"First look, not the whole profile: {', '.join(self.profile.cuts)}."

@@ -5,6 +5,7 @@ a partner that returns the table (`bands`, `binned`, `counts`, `roc_points`), so
 to the plot and into the figure's CSV twin. A marker, hatch or line style doubles each colour.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sklearn.metrics import roc_curve
 from memlens import metrics
 
 COLUMN, FULL = 3.4, 6.9  # inches: one column of a page, the whole width
-LINE = 0.14  # inches: a line of small print
+LINE, LETTER = 0.12, 0.042  # inches: height of a line of small print, width of a letter
 MARKED, CHANCE, INK, FILL, GAP = "#E69F00", "0.6", "0.25", "#9FB8CC", "#882255"
 
 # Scores wear Okabe and Ito's colours, everything else Tol's muted ones, so that no loss curve can
@@ -64,12 +65,15 @@ def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[floa
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """A line of small print below everything that is drawn, which makes room for it."""
+    """Lines of small print below everything that is drawn, which makes room for them."""
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height := height + LINE)
+    lines = textwrap.wrap(text, int(width / LETTER))
+    room = LINE * len(lines)
+    figure.set_size_inches(width, height := height + room)
     if engine := figure.get_layout_engine():
-        engine.set(rect=(0, LINE / height, 1, 1 - LINE / height))
-    figure.text(0.01, 0.2 * LINE / height, text, size=5.5, color=INK, va="bottom")
+        engine.set(rect=(0, room / height, 1, 1 - room / height))
+    place = 0.2 * LINE / height
+    figure.text(0.01, place, "\n".join(lines), size=5.5, color=INK, va="bottom")
 
 
 def style_of(name: str, position: int = 0) -> dict[str, str]:
