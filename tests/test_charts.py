@@ -278,3 +278,10 @@ def test_dots_stand_at_their_values_one_below_the_other_with_their_spread(ax):
     assert [t.get_text() for t in ax.get_yticklabels()] == ["CSG", "CSL"]
     assert any(list(line.get_xdata()) == [0.5, 0.5] for line in ax.lines)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["peak", "last"]
+
+
+def test_the_most_telling_rows_are_those_of_the_largest_size_in_their_order():
+    values = pd.Series([0.1, -0.9, np.nan, 0.5, 0.2], index=list("abcde"))
+    assert charts.telling(values, 2).tolist() == ["b", "d"]
+    assert charts.telling(values, 4).tolist() == ["a", "b", "d", "e"]  # NaN comes last
+    assert charts.telling(values).tolist() == list("abcde")

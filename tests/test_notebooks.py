@@ -6,6 +6,7 @@ each is shown to find one.
 """
 
 import ast
+import copy
 import re
 import statistics
 from pathlib import Path
@@ -136,6 +137,37 @@ def literal_names(source):
     return names
 
 
+def any_profile(folder):
+    """Profile and size are the first parameters, and the page of the notebook is opened so."""
+    asked, opened = ["profile", "scale", "n_samples"], dict.fromkeys(notebooks(folder))
+    for where, tree in trees(folder):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ml.open_page":
+                opened[where.split(" cell ")[0]] = [ast.unparse(arg) for arg in node.args]
+    problems = []
+    for name, notebook in notebooks(folder).items():
+        first = next((c.source for c in notebook.cells if c.cell_type == "code"), "")
+        if literal_names(first)[:3] != asked:
+            problems.append(f"{name}: the first parameters must be {', '.join(asked)}")
+        if opened[name] != (call := [repr(name), *asked]):
+            problems.append(f"{name}: the page must be opened with {', '.join(call)}")
+    return problems
+
+
+def nothing_of_digits_alone(folder):
+    """The truth is asked of the profile, which may know it, and no sizes of digits are in words."""
+    sizes = re.compile(r"\b(60|20) epochs\b|\b400 nets\b|\b1,437\b|\b8x8\b|\bdigits, MLP\b")
+    problems = []
+    for where, tree in trees(folder):
+        for node in ast.walk(tree):
+            swept = isinstance(node, ast.Call) and ast.unparse(node.func)
+            if swept and re.search(r"profile\.sweep\(.*\)\.memorization$", swept):
+                problems.append(f"{where} trains a sweep for the truth: use profile.memorization")
+            if isinstance(node, ast.Constant) and sizes.search(str(node.value)):
+                problems.append(f"{where} speaks of digits alone: {node.value!r}")
+    return problems
+
+
 def no_magics(folder):
     """Plain Python only: a cell that starts with an unknown magic and then raises passes nbval."""
     problems = []
@@ -216,8 +248,9 @@ def clean_outputs(folder):
 
 
 GATES = (
-    the_seven, executed, enough_checked, nothing_skipped, parameters_first, no_magics,
-    no_absolute_paths, no_random_output, short_cells, short_helpers, clean_outputs,
+    the_seven, executed, enough_checked, nothing_skipped, parameters_first, any_profile,
+    nothing_of_digits_alone, no_magics, no_absolute_paths, no_random_output, short_cells,
+    short_helpers, clean_outputs,
 )  # fmt: skip
 
 
@@ -236,13 +269,18 @@ def cell(source, count, text="ok\n", tag=CHECK):
 
 
 def good_cells():
-    first = cell('profile: str = "digits"  # data set\nseeds: int = 3', 1, "", "parameters")
-    return [v4.new_markdown_cell("# Title"), first, *[cell("print('ok')", n) for n in range(2, 7)]]
+    given = 'profile: str = "digits"  # data set\nscale: float = 1.0\nn_samples: int = 0\nseeds = 3'
+    opened = cell("page = ml.open_page('NAME', profile, scale, n_samples)", 2)
+    cells = [v4.new_markdown_cell("# Title"), cell(given, 1, "", "parameters"), opened]
+    return [*cells, *[cell("print('ok')", n) for n in range(3, 7)]]
 
 
 def write(folder, cells, names=NAMES):
     for name in names:
-        nbformat.write(v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+        own = copy.deepcopy(cells)
+        for each in own:
+            each.source = each.source.replace("NAME", name)
+        nbformat.write(v4.new_notebook(cells=own), folder / f"{name}.ipynb")
     return folder
 
 
@@ -272,6 +310,9 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
         (nothing_skipped, cell("print('ok')", 6, tag="nbval-skip")),
         (nothing_skipped, cell("# NBVAL_IGNORE_OUTPUT\nprint('ok')", 6)),
         (parameters_first, cell("seeds = 3", 6, tag="parameters")),
+        (any_profile, cell("page = ml.open_page('NAME', profile)", 6)),
+        (nothing_of_digits_alone, cell("page.profile.sweep(data).memorization()", 6)),
+        (nothing_of_digits_alone, cell("ax.set_title(f'{n} of 60 epochs')", 6)),
         (no_magics, cell("%matplotlib inline", 6)),
         (no_magics, cell("!ls", 6)),
         (no_magics, cell("get_ipython().run_line_magic('who', '')", 6)),
@@ -289,6 +330,11 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
 )
 def test_each_gate_finds_what_it_is_for(tmp_path, gate, bad):
     assert gate(write(tmp_path, [*good_cells()[:-1], bad])), bad.source
+
+
+def test_a_notebook_without_a_size_is_found(tmp_path):
+    bare = cell('profile: str = "digits"\nseeds: int = 3', 1, "", "parameters")
+    assert any_profile(write(tmp_path, [bare, *good_cells()[2:]]))
 
 
 def test_long_cells_throughout_are_found(tmp_path):

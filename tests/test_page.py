@@ -326,3 +326,21 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
 def test_in_a_kernel_an_unknown_parameter_is_refused(tmp_path):
     with pytest.raises(PapermillExecutionError, match=r"unknown parameter sede; .*profile, seeds"):
         papermill_run(tmp_path, sede=2)
+
+
+def test_a_caption_says_whose_words_it_has(page):
+    for name, marked in (("digits", False), ("other", True)):
+        own = open_page("02_similarity", name)
+        own.figure(drawing()[0], "curve", DATA, "CSG rises.")
+        text = (own.folder / "02_curve.csv").read_text()
+        assert ("# The words are those for digits, the numbers are not.\n" in text) == marked
+
+
+def test_only_the_whole_digits_profile_must_have_something_to_measure(page):
+    with pytest.raises(ValueError, match="finite"):
+        page.claim("CSG Table 1", "CSG agrees.", "0.8", True, [0.7, np.nan])
+    look = open_page("02_similarity", "digits", scale=0.5)
+    look.claim("CSG Table 1", "CSG agrees.", "0.8", True, [0.7, np.nan, 0.8])
+    look.claim("CSG Table 5", "CSG agrees.", "nan", False, [np.nan])
+    look.claim("CSG Table 6", "CSG agrees.", "nan", False, (np.nan, 0.1))
+    assert look.claims()["interval"].tolist() == ["0.70 to 0.80, 2 seeds", "", ""]

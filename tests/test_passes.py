@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import memlens as ml
 from memlens import devices, models, signals
 from memlens.passes import in_parts
 
@@ -34,4 +33,11 @@ def test_options_go_to_the_signal(tiny):
 
     found = in_parts(norm, net, x, y, n_probes=3, seed=5)
     assert torch.equal(found, signals.curvature(net, x, y, n_probes=3, seed=5).norm)
-    assert ml.passes.in_parts is in_parts
+
+
+def test_every_sample_keeps_its_place(tiny, monkeypatch):
+    monkeypatch.setattr(devices, "EVAL_ROWS", 7)
+    net = models.build("mlp", tiny.n_classes, tiny.in_shape)
+    x, y = tiny.normalise(tiny.train.images), tiny.train.labels
+    given = in_parts(lambda _, x, y, factor: factor * y, net, x, y, factor=3)
+    assert given.tolist() == (3 * y).tolist()

@@ -361,3 +361,17 @@ def test_roc_draws_its_points_and_the_area_under_them(ax):
 def test_roc_points_take_a_frame_of_scores():
     frame = pd.DataFrame({"csg": VALUES, "csl": -VALUES})
     assert list(plots.roc_points(NOISY, frame)["series"].unique()) == ["csg", "csl"]
+
+
+def test_samples_of_one_bin_have_no_line(ax):
+    frame = plots.binned(np.ones(5), np.arange(5))
+    assert frame["y_mean"].tolist() == [2] and frame[["fit", "r2"]].isna().all(axis=None)
+    plots.binned_scatter(ax, frame)
+
+
+def test_curves_pass_over_what_was_not_measured(ax):
+    values = {"csg": [1, np.nan, 3, np.nan], "csl": [np.nan] * 4, "aum": [1, 2, 3, 4]}
+    plots.curves(ax, plots.bands(values, range(4)))
+    csg, csl, aum = (line.get_xydata().tolist() for line in ax.get_lines())
+    assert csg == [[0, 1], [2, 3]] and csl == [] and len(aum) == 4
+    assert [text.get_text() for text in ax.texts] == ["CSG", "AUM"]

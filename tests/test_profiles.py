@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,3 +70,33 @@ def test_bad_requests_are_named():
         ml.get_profile("cifar")
     with pytest.raises(TypeError, match="learning_rate"):
         ml.get_profile("digits").job(ml.load("digits"), learning_rate=0.1)
+
+
+def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
+    whole = ml.get_profile("fashion_mnist")
+    look = whole.scaled(0.03, 600)
+    assert (look.recipe.epochs, look.sweep_recipe.epochs) == (6, 6)
+    assert (look.recipe.batch_size, look.n_samples) == (24, 600)  # 25 steps an epoch
+    assert (look.sweep_models, look.n_shadows, look.n_targets) == (44, 32, 3)
+    assert look.measure.every == 1 and whole.measure.every == 4
+    assert {*look.questions.stops} >= {"peak", "best_val", "last", 1}
+    assert look.cuts == ("6 of 200 epochs", "600 samples in batches of 24", "44 of 400 nets")
+    half = whole.scaled(0.5)
+    assert (half.recipe.epochs, half.recipe.batch_size, half.sweep_models) == (100, 128, 200)
+    with pytest.raises(ValueError, match="scale is 2"):
+        whole.scaled(2)
+
+
+def test_samples_without_a_published_truth_are_left_out(monkeypatch, pets):
+    found, path = pets
+    certain = np.arange(30) % 10 != 3
+    np.savez(path, **found, order_certain_train=certain)
+    np.savez(path.with_name("pets_fz.npz"), tr_mem=np.linspace(0, 1, 30))
+    profile = replace(ml.get_profile("digits"), dataset="pets", published=True)
+    data = profile.load()
+    assert data.train.index.tolist() == np.flatnonzero(certain).tolist()
+    truth = profile.memorization(data)
+    assert truth["memorization"].tolist() == np.linspace(0, 1, 30)[certain].tolist()
+    assert truth.drop(columns="memorization").isna().all(axis=None)
+    assert len(replace(profile, published=False).load().train) == 30
+    assert len(replace(profile, n_samples=9).load().train) == 9

@@ -10,7 +10,7 @@ import torch
 import memlens as ml
 from memlens.data import load_digits
 from memlens.imagesets import load
-from memlens.published import load_fz, noisy_labels
+from memlens.published import load_fz, noisy_labels, order_is_certain
 
 
 def later_swap(y):
@@ -55,6 +55,8 @@ def test_samples_of_uncertain_order_have_no_score(scored, pets):
     assert np.flatnonzero(load_fz(data, certain=other).isna()).tolist() == [5]
     some = replace(data, train=data.train[torch.tensor([8, *range(10, 30)])])
     assert load_fz(some).isna().tolist() == [True] + [False] * 20
+    assert order_is_certain(data).tolist() == certain.tolist()
+    assert order_is_certain(some).tolist() == [False] + [True] * 20
 
 
 def test_a_mask_that_does_not_fit_is_refused(scored, pets):

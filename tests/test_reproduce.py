@@ -339,3 +339,14 @@ def test_nbval_passes_a_notebook_without_outputs_and_our_gate_does_not(folder):
     assert executed(folder) == ["00_primer was not run from top to bottom: [None, None]"]
     assert __main__.main(["reproduce", "--save"]) == 0
     assert executed(folder) == []
+
+
+def test_the_notebooks_take_a_first_look_in_a_moment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEMLENS_FIGURES", str(tmp_path / "figures"))
+    size = {"scale": 0.1, "n_samples": 200}
+    report = reproduce.reproduce(only=["01", "03"], parameters=size)
+    assert report["failure"].tolist() == ["", ""]
+    assert (report["figures"] >= 8).all() and (report["claims"] >= 10).all()
+    peak = (tmp_path / "figures" / "digits" / "01_peak.csv").read_text()
+    assert "# First look, not the whole profile: 6 of 60 epochs, 200 samples in batches of" in peak

@@ -86,3 +86,8 @@ def test_bad_settings_are_refused(bad):
 def test_a_value_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match=r"the value of epoch 1 is nan"):
         find_peak([1.0, float("nan")])
+
+
+def test_a_stop_costs_the_epochs_to_its_call_or_all_of_them():
+    assert Peak(3, 8).epochs_trained(60) == 9
+    assert Peak(59, None).epochs_trained(60) == 60
