@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memlens import signals
 from memlens.data import Dataset
-from memlens.devices import EVAL_ROWS
+from memlens.devices import EVAL_ROWS, exact_float32
 from memlens.feeds import in_order
 from memlens.recipes import Recipe
 from memlens.runs import CHECKPOINTS
@@ -140,7 +140,7 @@ def train_and_ask(
         raise TypeError(f"images of {data.name} are read from a folder: take a subset into memory")
     if late := [s for s in questions.stops if not isinstance(s, str) and s > recipe.epochs]:
         raise ValueError(f"stops after {late} epochs; the recipe has {recipe.epochs}")
-    with thread_count(recipe.threads):
+    with thread_count(recipe.threads), exact_float32():
         if questions.stops == ("last",):
             train_together(nets, data, masks, recipe, seeds)
             return _asked(nets, data, "last", questions, np.full(len(nets), recipe.epochs))

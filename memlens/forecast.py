@@ -26,7 +26,7 @@ def of_scores(n_samples: int, n_epochs: int, measure: Measure) -> int:
 def of_training(
     net: nn.Module, x: Tensor, data: Dataset, recipe: Recipe, measure: Measure
 ) -> dict[str, int]:
-    """Bytes that a training takes on its device at its height, by what for.
+    """Bytes that a training takes on its device at its height, without scores, by what for.
 
     Parameters
     ----------
@@ -43,7 +43,6 @@ def of_training(
         "weights and their copies": weights * (1 + KEPT + STATES.get(recipe.optimizer, 1)),
         # Outputs are kept for the backward pass, which makes gradients about as large.
         f"layers' outputs of a batch of {recipe.batch_size}": 2 * sample * recipe.batch_size,
-        f"scores of {recipe.epochs} epochs": of_scores(len(data.train), recipe.epochs, measure),
     }
     if measure.posthoc:
         needs[f"layers' outputs of {rows} samples after an epoch"] = 2 * sample * rows
@@ -55,19 +54,26 @@ def of_training(
 def check_memory(
     net: nn.Module, x: Tensor, data: Dataset, recipe: Recipe, measure: Measure
 ) -> None:
-    """Refuse a training that does not fit its device; arguments as in `of_training`.
+    """Refuse a training that does not fit; arguments as in `of_training`.
 
     Raises
     ------
     MemoryError
         Saying what is needed, what for, and what to do.
     """
-    check(
-        of_training(net, x, data, recipe, measure),
-        x.device,
-        f"training on {len(data.train):,} samples of {data.name}",
-        "take a smaller batch, fewer samples or epochs, or measure less",
-    )
+    needs = of_training(net, x, data, recipe, measure)
+    # Kept in memory beside the CPU: as rows, and once more when they are handed over.
+    scores = 2 * of_scores(len(data.train), recipe.epochs, measure)
+    kept = {f"scores of {recipe.epochs} epochs": scores}
+    cpu = torch.device("cpu")
+    both = [(needs | kept, cpu)] if x.device == cpu else [(needs, x.device), (kept, cpu)]
+    for part, device in both:
+        check(
+            part,
+            device,
+            f"training on {len(data.train):,} samples of {data.name}",
+            "take a smaller batch, fewer samples or epochs, or measure less",
+        )
 
 
 def check(needs: Mapping[str, int], device: torch.device, what: str, remedy: str) -> None:

@@ -38,6 +38,8 @@ class RunningVariance:
         if not self.count:
             self.mean, self.squares = torch.zeros_like(value), torch.zeros_like(value)
         self.count += 1
+        # What was kept over an interruption comes back on the CPU.
+        self.mean, self.squares = self.mean.to(value.device), self.squares.to(value.device)
         difference = value - self.mean
         self.mean += difference / self.count
         self.squares += difference * (value - self.mean)
@@ -113,7 +115,7 @@ class Probes:
         if due and self.measure.curvature_probes:
             found |= self._curvature(net, epoch)
         for name, values in found.items():
-            self.rows.setdefault(name, {})[epoch] = values
+            self.rows.setdefault(name, {})[epoch] = values.cpu()
         net.train(was_training)
 
     def _pass(self, net: nn.Module, due: bool) -> dict[str, Tensor]:
@@ -174,12 +176,12 @@ class Probes:
         """Every signal, (n_epochs, n_samples) float32; NaN where it was not measured."""
         n_epochs = self.recorder.n_epochs
         if self.last_states:
-            self.rows["vog_last"] = {n_epochs - 1: self._late_variance(net)}
+            self.rows["vog_last"] = {n_epochs - 1: self._late_variance(net).cpu()}
         arrays = dict(self.recorder.trace)
         for name, rows in self.rows.items():
             arrays[name] = np.full((n_epochs, len(self.data.train)), math.nan, np.float32)
             for epoch, values in rows.items():
-                arrays[name][epoch] = values.cpu().numpy()
+                arrays[name][epoch] = values.numpy()
         return arrays
 
     def _late_variance(self, net: nn.Module) -> Tensor:

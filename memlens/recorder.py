@@ -126,7 +126,7 @@ class Recorder:
             raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'sum'")
         self.n_samples, self.reduction, self.complete = n_samples, reduction, complete
         self.flush_bytes = flush_bytes
-        self._rows: list[Tensor] = []  # (n_signals, n_samples) for each finished epoch
+        self._rows: list[Tensor] = []  # (n_signals, n_samples) for each finished epoch, on the CPU
         self._start_epoch()
 
     @property
@@ -136,14 +136,14 @@ class Recorder:
 
     @property
     def trace(self) -> Trace:
-        """What the finished epochs hold; copied to the CPU."""
+        """What the finished epochs hold."""
         if not self.n_epochs:
             raise ValueError("nothing recorded yet: call end_epoch() after each epoch")
-        whole = torch.stack(self._rows, 1).cpu().numpy()  # (n_signals, n_epochs, n_samples)
+        whole = torch.stack(self._rows, 1).numpy()  # (n_signals, n_epochs, n_samples)
         return Trace(dict(zip(SIGNALS, whole, strict=True)))
 
     def last(self, name: str) -> Tensor:
-        """A signal in the last finished epoch, (n_samples,), on the device it was recorded on."""
+        """A signal in the last finished epoch, (n_samples,), on the CPU."""
         return self._rows[-1][SIGNALS.index(name)]
 
     def watch(self, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class Recorder:
         means = dict(zip(SIGNALS, values.mean(1).tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
             self._tell_divergence(values)
-        self._rows.append(self._epoch)
+        self._rows.append(self._epoch.cpu())
         self._start_epoch()
         return means
 
@@ -215,7 +215,7 @@ class Recorder:
                 f"the state has {rows.shape[2]} samples and {rows.shape[1]} signals, the recorder "
                 f"{self.n_samples} and {len(SIGNALS)}"
             )
-        self._rows = [] if rows is None else list(rows)
+        self._rows = [] if rows is None else list(rows.cpu())
         self._start_epoch()
 
     @classmethod

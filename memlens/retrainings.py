@@ -162,7 +162,8 @@ def train_kind(
 
 def _work(kind: Kind, model: str, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
     nets = Nets.build(model, data, [part.seed for part in parts])
-    return kind.work(nets, data, parts, recipe)
+    with devices.exact_float32():
+        return kind.work(nets, data, parts, recipe)
 
 
 def fit_parts(

@@ -50,7 +50,6 @@ def test_parts_of_a_training_add_up(tiny):
     assert (
         needs["weights and their copies"] == 4 * n * 6
     )  # itself, its gradient, momentum, three kept
-    assert needs["scores of 10 epochs"] == 4 * 5 * 60 * 10
     assert needs["images"] == 60 * 64
     sample = devices.bytes_per_sample(net, x)
     assert needs["layers' outputs of a batch of 50"] == 2 * 50 * sample

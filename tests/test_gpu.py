@@ -1,7 +1,5 @@
 """On a GPU nothing waits, and the numbers are those of the CPU. Without one: skipped, counted."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -82,12 +80,13 @@ def test_nets_train_together_and_one_by_one(colour, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_training_goes_on_there(tiny, tmp_path):
-    from memlens.drafts import Draft
+    from test_drafts import Killed, Mortal
 
-    recipe = Recipe(epochs=4, batch_size=20, device="cuda")
-    draft = Draft(tmp_path / "d.draft")
-    draft.is_due = lambda: True
-    train("mlp", tiny, recipe, EVERYTHING, draft=draft)  # leaves its last state there
-    resumed = train("mlp", tiny, replace(recipe, epochs=4), EVERYTHING, draft=draft)
-    assert len(resumed.history) == 4
+    recipe = Recipe(epochs=5, batch_size=20, device="cuda")
+    with pytest.raises(Killed):
+        train("mlp", tiny, recipe, EVERYTHING, draft=Mortal(tmp_path / "d.draft", 2))
+    resumed = train("mlp", tiny, recipe, EVERYTHING, draft=Mortal(tmp_path / "d.draft", 99))
+    whole = train("mlp", tiny, recipe, EVERYTHING)
+    assert resumed.meta["checkpoints"] == whole.meta["checkpoints"]
+    assert resumed.trace.loss == pytest.approx(whole.trace.loss, rel=1e-3, abs=1e-5)
     assert next(resumed.checkpoint("last").parameters()).device.type == "cpu"
