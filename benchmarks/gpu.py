@@ -32,13 +32,19 @@ GOALS = [goal for part in PARTS.values() for goal in part.GOALS]
 MINIATURE = "miniature: small_cnn_bn for all large nets, random images"
 
 
+def _work_folder() -> Path:
+    """Beside the cache, not in it: emptying the cache must not lose hours of a GPU."""
+    cache = store.cache_dir()
+    return cache.with_name(f"{cache.name}-gpu")
+
+
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for, with the defaults that depend on each other."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=("list", *PARTS, "all"))
     parser.add_argument("--minutes", type=float, default=9.0, help="of a part, in this call")
     parser.add_argument("--out", type=Path, help="folder of gpu.csv")
-    parser.add_argument("--work", type=Path, default=store.cache_dir() / "gpu")
+    parser.add_argument("--work", type=Path, default=_work_folder())
     parser.add_argument("--tiny", action="store_true", help="in miniature, on any machine")
     asked = parser.parse_args(given)
     if asked.part != "list" and not asked.tiny and not torch.cuda.is_available():

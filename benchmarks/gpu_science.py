@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gpu_table import Bench, Goal, OutOfTime, say
 
 import memlens as ml
@@ -128,7 +127,6 @@ def trained(bench: Bench, unit: Unit) -> Arrays:
     if path.exists():
         with np.load(path) as kept:
             return dict(kept)
-    torch.compiler.reset()  # torch counts the graphs of all nets against one limit, 8
     data = bench.data.with_noise(unit.noise)
     recipe = {"precision": unit.precision, "seed": unit.seed}
     recipe = bench.recipe(epochs=planned(bench, unit, data), **recipe)

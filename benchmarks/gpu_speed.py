@@ -208,7 +208,6 @@ def waits(loop: Loop) -> str:
 
 def measure(bench: Bench, case: str) -> None:
     """All numbers of one batch size, each written once it is known."""
-    torch.compiler.reset()  # torch counts the graphs of both batch sizes against one limit, 8
     data, recipe = bench.data, bench.recipe(batch_size=CASES[case])
     model, table = bench.model("resnet18"), bench.table
     loops = {

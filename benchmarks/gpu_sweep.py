@@ -51,7 +51,7 @@ def digits(bench: Bench) -> None:
     data, n, alone = ml.load("digits"), bench.less(TOGETHER, 12), bench.less(ALONE, 2)
     recipe = replace(subsets.SHORT, device="auto", epochs=bench.less(subsets.SHORT.epochs, 2))
     masks, seeds = subsets.subset_masks(n, len(data.train), KEEP), np.arange(n)
-    stacks = np.array_split(seeds, -(-n // size_of_stack("mlp", recipe, subsets.TOGETHER)))
+    stacks = np.array_split(seeds, -(-n // size_of_stack("mlp", data, recipe, subsets.TOGETHER)))
     right: list[np.ndarray] = []
 
     def together() -> None:

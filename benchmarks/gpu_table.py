@@ -18,7 +18,7 @@ import torch
 from common import machine
 
 import memlens as ml
-from memlens import store
+from memlens import jobs, store
 from memlens.data import from_arrays
 from memlens.profiles import COLOUR
 
@@ -162,7 +162,9 @@ class Bench:
 
     def __init__(self, table: Table, work: Path, minutes: float, tiny: bool) -> None:
         self.table, self.minutes, self.tiny = table, minutes, tiny
-        self.work = work / "tiny" if tiny else work  # what a miniature left is no one's to go on
+        # By the code and the GPU: what another one left is not gone on with.
+        own = store.fingerprint([store.code_version(*jobs._ROOMS, "together"), machine()["gpu"]])
+        self.work = work / ("tiny" if tiny else own)
         self.until = time.perf_counter() + 60 * minutes
 
     @property

@@ -130,14 +130,12 @@ def train_and_ask(
     Raises
     ------
     ValueError
-        If a stop lies beyond the recipe's epochs; see also `together.train_together`.
-    TypeError
-        If the images are not in memory.
+        If a stop lies beyond the recipe's epochs.
+    ValueError, TypeError
+        See `together.train_together`.
     FloatingPointError
         If a training diverges.
     """
-    if not isinstance(data.train.images, Tensor):
-        raise TypeError(f"images of {data.name} are read from a folder: take a subset into memory")
     if late := [s for s in questions.stops if not isinstance(s, str) and s > recipe.epochs]:
         raise ValueError(f"stops after {late} epochs; the recipe has {recipe.epochs}")
     with thread_count(recipe.threads), exact_float32():

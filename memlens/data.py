@@ -151,7 +151,8 @@ class Dataset:
     def subset(self, n_samples: int, *, seed: int = 0) -> "Dataset":
         """``n_samples`` of the training samples, and as many test samples where there are more.
 
-        Every class keeps its share, to within a sample; order and original indices stay.
+        Every class keeps its share, to within a sample, and one at least; order and original
+        indices stay.
 
         Raises
         ------
@@ -208,11 +209,21 @@ def _share(samples: Samples, n_samples: int, seed: int) -> Samples:
         return samples
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     labels = samples.labels[order]
-    by_class = order[labels.argsort(stable=True)]  # shuffled within each class
-    counts = torch.bincount(labels)
-    place = torch.cat([(torch.arange(n) + 0.5) / n for n in counts.tolist()])  # in its class
-    # The first of each class come first, so that a cut anywhere takes the same share of each.
-    return samples[by_class[place.argsort(stable=True)[:n_samples]].sort().values]
+    wanted = _shares(torch.bincount(labels), n_samples)
+    chosen = [order[labels == c][:n] for c, n in enumerate(wanted.tolist())]
+    return samples[torch.cat(chosen).sort().values]
+
+
+def _shares(counts: Tensor, total: int) -> Tensor:
+    """``total`` split like the counts by largest remainders, with one at least of what is there."""
+    exact = counts.double() * total / counts.sum()
+    shares = exact.floor().long().clamp(min=1).minimum(counts)
+    while (missing := total - int(shares.sum())) != 0:
+        lacking = (exact - shares) * (1 if missing > 0 else -1)
+        full = shares >= counts if missing > 0 else shares <= counts.clamp(max=1)
+        lacking[full] = -torch.inf
+        shares[lacking.argmax()] += 1 if missing > 0 else -1
+    return shares
 
 
 def from_arrays(

@@ -6,9 +6,11 @@ losses and all that is added up stay in float32, and what is measured after an e
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 PRECISIONS = ("float32", "bfloat16", "auto")
 EVAL_ROWS = 4096  # samples in one pass after an epoch, if their layers' outputs fit
 GPU_SHARE = 0.1  # of a device's memory for the layers' outputs of such a pass
+CGROUP = Path("/sys/fs/cgroup")
 GRAPHS = 128  # compiled in one process
 CPU_BYTES = 1 << 25  # the same on a CPU: what its caches hold; 1 << 30 took twice as long
 
@@ -31,11 +34,10 @@ def resolve(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        known = "'cpu', 'cuda', 'cuda:1' or 'auto'"
-        raise ValueError(f"unknown device {name!r}; use {known}") from error
+    known = re.fullmatch(r"cpu|cuda(:\d+)?", name)
+    if not known:
+        raise ValueError(f"unknown device {name!r}; use 'cpu', 'cuda', 'cuda:1' or 'auto'")
+    device = torch.device(name)
     if device.type == "cuda":
         n = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= n:
@@ -77,12 +79,18 @@ class Engine:
         """
         place = resolve(device)
         fast = place.type == "cuda"
+        able = fast and torch.cuda.is_bf16_supported(including_emulation=False)
         return cls(
             place,
-            precision == "bfloat16" or (precision == "auto" and fast),
+            precision == "bfloat16" or (precision == "auto" and able),
             fast if channels_last is None else channels_last,
             fast if compiled is None else compiled,
         )
+
+    @property
+    def key(self) -> list[str | bool]:
+        """What of it shapes a result: "auto" means another thing on another machine."""
+        return [self.device.type, self.bfloat16, self.channels_last, self.compiled]
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -138,15 +146,16 @@ def exact_float32() -> Iterator[None]:
     By default convolutions there round their inputs to ten bits (TF32): differences of gradients a
     thousandth of a unit apart, which curvature is made of, drown in that.
     """
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [part.allow_tf32 for part in parts]
+    # Not by the older `allow_tf32`, which refuses to be read once a caller has used these.
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [part.fp32_precision for part in parts]
     for part in parts:
-        part.allow_tf32 = False
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
         for part, value in zip(parts, before, strict=True):
-            part.allow_tf32 = value
+            part.fp32_precision = value
 
 
 @torch.no_grad()
@@ -192,6 +201,11 @@ def free_memory(device: torch.device) -> int:
     try:
         with open("/proc/meminfo") as lines:
             kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-        return int(kilobytes) * 1024
+        free = int(kilobytes) * 1024
     except (OSError, StopIteration):  # not Linux
-        return total_memory(device)
+        free = total_memory(device)
+    try:  # a container may have less than its machine
+        limit, used = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no container, or no limit: "max"
+        return free

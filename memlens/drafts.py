@@ -19,6 +19,7 @@ import torch
 from memlens import store
 
 SECONDS = 10.0  # of work that an interruption may cost, or an epoch where that takes longer
+DIGEST = 32  # bytes of the checksum, which come first
 SHARE = 0.02  # of the time that saving may take: a large state is saved less often
 
 
@@ -52,20 +53,23 @@ class Draft:
             Tensors, numbers, text, None, and lists, tuples and dicts of them.
         """
         start = time.perf_counter()
-        buffer = BytesIO()
-        torch.save(dict(state), buffer)
-        data = buffer.getvalue()
-        store.write_atomic(self.path, hashlib.sha256(data).digest() + data)
+        with store.replacing(self.path) as file:  # not by a copy in memory: it may be a gigabyte
+            file.write(bytes(DIGEST))
+            torch.save(dict(state), file)
+            file.seek(DIGEST)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            file.seek(0)
+            file.write(digest)
         self._saved = time.perf_counter()
         self._cost = self._saved - start
 
     def load(self) -> dict[str, Any] | None:
         """What was kept, or None: nothing was, or it is damaged, and then set aside."""
         try:
-            digest, data = (content := self.path.read_bytes())[:32], content[32:]
-            if hashlib.sha256(data).digest() != digest:
+            data = memoryview(self.path.read_bytes())
+            if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
                 raise ValueError("its checksum differs")
-            return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(BytesIO(data[DIGEST:]), map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:

@@ -70,9 +70,10 @@ class Feed:
 
     def inputs(self, index: Tensor, moves: Moves | None) -> Tensor:
         """A net's input for samples (...,), whatever the shape of ``index``; nets along axis 0."""
-        if self._ready is not None:
-            return self._laid_out(self._ready[index])
         own = index.flatten()
+        if self._ready is not None:
+            x = self._laid_out(self._ready[own])
+            return x.unflatten(0, index.shape) if index.ndim > 1 else x
         if moves is not None and index.ndim == 2:  # each net has moves of its own
             first = torch.arange(len(index), device=index.device)[:, None] * len(self.y)
             moves = moves.of((index + first).flatten())
@@ -87,7 +88,7 @@ class Feed:
         return self._laid_out(self.data.normalise(images))
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=self.engine.memory_format) if x.ndim == 4 else x
+        return x.contiguous(memory_format=self.engine.memory_format)
 
 
 def in_order(samples: Samples, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from memlens import devices
 from memlens.data import Dataset
+from memlens.feeds import READY_BYTES
+from memlens.probes import LAST
 from memlens.recipes import Measure, Recipe
 from memlens.recorder import SIGNALS
 
@@ -38,14 +40,21 @@ def of_training(
     weights = sum(p.nbytes for p in net.parameters())
     sample, rows = devices.bytes_per_sample(net, x), devices.rows_at_once(net, x)
     train = data.train.images
-    needs = {
-        "images": train.nbytes if isinstance(train, Tensor) else 0,
-        "weights and their copies": weights * (1 + KEPT + STATES.get(recipe.optimizer, 1)),
-        # Outputs are kept for the backward pass, which makes gradients about as large.
-        f"layers' outputs of a batch of {recipe.batch_size}": 2 * sample * recipe.batch_size,
+    copies = 1 + KEPT + STATES.get(recipe.optimizer, 1) + LAST * measure.logit_gradients
+    # Outputs are kept for the backward pass, whose gradients go as soon as they were used: a
+    # quarter is added for those alive at once. An epoch and what comes after it take turns.
+    width = 0.5 if recipe.engine().bfloat16 else 1.0
+    passes = {
+        f"layers' outputs of a batch of {recipe.batch_size}": width * sample * recipe.batch_size,
+        f"layers' outputs of {rows} samples after an epoch": sample * rows * measure.posthoc,
     }
-    if measure.posthoc:
-        needs[f"layers' outputs of {rows} samples after an epoch"] = 2 * sample * rows
+    largest = max(passes, key=passes.get)
+    needs = {"weights and their copies": weights * copies, largest: int(1.25 * passes[largest])}
+    if isinstance(train, Tensor):
+        floats = 4 * train.numel()
+        moved = train.nbytes if x.device.type != "cpu" else 0  # a CPU has them already
+        ready = floats if recipe.augment == "none" and floats <= READY_BYTES else 0
+        needs["images"] = moved + ready
     if measure.logit_gradients:
         needs["mean and variance of gradients"] = 2 * x[0, 0].nbytes * len(data.train)
     return needs

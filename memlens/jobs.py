@@ -33,7 +33,8 @@ class Job:
     @property
     def key(self) -> str:
         """Name of the finished piece: the hash of everything that shapes it."""
-        return f"run-{store.fingerprint([self, store.code_version(*_ROOMS)])}"
+        shaped_by = [self, self.recipe.engine().key, store.code_version(*_ROOMS)]
+        return f"run-{store.fingerprint(shaped_by)}"
 
 
 def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
@@ -70,6 +71,8 @@ def side_by_side(calls: Sequence[Any], n_jobs: int | None = None, one: bool = Fa
 
     With ``one``, which is for work on a GPU, the default is this process alone.
     """
+    if not calls:
+        return []
     n_jobs = n_jobs or (1 if one else os.cpu_count() or 1)
     done = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator")(calls)
     return list(tqdm(done, total=len(calls), **BAR))

@@ -138,8 +138,8 @@ class Page:
         Raises
         ------
         AssertionError
-            On the digits profile, if it does not hold. On other profiles ``text: NO`` is printed:
-            the margins were measured on digits.
+            On the whole digits profile, if it does not hold. On other profiles and in a first look
+            ``text: NO`` is printed: the margins were measured on all of digits.
         """
         if not isinstance(ok, bool | np.bool_):
             raise TypeError(f"{text}: ok must be one True or False, got {ok!r}")
@@ -227,10 +227,14 @@ class Page:
         print(f"{shown}: {entry.verdict}")
 
     def claims(self) -> pd.DataFrame:
-        """Return the claims and doubts, a row each (see `ledger.Claim`); writes NN_claims.csv."""
+        """Return the claims and doubts, a row each (see `ledger.Claim`); writes NN_claims.csv.
+
+        Those of a first look go to NN_claims_first_look.csv, which no ledger takes up.
+        """
         table = as_table(self._claims.values())
         text = table.to_csv(index=False, lineterminator="\n")
-        store.write_atomic(self._path("claims.csv"), text.encode())
+        name = "claims_first_look.csv" if self.profile.cuts else "claims.csv"
+        store.write_atomic(self._path(name), text.encode())
         return table
 
     def _path(self, name: str) -> Path:

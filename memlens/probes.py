@@ -150,7 +150,8 @@ class Probes:
         probes, step = self.measure.curvature_probes, self.measure.curvature_step
         found = []
         for number, (_, x, y) in enumerate(self._batches(net)):
-            own = (number,) if number else ()  # what fits one pass has the seed of the epoch alone
+            # What fits one pass has the seed of the epoch alone; 1 and 2 are of crops and dropout.
+            own = (3, number) if number else ()
             seed = mixed_seed(self.seed, epoch, *own)
             found.append(signals.curvature(net, x, y, n_probes=probes, step=step, seed=seed))
         norm, squared = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -82,16 +82,19 @@ class Profile:
         nets = {
             name: _less(getattr(self, name), scale, least) for name, least in LEAST_NETS.items()
         }
+        sweep_recipe = _first_look(self.sweep_recipe, scale, n_samples)
         cuts = [f"{n_samples:,} samples"] if n_samples else []
         if recipe.batch_size < self.recipe.batch_size:
             cuts = [f"{cuts[0]} in batches of {recipe.batch_size}"]
+        elif sweep_recipe.batch_size < self.sweep_recipe.batch_size:
+            cuts = [f"{cuts[0]} (sweep: batches of {sweep_recipe.batch_size})"]
         if scale < 1:
             cuts = [f"{recipe.epochs} of {self.recipe.epochs} epochs", *cuts]
             cuts.append(f"{nets['sweep_models']} of {self.sweep_models} nets")
         return replace(
             self,
             recipe=recipe,
-            sweep_recipe=_first_look(self.sweep_recipe, scale, n_samples),
+            sweep_recipe=sweep_recipe,
             questions=replace(self.questions, stops=tuple(stops)),
             measure=replace(self.measure, every=_less(self.measure.every, scale, 1)),
             n_samples=n_samples,
@@ -177,7 +180,7 @@ def _less(whole: int, scale: float, least: int) -> int:
 def _first_look(recipe: Recipe, scale: float, n_samples: int | None) -> Recipe:
     size = recipe.batch_size
     if n_samples is not None:
-        size = min(size, max(LEAST_BATCH, n_samples // LEAST_STEPS))
+        size = min(size, n_samples, max(LEAST_BATCH, n_samples // LEAST_STEPS))
     return replace(recipe, epochs=_less(recipe.epochs, scale, LEAST_EPOCHS), batch_size=size)
 
 

@@ -1,5 +1,6 @@
 """How a net is trained and what is measured on the way: frozen tables, one line a setting."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class Recipe:
     compiled: bool | None = False  # forward and backward by torch.compile; None: on a GPU
 
     def __post_init__(self) -> None:
+        # Plain numbers: one of NumPy's would go into every saved state, which then is not read.
+        for name in ("lr", "momentum", "weight_decay", "gamma", "sam_rho"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("epochs", "batch_size", "seed", "patience"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
         if self.optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
@@ -109,7 +116,10 @@ class Measure:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed from several, without the collisions that a sum would have."""
+    """One seed from several, without the collisions that a sum would have.
+
+    Zeros at the end do not count: (5,) and (5, 0) give the same.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

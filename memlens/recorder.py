@@ -205,17 +205,18 @@ class Recorder:
         """Everything the finished epochs hold, as tensors; take it between epochs."""
         if self._pending or self._visits is not None:
             raise ValueError("state_dict() in the middle of an epoch: call it after end_epoch()")
-        return {"rows": torch.stack(self._rows) if self._rows else None}
+        return {"rows": list(self._rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        rows = state["rows"]
-        if rows is not None and rows.shape[1:] != (len(SIGNALS), self.n_samples):
+        rows = [row.cpu() for row in state["rows"]]
+        if wrong := {tuple(row.shape) for row in rows} - {(len(SIGNALS), self.n_samples)}:
+            n_signals, n_samples = wrong.pop()
             raise ValueError(
-                f"the state has {rows.shape[2]} samples and {rows.shape[1]} signals, the recorder "
+                f"the state has {n_samples} samples and {n_signals} signals, the recorder "
                 f"{self.n_samples} and {len(SIGNALS)}"
             )
-        self._rows = [] if rows is None else list(rows.cpu())
+        self._rows = rows
         self._start_epoch()
 
     @classmethod

@@ -7,6 +7,7 @@ that is still what a new run would give is not made again.
 
 import ast
 import os
+import re
 import sys
 import tempfile
 import time
@@ -178,8 +179,8 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
     made = {p for p, age in ages(figures, number).items() if before.get(p) != age}
-    claims = figures / f"{number}_claims.csv"
-    entries = pd.read_csv(claims) if claims in made else pd.DataFrame({"kind": [], "verdict": []})
+    claims = [p for p in made if re.fullmatch(r"\d+_claims(_first_look)?\.csv", p.name)]
+    entries = pd.read_csv(claims[0]) if claims else pd.DataFrame({"kind": [], "verdict": []})
     verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are doubts
     result = {
         "figures": sum(p.suffix == ".png" for p in made),

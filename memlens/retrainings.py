@@ -108,8 +108,9 @@ def retrain(
     if len(datasets) != len(seeds):
         raise ValueError(f"{len(datasets)} data sets and {len(seeds)} seeds: pass one seed each")
     shelf, version = store.Store(), store.code_version(*_ROOMS)
+    engine = recipe.engine().key
     keys = [
-        f"{kind}-{store.fingerprint([model, data, replace(recipe, seed=0), seed, version])}"
+        f"{kind}-{store.fingerprint([model, data, replace(recipe, seed=0), engine, seed, version])}"
         for data, seed in zip(datasets, seeds)
     ]
     found = {key: shelf.get(key) for key in keys}
@@ -146,7 +147,9 @@ def train_kind(
     chunks = [
         chunk
         for rows in by_size.values()
-        for chunk in np.array_split(rows, -(-len(rows) // size_of_stack(model, recipe, TOGETHER)))
+        for chunk in np.array_split(
+            rows, -(-len(rows) // size_of_stack(model, data, recipe, TOGETHER))
+        )
     ]
     calls = [
         delayed(_work)(kind, model, data, [parts[i][1] for i in chunk], recipe) for chunk in chunks

@@ -14,9 +14,10 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -52,11 +53,24 @@ def write_atomic(path: Path, data: bytes) -> None:
     OSError
         If the folder cannot be written or the disk is full; the old file is intact.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """An empty file to write and read, which takes the place of ``path`` at the end, in one move.
+
+    Raises
+    ------
+    OSError
+        As `write_atomic`; then, or if the body raises, the old file is intact.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
+        with open(part, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -220,6 +220,7 @@ def subset_sweep(
     """
     origin = {"model": model, "keep": keep, **_flat(recipe), "data": store.fingerprint(data)}
     shaped_by = [origin, dataclasses.replace(recipe, seed=0), n_models, questions, seed]
+    shaped_by.append(recipe.engine().key)
     key = f"sweep-{store.fingerprint([*shaped_by, store.code_version(*_ROOMS)])}"
     masks = subset_masks(n_models, len(data.train), keep, seed=seed)
     shelf = store.Store()
@@ -234,9 +235,9 @@ def subset_sweep(
             f"a sweep of {n_models} nets over {len(data.train):,} samples",
             "ask at fewer stops, in fewer views, or train fewer nets",
         )
-        n_chunks = -(-n_models // size_of_stack(model, recipe, TOGETHER))
+        n_chunks = -(-n_models // size_of_stack(model, data, recipe, TOGETHER))
         chunks = np.array_split(np.arange(n_models), n_chunks)
-        parts = [f"{key}.part{c[0]}" for c in chunks]  # a sweep of hours goes on where it was
+        parts = [f"{key}.{c[0]}-{c[-1]}" for c in chunks]  # a sweep of hours goes on where it was
         calls = [
             delayed(_train_chunk)(
                 part, shelf, model, data, masks[c], recipe, c + (seed << 20), questions
@@ -247,7 +248,10 @@ def subset_sweep(
         side_by_side(calls, n_jobs, on_gpu([recipe]))
         done = [shelf.get(part) for part in parts]
         if None in done:
-            raise OSError("a part of the sweep was damaged and is set aside: run it again")
+            raise OSError(
+                "a part of the sweep was damaged and is set aside, or another process has just "
+                "finished the same sweep: run it again"
+            )
         names = done[0].arrays
         arrays = {name: np.concatenate([part.arrays[name] for part in done]) for name in names}
         piece = store.Piece(arrays, {"n_models": n_models})

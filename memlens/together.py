@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from memlens import models, signals
+from memlens import devices, models, signals
 from memlens.data import Dataset, Samples
 from memlens.devices import Engine
 from memlens.feeds import Feed, in_order
@@ -29,15 +29,21 @@ EVAL_VALUES = {"cpu": 2**20, "cuda": 2**25}
 STACK_ON_GPU = 1000  # small nets: a step of so many takes as many kernels as a step of one
 
 
-def size_of_stack(model: str, recipe: Recipe, on_cpu: int) -> int:
+def size_of_stack(model: str, data: Dataset, recipe: Recipe, on_cpu: int) -> int:
     """How many nets one process trains in one pass.
 
     Large nets go one by one: each fills the processor alone, and vmap makes grouped convolutions of
-    theirs, which are slow. Small ones fill a GPU only by the hundred.
+    theirs, which are slow. Small ones fill a GPU only by the hundred, as many as its memory holds.
     """
     if model not in models.SMALL:
         return 1
-    return STACK_ON_GPU if recipe.engine().device.type == "cuda" else on_cpu
+    device = recipe.engine().device
+    if device.type == "cpu":
+        return on_cpu
+    net = models.build(model, data.n_classes, data.in_shape)
+    sample = devices.bytes_per_sample(net, torch.zeros(1, *data.in_shape))
+    needed = 4 * sample * recipe.batch_size  # outputs, their gradients, and as much again to spare
+    return int(min(STACK_ON_GPU, max(1, devices.free_memory(device) // needed)))
 
 
 @dataclass
@@ -169,7 +175,11 @@ def train_together(
     ------
     ValueError
         If the nets have different numbers of samples, or the recipe stops early.
+    TypeError
+        If the images are not in memory.
     """
+    if not isinstance(data.train.images, Tensor):
+        raise TypeError(f"images of {data.name} are read from a folder: take a subset into memory")
     if recipe.stop is not None:
         raise ValueError(f"nets train together to the end; stop is {recipe.stop!r}: set it to None")
     if len(sizes := np.unique(masks.sum(1))) > 1:

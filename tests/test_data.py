@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits as sklearn_digits
 
 from memlens.data import Dataset, Moves, Samples, augment, from_arrays, load_digits
@@ -125,6 +127,44 @@ def test_moves_go_with_their_samples_whatever_the_batch():
 def test_without_padding_and_flip_augment_changes_nothing():
     x = torch.randn(4, 1, 3, 3)
     assert torch.equal(augment(x, Moves.draw(4, 0, False, seed=0), pad=0), x)
+
+
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=2, max_size=8),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_a_subset_keeps_every_class_in_its_share(counts, share, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    images = np.zeros((len(labels), 1, 2, 2), dtype=np.uint8)
+    data = from_arrays("some", (images, labels), (images[:3], labels[:3]))
+    n = round(len(counts) + share * (len(labels) - len(counts)))
+    part = data.subset(n, seed=seed).train
+    assert len(part) == n
+    assert (part.index.diff() > 0).all()  # in their order, each once
+    assert torch.equal(part.labels, data.train.labels[part.index])
+    found = torch.bincount(part.labels, minlength=len(counts)).numpy()
+    exact = np.array(counts) * n / len(labels)
+    assert (found >= 1).all()
+    small = exact < 1  # these get one all the same, which the others have to give
+    assert (np.abs(found - exact) <= 1 + small.sum()).all()
+
+
+def test_subsets_of_uneven_classes():
+    def counts(sizes, n):
+        labels = np.repeat(np.arange(len(sizes)), sizes)
+        images = np.zeros((len(labels), 1, 2, 2), dtype=np.uint8)
+        part = from_arrays("some", (images, labels), (images[:1], labels[:1])).subset(n)
+        return torch.bincount(part.train.labels).tolist()
+
+    assert counts((18, 1, 1), 10) == [8, 1, 1]
+    assert counts((90, 10), 2) == [1, 1]
+    assert counts((100, 100), 51) in ([25, 26], [26, 25])
+    digits = load_digits()
+    assert torch.equal(digits.subset(1437).train.index, digits.train.index)
+    with pytest.raises(ValueError, match=r"asked for 9 of 1437 .*expected 10 \(one a class\)"):
+        digits.subset(9)
+    assert not torch.equal(digits.subset(99).train.index, digits.subset(99, seed=1).train.index)
 
 
 BAD = [

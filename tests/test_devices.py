@@ -34,20 +34,58 @@ def test_auto_is_a_gpu_where_there_is_one():
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"device is 'cuda:99', but torch finds \d+ GPUs here"):
         devices.resolve("cuda:99")
+    with pytest.raises(ValueError, match=r"unknown device 'mps'; use 'cpu', 'cuda'"):
+        devices.resolve("mps")
     with pytest.raises(ValueError, match=r"unknown device 'gpu'; use 'cpu', 'cuda'"):
         ml.train("mlp", ml.load("digits"), Recipe(device="gpu"))
     with pytest.raises(ValueError, match=r"unknown precision 'half'; known: float32, bfloat16"):
         Recipe(precision="half")
 
 
+PARTS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+
 def test_float32_is_exact_inside_and_as_before_outside():
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [part.allow_tf32 for part in parts]
+    before = [part.fp32_precision for part in PARTS]
     with pytest.raises(KeyError), devices.exact_float32():
-        assert [part.allow_tf32 for part in parts] == [False, False]
+        assert [part.fp32_precision for part in PARTS] == ["ieee"] * 3
         raise KeyError
-    assert [part.allow_tf32 for part in parts] == before
-    assert before[1]  # else this proves nothing
+    assert [part.fp32_precision for part in PARTS] == before
+    assert before[1] == "tf32"  # else this proves nothing
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("value", ["ieee", "tf32"])
+def test_float32_is_exact_whatever_the_caller_has_set(part, value):
+    before, part.fp32_precision = part.fp32_precision, value
+    try:
+        with devices.exact_float32():
+            assert [p.fp32_precision for p in PARTS] == ["ieee"] * 3
+        assert part.fp32_precision == value
+    finally:
+        part.fp32_precision = before
+
+
+def test_what_auto_means_is_part_of_a_key(monkeypatch, tiny):
+    job = ml.Job("mlp", tiny, Recipe(device="auto", precision="auto", compiled=None))
+    here = job.key
+    monkeypatch.setattr(devices, "resolve", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    old_gpu = job.key
+    assert not job.recipe.engine().bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert job.recipe.engine().bfloat16
+    assert len({here, old_gpu, job.key}) == 3
+
+
+def test_a_container_may_have_less_than_its_machine(monkeypatch, tmp_path):
+    cpu, free = torch.device("cpu"), devices.free_memory(torch.device("cpu"))
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    assert devices.free_memory(cpu) == 3_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_memory(cpu) == pytest.approx(free, rel=0.2)
 
 
 def test_bytes_of_a_sample_are_its_layers_outputs():

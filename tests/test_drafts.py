@@ -51,6 +51,11 @@ def with_dropout(n_classes, in_shape):
 
 
 CASES = {
+    "numbers of NumPy": (
+        "mlp",
+        replace(SHORT, lr=np.float64(0.05), seed=np.int64(3), batch_size=np.int32(20)),
+        Measure(),
+    ),
     "everything": ("small_cnn_bn", SHORT, EVERYTHING),
     "crops, Adam": (
         "mlp",

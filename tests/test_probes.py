@@ -118,7 +118,7 @@ def check(data, run, nets, measure):
             signals.curvature(nets[epoch].eval(), *batch, n_probes=2, seed=mixed_seed(*numbers))
             for batch, numbers in zip(
                 zip(x.split(ROWS), y.split(ROWS), strict=True),
-                [(SHORT.seed, epoch), (SHORT.seed, epoch, 1), (SHORT.seed, epoch, 2)],
+                [(SHORT.seed, epoch, *own) for own in ((), (3, 1), (3, 2))],
                 strict=True,
             )
         ]

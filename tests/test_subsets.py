@@ -135,6 +135,46 @@ def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monk
     assert store.Store().clear() == 1  # the sweep alone: its parts are gone
 
 
+def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    real = store.Store.put
+
+    def full(self, key, piece):
+        if "n_models" in piece.meta:
+            raise OSError(28, "no space left")
+        real(self, key, piece)
+
+    monkeypatch.setattr(store.Store, "put", full)
+    with pytest.raises(OSError, match="no space left"):
+        ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    monkeypatch.setattr(store.Store, "put", real)
+    monkeypatch.setattr(subsets, "train_and_ask", None)  # nothing is trained again
+    sweep = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    assert sweep.logits_at("last").shape == (4, 1, 80, 10)
+
+
+def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monkeypatch):
+    whole = ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    real, calls = subsets.train_and_ask, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(subsets, "train_and_ask", interrupted)
+    for size, error in ((2, True), (3, False)):  # as on a machine where "auto" is another device
+        monkeypatch.setattr(subsets, "TOGETHER", size)
+        if error:
+            with pytest.raises(KeyboardInterrupt):
+                ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
+    sweep = ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
+    assert sweep.logits_at("last") == pytest.approx(whole.logits_at("last"), abs=1e-4)
+
+
 def test_the_papers_nets_are_swept_with_crops_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import memlens as ml
-from memlens import models, together
+from memlens import devices, models, together
 from memlens.recipes import OPTIMIZERS, Recipe
 from memlens.subsets import subset_masks
 from memlens.together import Nets, train_together
@@ -75,9 +75,22 @@ def test_a_stack_of_one_is_a_net_like_any_other(double, masks, model):
         assert torch.allclose(alone(shown[:1])[0], stack(shown)[i], **CLOSE)
 
 
-def test_large_nets_go_one_by_one_and_small_ones_by_the_dozen():
-    assert together.size_of_stack("resnet18", Recipe(), 50) == 1
-    assert together.size_of_stack("mlp", Recipe(), 50) == 50
+def test_large_nets_go_one_by_one_and_small_ones_by_the_dozen(tiny, monkeypatch):
+    assert together.size_of_stack("resnet18", tiny, Recipe(), 50) == 1
+    assert together.size_of_stack("mlp", tiny, Recipe(), 50) == 50
+    monkeypatch.setattr(devices, "resolve", lambda name: torch.device("cuda", 0))
+    for gigabytes, least, most in ((80, 1000, 1000), (0.05, 20, 200), (0, 1, 1)):
+        monkeypatch.setattr(devices, "free_memory", lambda _, gb=gigabytes: int(gb * 1e9))
+        assert least <= together.size_of_stack("mlp", tiny, Recipe(device="cuda"), 50) <= most
+
+
+def test_images_of_a_folder_are_refused(tiny, masks):
+    train = replace(tiny.train)
+    object.__setattr__(train, "images", object())  # stands for a folder's
+    data = replace(tiny)
+    object.__setattr__(data, "train", train)
+    with pytest.raises(TypeError, match="read from a folder: take a subset into memory"):
+        train_together(Nets.build("mlp", tiny, SEEDS), data, masks, SHORT, SEEDS)
 
 
 @pytest.mark.parametrize("changes", [
