@@ -79,28 +79,20 @@ class Profile:
         share = recipe.epochs / self.recipe.epochs
         stops = (s if isinstance(s, str) else round(s * share) for s in self.questions.stops)
         stops = dict.fromkeys(s if isinstance(s, str) else max(1, s) for s in stops)
-        nets = {
-            name: _less(getattr(self, name), scale, least) for name, least in LEAST_NETS.items()
-        }
-        sweep_recipe = _first_look(self.sweep_recipe, scale, n_samples)
-        cuts = [f"{n_samples:,} samples"] if n_samples else []
-        if recipe.batch_size < self.recipe.batch_size:
-            cuts = [f"{cuts[0]} in batches of {recipe.batch_size}"]
-        elif sweep_recipe.batch_size < self.sweep_recipe.batch_size:
-            cuts = [f"{cuts[0]} (sweep: batches of {sweep_recipe.batch_size})"]
-        if scale < 1:
-            cuts = [f"{recipe.epochs} of {self.recipe.epochs} epochs", *cuts]
-            cuts.append(f"{nets['sweep_models']} of {self.sweep_models} nets")
-        return replace(
+        less = replace(
             self,
             recipe=recipe,
-            sweep_recipe=sweep_recipe,
+            sweep_recipe=_first_look(self.sweep_recipe, scale, n_samples),
             questions=replace(self.questions, stops=tuple(stops)),
-            measure=replace(self.measure, every=_less(self.measure.every, scale, 1)),
+            measure=replace(
+                self.measure,
+                every=_less(self.measure.every, scale, 1),
+                curvature_probes=_less(self.measure.curvature_probes, scale, LEAST_PROBES),
+            ),
             n_samples=n_samples,
-            cuts=(*self.cuts, *cuts),
-            **nets,
+            **{k: _less(getattr(self, k), scale, least) for k, least in LEAST_NETS.items()},
         )
+        return replace(less, cuts=(*self.cuts, *_cuts(self, less)))
 
     def load(self) -> Dataset:
         """The data set, without noise; the samples of a first look only.
@@ -184,10 +176,28 @@ def _first_look(recipe: Recipe, scale: float, n_samples: int | None) -> Recipe:
     return replace(recipe, epochs=_less(recipe.epochs, scale, LEAST_EPOCHS), batch_size=size)
 
 
+def _cuts(whole: Profile, less: Profile) -> list[str]:
+    """What a first look leaves out, in words."""
+    pairs = {
+        "epochs": (less.recipe.epochs, whole.recipe.epochs),
+        "nets": (less.sweep_models, whole.sweep_models),
+        "curvature probes": (less.measure.curvature_probes, whole.measure.curvature_probes),
+    }
+    cuts = [f"{a} of {b} {name}" for name, (a, b) in pairs.items() if a < b]
+    if less.n_samples:
+        batches = (less.recipe.batch_size, whole.recipe.batch_size)
+        swept = (less.sweep_recipe.batch_size, whole.sweep_recipe.batch_size)
+        smaller = [str(a) for a, b in (batches, swept) if a < b]
+        told = f" in batches of {' and '.join(dict.fromkeys(smaller))}" if smaller else ""
+        cuts.append(f"{less.n_samples:,} samples{told}")
+    return cuts
+
+
 LEAST_EPOCHS = 6  # of a first look: fewer show nothing that has a shape
 # Of 60,000 samples, none may be in all nets of a sweep, and each has to have two shadows with it
 # and two without: so many random subsets do that but once in a hundred.
 LEAST_NETS = {"sweep_models": 44, "n_shadows": 32, "n_targets": 3}
+LEAST_PROBES = 2  # of curvature: ten of them take most of the time of a run on a processor
 LEAST_BATCH, LEAST_STEPS = 16, 25  # of a first look's batches, and an epoch of them
 NOISE_RATES = (0.01, 0.02, 0.05, 0.10, 0.20, 0.25, 0.30)
 OPTIMIZER_CHANGES: Mapping[str, Mapping[str, Any]] = {

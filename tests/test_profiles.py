@@ -80,7 +80,12 @@ def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
     assert (look.sweep_models, look.n_shadows, look.n_targets) == (44, 32, 3)
     assert look.measure.every == 1 and whole.measure.every == 4
     assert {*look.questions.stops} >= {"peak", "best_val", "last", 1}
-    assert look.cuts == ("6 of 200 epochs", "600 samples in batches of 24", "44 of 400 nets")
+    assert look.cuts == (
+        "6 of 200 epochs",
+        "44 of 400 nets",
+        "2 of 10 curvature probes",
+        "600 samples in batches of 24",
+    )
     half = whole.scaled(0.5)
     assert (half.recipe.epochs, half.recipe.batch_size, half.sweep_models) == (100, 128, 200)
     with pytest.raises(ValueError, match="scale is 2"):

@@ -349,4 +349,4 @@ def test_the_notebooks_take_a_first_look_in_a_moment(tmp_path, monkeypatch):
     assert report["failure"].tolist() == ["", ""]
     assert (report["figures"] >= 8).all() and (report["claims"] >= 10).all()
     peak = (tmp_path / "figures" / "digits" / "01_peak.csv").read_text()
-    assert "# First look, not the whole profile: 6 of 60 epochs, 200 samples in batches of" in peak
+    assert "# First look, not the whole profile: 6 of 60 epochs, 44 of 400 nets" in peak
