@@ -181,9 +181,10 @@ def fit_parts(
 def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
     """One part a fold, stratified by the labels as they are given, noise included.
 
-    Fold k's net has the seed (seed, k).
+    Fold k's net has the seed (seed, k). No more folds than the largest class has samples.
     """
     y, n = data.train.labels, len(data.train)
+    n_folds = min(n_folds, int(torch.bincount(y).max()))
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n), y)
     masks = [~np.isin(np.arange(n), held_out) for _, held_out in folds]
     return [Part(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]

@@ -184,7 +184,6 @@ def train_together(
         raise ValueError(f"nets train together to the end; stop is {recipe.stop!r}: set it to None")
     if len(sizes := np.unique(masks.sum(1))) > 1:
         raise ValueError(f"nets have {sizes.tolist()} samples; group them by their number")
-    nets.base.train()
     engine = recipe.engine()
     nets.place(engine)
     forward, feed = engine.forward(nets.__call__), Feed(data, recipe, engine)
@@ -193,6 +192,7 @@ def train_together(
     y = feed.y.expand(len(masks), -1) if labels is None else labels.to(engine.device)
     with thread_count(recipe.threads), engine.tuned():
         for epoch in range(recipe.epochs if epochs is None else epochs):
+            nets.base.train()  # whoever looked after the last epoch may have left it in eval mode
             torch.manual_seed(mixed_seed(*map(int, seeds), epoch))  # of layers that draw: dropout
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(epoch)

@@ -185,6 +185,15 @@ def test_looking_between_epochs_changes_nothing(double, masks):
     assert all(torch.equal(value, blind.weights[name]) for name, value in nets.weights.items())
 
 
+def test_a_look_that_leaves_eval_mode_behind_changes_nothing(double, masks):
+    nets, looked = Nets.build("mlp_bn", double, SEEDS), []
+    look = lambda: looked.append(nets.member(0).training)  # noqa: E731
+    train_together(nets, double, masks, SHORT, SEEDS, after_epoch=look)
+    assert looked == [False] * SHORT.epochs
+    blind = trained("mlp_bn", double, masks, SHORT, SEEDS)
+    assert_same_state(state_of(nets, 1), state_of(blind, 1))
+
+
 def test_training_goes_on_from_where_the_nets_are(double, masks, train_alone):
     nets = trained("mlp_bn", double, masks, SHORT, SEEDS)
     assert not nets.member(0).training  # which must not stay so
