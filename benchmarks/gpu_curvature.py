@@ -6,12 +6,12 @@ takes the gradient at the clean input once for all n probes, theirs once a probe
 
 import torch
 from common import interleaved
-from gpu_speed import Loop, rows_of_a_pass
+from gpu_speed import Loop
 from gpu_table import Bench, Goal
 from torch import Tensor, nn
 
 import memlens as ml
-from memlens import signals
+from memlens import devices, signals
 from memlens.feeds import in_order
 from memlens.probes import Probes
 from memlens.recipes import mixed_seed
@@ -80,7 +80,7 @@ def measure(bench: Bench) -> None:
     loop = Loop(bench.model("resnet18"), data, bench.recipe(), record=False)
     for _ in range(bench.less(EPOCHS, 1)):
         loop()
-    net, rows = loop.net.eval(), rows_of_a_pass(loop.net, data)
+    net, rows = loop.net.eval(), devices.rows_of(loop.net, data.in_shape)
     passing = Probes(data, ml.Measure(posthoc=True), 0, rows)
     probing = Probes(data, ml.Measure(posthoc=True, curvature_probes=PROBES), 0, rows)
     theirs: list[Tensor] = []

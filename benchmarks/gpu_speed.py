@@ -66,7 +66,7 @@ class Loop:
         self.forward, self.feed = self.engine.forward(self.net), Feed(data, recipe, self.engine)
         self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
         self.recorder = Recorder(len(data.train)) if record else None
-        rows = rows_of_a_pass(self.net, data)
+        rows = devices.rows_of(self.net, data.in_shape)
         self.probes = Probes(data, ml.Measure(posthoc=True), 0, rows) if posthoc else None
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -89,12 +89,6 @@ class Loop:
             for batch in self.batches():
                 self.step(*batch)
             self.close()
-
-
-def rows_of_a_pass(net: torch.nn.Module, data: ml.Dataset) -> int:
-    """How many samples a pass after an epoch takes at once."""
-    device = next(net.parameters()).device
-    return devices.rows_at_once(net, torch.zeros(1, *data.in_shape, device=device))
 
 
 class Pictures(torch.utils.data.Dataset):

@@ -186,6 +186,12 @@ def rows_at_once(net: nn.Module, x: Tensor) -> int:
     return int(max(1, min(EVAL_ROWS, budget // bytes_per_sample(net, x))))
 
 
+def rows_of(net: nn.Module, in_shape: tuple[int, ...]) -> int:
+    """`rows_at_once` of samples of that shape, where the net is."""
+    device = next(net.parameters()).device
+    return rows_at_once(net, torch.zeros(1, *in_shape, device=device))
+
+
 def total_memory(device: torch.device) -> int:
     """Bytes of memory that a device has."""
     if device.type == "cuda":

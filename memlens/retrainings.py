@@ -263,8 +263,7 @@ def early_signals(nets: Nets, data: Dataset, parts: list[Part]) -> list[Arrays]:
 
 def _weight_norms(nets: Nets, i: int, data: Dataset, y: Tensor) -> Tensor:
     net = nets.member(i)
-    one = torch.zeros(1, *data.in_shape, device=nets.device)
-    rows = devices.rows_at_once(net, one)
+    rows = devices.rows_of(net, data.in_shape)
     parts = zip(in_order(data.train, rows, nets.device), y.split(rows), strict=True)
     return torch.cat([weight_gradient_norm(net, data.normalise(x), own) for (x, _), own in parts])
 

@@ -59,7 +59,7 @@ def predict(
     time, by default as many as fit.
     """
     device = next(model.parameters()).device
-    rows = rows or devices.rows_at_once(model, torch.zeros(1, *data.in_shape, device=device))
+    rows = rows or devices.rows_of(model, data.in_shape)
     was_training = model.training
     model.eval()
     if isinstance(samples, Samples):
