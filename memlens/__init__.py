@@ -21,6 +21,9 @@ recipes        ``Recipe``, ``Measure``, the optimizers
 feeds          batches on the device: gathered, cropped and flipped there, or read ahead
 passes         what a finished net says about many samples, a part at a time
 probes         what is measured after an epoch: signals post-hoc, curvature, gradients
+checks         what a measure takes: finite vectors of one length, frames of them
+metrics        similarity with bootstrap intervals, bins, fits, associations
+plots          axes-level plots, one palette
 runs           ``Run``: what one training leaves
 forecast       how much memory a piece of work will take, said before it starts
 training       the one training loop, ``train``
@@ -33,8 +36,6 @@ proxies        the scores that need more trainings: SAMIS, SSFT, confident learn
 costs          the catalogue of all scores, and what each of them costs
 duplicates     planted pairs, and a finder of exact and near duplicates
 calibration    reliability table, ECE, MCE, MSCE, UCE
-checks         what a measure takes: finite vectors of one length, frames of them
-metrics        similarity with bootstrap intervals, bins, fits, associations
 detection      how well a score finds what was planted: AUROC, average precision, rates
 shadows        what an attacker has: answers of a target, and of shadow nets
 attacks        membership inference: was this sample trained on?
@@ -42,12 +43,17 @@ privacy        attacks staged from a sweep, and judged at low false positive rat
 robustness     how far a sample is from the nearest one that the net gets wrong
 paper          the printed tables, ours beside theirs, verdicts
 ledger         all claims of all notebooks in one table, and the README's copy of it
-plots          axes-level plots, one palette
 charts         plots with names along an axis: heat maps, bars, forests, dots
 profiles       which data set, nets and recipes a notebook runs with
 page           what a notebook opens: its profile, figures, facts and claims
 finished       executed notebooks as files, and which need not be run again
 reproduce      the main job: papermill over the notebooks in order
+owndata        ``load_own``: a folder of class folders, a table of files and labels, an ``.npz``
+readings       what scores suggest of a sample, with the evidence, and how often it is right
+scoring        your own data: a plan, its trainings, what they say of every sample
+report         that as one page which opens without a network
+live           what a person sees while a net trains: a bar, or curves in a notebook
+outputs        ``memlens score``: from a path to a folder of results, and back
 
 Names are loaded on first use, so ``import memlens`` costs nothing.
 """
@@ -71,14 +77,16 @@ _HOME = {
     "compare": "metrics",
     "get_profile": "profiles",
     "open_page": "page",
+    "load_own": "owndata", "score": "scoring", "load_scored": "outputs", "LivePlot": "live",
 }  # fmt: skip
 _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "recorder", "stopping", "scores", "devices", "recipes",
-    "feeds", "passes", "probes", "runs", "forecast", "training", "jobs", "together", "answers",
-    "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "checks",
-    "metrics", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
-    "plots", "charts", "profiles", "page", "finished", "reproduce",
+    "feeds", "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training",
+    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
+    "calibration", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
+    "charts", "profiles", "page", "finished", "reproduce", "owndata", "readings", "scoring",
+    "report", "live", "outputs",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -1,7 +1,8 @@
-"""The command line: ``memlens reproduce``, ``memlens claims`` and ``memlens scores``."""
+"""The command line: ``memlens score``, ``reproduce``, ``claims`` and ``scores``."""
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +17,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"memlens: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nmemlens: stopped; what was finished is kept in the cache", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `memlens scores | head`: the reader has seen enough
         sys.stdout = None
         return 0
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"memlens: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nmemlens: stopped; the same call goes on from here", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; it loads nothing heavy, so that ``--help`` is quick."""
     parser = argparse.ArgumentParser(prog="memlens", description="See what a network memorizes.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    add_score(commands)
     job = commands.add_parser("reproduce", help="run the notebooks: every figure, every claim")
     job.set_defaults(run=run_reproduce)
     job.add_argument("--profile", default="digits", help="data set, net, recipes (digits)")
@@ -56,6 +58,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_score(commands: Any) -> None:
+    """The parser of ``memlens score``."""
+    own = commands.add_parser(
+        "score", help="your own images: wrong labels, duplicates, what is memorized",
+        description="Train on labelled images of your own and say of each what its scores suggest.",
+    )  # fmt: skip
+    own.set_defaults(run=run_score)
+    own.add_argument(
+        "path", metavar="PATH",
+        help="a folder of class folders, a .csv of files and labels, or an .npz with x and y",
+    )  # fmt: skip
+    own.add_argument("--out", type=Path, default=Path("memlens-scores"), metavar="FOLDER",
+                     help="where the results go (memlens-scores)")  # fmt: skip
+    own.add_argument(
+        "--calibrate", action="store_true",
+        help="measure how often suggestions are right, on planted flips; twice the time",
+    )  # fmt: skip
+    own.add_argument("--yes", action="store_true", help="do not ask before work of hours")
+    own.add_argument("--size", type=int, metavar="PIXELS", help="side of the squares to train on")
+    own.add_argument("--classes", type=Path, metavar="FILE",
+                     help="the known classes, one a line; other labels are left out")  # fmt: skip
+    own.add_argument("--model", help="a net by name (memlens chooses by device)")
+    own.add_argument("--epochs", type=int, metavar="N", help="at most so many a training")
+    own.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (auto)")
+    own.add_argument("--seed", type=int, default=0)
+
+
 def parse_parameter(text: str) -> tuple[str, Any]:
     """``"seeds=3"`` as ``("seeds", 3)``; what is no Python literal stays text."""
     name, equals, value = text.partition("=")
@@ -65,6 +94,34 @@ def parse_parameter(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """Score images of one's own; 1 if the work was not confirmed."""
+    # Before torch: on a machine that does other things, too, threads that wait by spinning make
+    # each other many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from memlens.outputs import score_path
+
+    classes = None
+    if options.classes:
+        lines = options.classes.read_text(encoding="utf-8").splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+    settings = {name: getattr(options, name)
+                for name in ("size", "model", "epochs", "device", "seed", "calibrate")}  # fmt: skip
+    scored = score_path(
+        options.path, options.out, classes=classes, **settings,
+        confirm=lambda told: options.yes or ask(told),
+        tell=lambda text: print(text, flush=True),
+    )  # fmt: skip
+    return int(scored is None)
+
+
+def ask(told: str) -> bool:
+    """Whether a person says yes; where none can answer, an error says how to."""
+    if not sys.stdin.isatty():
+        raise ValueError(f"{told} Pass --yes to start it, or --epochs, --size, --device for less")
+    return input(f"{told} Start? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def run_reproduce(options: argparse.Namespace) -> int:

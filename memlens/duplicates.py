@@ -112,6 +112,7 @@ def find(
     features: Tensor | np.ndarray | None = None,
     *,
     scores: pd.Series | ArrayLike | None = None,
+    near: bool = True,
     false_pairs: float = 0.1,
     n_neighbours: int = 10,
     block_size: int = 512,
@@ -136,6 +137,8 @@ def find(
         What else to compare by, such as `features` of a net.
     scores : (n_samples,), optional
         Any score, higher = more suspicious; a Series is matched by original index.
+    near : bool
+        False looks for exact duplicates alone, in one pass over the pixels.
     false_pairs : float
         The sensitivity: how many near pairs of honest samples may be expected, in all.
     n_neighbours : int
@@ -164,8 +167,10 @@ def find(
             f"false_pairs={false_pairs}, n_neighbours={n_neighbours}, block_size={block_size}: "
             f"expected above 0, at least {FEWEST_NEIGHBOURS} and at least 1"
         )
-    spaces = {"similarity": _directions(samples.images.flatten(1), centre=True)}
-    if features is not None:
+    spaces = {}
+    if near:
+        spaces["similarity"] = _directions(samples.images.flatten(1), centre=True)
+    if near and features is not None:
         rows = _finite("features", features, n, 2).to(samples.images.device)
         spaces["feature_similarity"] = _directions(rows, centre=False)
     if isinstance(scores, pd.Series):
@@ -176,8 +181,8 @@ def find(
     found = _near_pairs(list(spaces.values()), torch.as_tensor(alone), n_neighbours, block_size)
     copies = (first != np.arange(n)).nonzero()[0]
     exact = pd.DataFrame({"row_a": first[copies], "row_b": copies, "false_pairs": 0.0})
-    near = found[found["false_pairs"] <= false_pairs]
-    pairs = pd.concat([exact.assign(exact=True), near.assign(exact=False)], ignore_index=True)
+    close = found[found["false_pairs"] <= false_pairs]
+    pairs = pd.concat([exact.assign(exact=True), close.assign(exact=False)], ignore_index=True)
     return _described(pairs, samples, spaces, scores)
 
 
@@ -291,6 +296,7 @@ def _described(
     table |= {f"label_{end}": samples.labels.cpu()[rows[end]].numpy() for end in "ab"}
     table["conflict"] = table["label_a"] != table["label_b"]
     table["exact"] = pairs["exact"].to_numpy()
+    table["similarity"] = 1.0  # of exact ones; the others are compared
     for name, unit in spaces.items():
         a, b = (unit[rows[end].to(unit.device)].double() for end in "ab")
         cosine = (a * b).sum(1).clamp(-1, 1).cpu().numpy()

@@ -214,8 +214,9 @@ def folder_dataset(name: str, root: str | Path, *, size: int = 224, resize: int 
     """A data set of ``root/train/<class>/*`` and ``root/val/<class>/*`` (or ``root/test``).
 
     Classes are the sorted folder names of train; samples are in the order of torchvision's
-    ``ImageFolder`` (class, folder, file name), and ``index`` counts in it. Files that are no images
-    by their extension are passed over. Images are `FolderImages`; ``mean`` and ``std`` ImageNet's.
+    ``ImageFolder`` (class, folder, file name), and ``index`` counts in it. Hidden files, and those
+    that are no images by their extension, are passed over. Images are `FolderImages`; ``mean`` and
+    ``std`` ImageNet's.
 
     Raises
     ------
@@ -226,17 +227,17 @@ def folder_dataset(name: str, root: str | Path, *, size: int = 224, resize: int 
         class of the other part.
     """
     places = _parts(Path(root).expanduser())
-    class_names, tested = map(_classes, places)
+    class_names, tested = map(class_folders, places)
     if unknown := sorted(set(tested) - set(class_names)):
         raise ValueError(
-            f"{places[1]} has classes that {places[0]} lacks: {_some(unknown)}; name the class "
+            f"{places[1]} has classes that {places[0]} lacks: {some_of(unknown)}; name the class "
             "folders alike in both, or remove these"
         )
     train, test = (_samples(place, class_names, size, resize) for place in places)
     counts = torch.bincount(train.labels, minlength=len(class_names)).tolist()
     if empty := [c for c, n in zip(class_names, counts) if not n]:
         raise ValueError(
-            f"{places[0]} has classes without an image: {_some(empty)}; fill their folders "
+            f"{places[0]} has classes without an image: {some_of(empty)}; fill their folders "
             f"({', '.join(EXTENSIONS)}), or remove them"
         )
     if not len(test):
@@ -252,14 +253,16 @@ def _parts(root: Path) -> tuple[Path, Path]:
     if not (train and test):
         raise FileNotFoundError(
             f"{root} has no folder {'val or test' if train else 'train'}; pass the one that holds "
-            f"train/<class>/ and val/<class>/ (this one holds: {_some(sorted(os.listdir(root)))})"
+            f"train/<class>/ and val/<class>/ (this one holds: {some_of(sorted(os.listdir(root)))})"
         )
     return train[0], test[0]
 
 
-def _classes(place: Path) -> tuple[str, ...]:
+def class_folders(place: Path) -> tuple[str, ...]:
+    """The sorted names of the folders in a folder, hidden ones apart; ValueError if none."""
     with os.scandir(place) as entries:
-        names = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        found = (entry.name for entry in entries if entry.is_dir())
+        names = tuple(sorted(name for name in found if not name.startswith(".")))
     if not names:
         raise ValueError(
             f"{place} has no class folders; move each image into a folder named by its class (of "
@@ -269,22 +272,28 @@ def _classes(place: Path) -> tuple[str, ...]:
 
 
 def _samples(place: Path, class_names: tuple[str, ...], size: int, resize: int) -> Samples:
-    found = [_image_names(place, c) for c in class_names]
+    found = [image_names(place, c) for c in class_names]
     counts = torch.tensor([len(names) for names in found])
     labels = torch.arange(len(found)).repeat_interleave(counts)
     images = FolderImages(place, chain.from_iterable(found), size=size, resize=resize)
     return Samples(images, labels, torch.arange(len(labels)), labels.clone())
 
 
-def _image_names(place: Path, class_name: str) -> list[str]:
-    """Images of a class, relative to ``place``; none where the class has no folder there."""
+def image_names(place: Path, class_name: str, others: list[str] | None = None) -> list[str]:
+    """Images of a class, relative to ``place``; none where the class has no folder there.
+
+    Files that are no images by their extension go into ``others``, hidden ones nowhere.
+    """
     if not (place / class_name).is_dir():
         return []
     names = []
     walked = os.walk(place / class_name, onerror=_fail, followlinks=True)
     for folder, _, files in sorted(walked):
         prefix = Path(folder).relative_to(place).as_posix()
-        names += [f"{prefix}/{f}" for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
+        files = [f for f in sorted(files) if not f.startswith(".")]
+        names += [f"{prefix}/{f}" for f in files if f.lower().endswith(EXTENSIONS)]
+        if others is not None:
+            others += [f"{prefix}/{f}" for f in files if not f.lower().endswith(EXTENSIONS)]
     return names
 
 
@@ -292,6 +301,7 @@ def _fail(error: OSError) -> NoReturn:
     raise error  # os.walk passes over a folder that it may not read unless told not to
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first five names and how many more there are, for a message."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (", ".join(names[:5]) or "nothing") + more

@@ -13,7 +13,7 @@ from memlens.data import Dataset
 from memlens.drafts import Draft
 from memlens.recipes import Measure, Recipe
 from memlens.runs import Run
-from memlens.training import train
+from memlens.training import Watch, train
 
 _ROOMS = (
     "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
@@ -37,7 +37,13 @@ class Job:
         return f"run-{store.fingerprint(shaped_by)}"
 
 
-def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
+def train_many(
+    jobs: Sequence[Job],
+    *,
+    n_jobs: int | None = None,
+    shelf: store.Store | None = None,
+    watch: Watch | None = None,
+) -> list[Run]:
     """The runs of all jobs, in their order; finished ones come from the store.
 
     Parameters
@@ -46,13 +52,24 @@ def train_many(jobs: Sequence[Job], *, n_jobs: int | None = None) -> list[Run]:
     n_jobs : int, optional
         Trainings side by side, each in a process of its own; by default one a core. The results
         do not depend on it.
+    shelf : Store, optional
+        Where finished and unfinished trainings are kept; by default in the cache.
+    watch : callable, optional
+        As in `train`, of one training after the other: it needs ``n_jobs=1``.
+
+    Raises
+    ------
+    ValueError
+        If several trainings at once were to be watched.
     """
+    if watch and n_jobs != 1:
+        raise ValueError(f"watch sees one training at a time: pass n_jobs=1, not {n_jobs}")
     keys = [job.key for job in jobs]
-    shelf = store.Store()
+    shelf = shelf or store.Store()
     pieces = {key: shelf.get(key) for key in keys}
     missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
     if missing:
-        calls = [delayed(_train_and_keep)(k, j, shelf) for k, j in missing.items()]
+        calls = [delayed(_train_and_keep)(k, j, shelf, watch) for k, j in missing.items()]
         side_by_side(calls, n_jobs, on_gpu(job.recipe for job in missing.values()))
         pieces |= {key: shelf.get(key) for key in missing}
     lost = [key for key in keys if pieces[key] is None]
@@ -81,9 +98,9 @@ def side_by_side(calls: Sequence[Any], n_jobs: int | None = None, one: bool = Fa
 BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only where a person looks
 
 
-def _train_and_keep(key: str, job: Job, shelf: store.Store) -> None:
+def _train_and_keep(key: str, job: Job, shelf: store.Store, watch: Watch | None) -> None:
     # The shelf comes along: a worker that was started earlier may know another MEMLENS_CACHE.
     draft = Draft.of(shelf, key)
-    run = train(job.model, job.data, job.recipe, job.measure, draft=draft)
+    run = train(job.model, job.data, job.recipe, job.measure, draft=draft, watch=watch)
     shelf.put(key, store.Piece(run.arrays, run.meta))
     draft.discard()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import matplotlib.style
 import numpy as np
 import pandas as pd
@@ -208,6 +209,31 @@ def mark_epoch(ax: Axes, epoch: float, label: str, *, height: float = 0.97) -> A
         zorder=5,
     )
     return ax
+
+
+CURVES = {
+    "loss": ("train_loss", "val_loss"),
+    "mean input gradient": ("input_gradient",),
+    "weight norm": ("weight_norm",),
+}
+
+
+def training_figure(history: pd.DataFrame, peaks: Mapping[str, int] | None = None) -> Figure:
+    """Loss, mean input gradient and weight norm by epoch, on a figure of its own.
+
+    ``history`` is as ``Run.history``; columns that it lacks, or that are NaN, are left out.
+    ``peaks`` gives the epoch to mark on a curve, by the curve's column.
+    """
+    figure, axes = plt.subplots(1, len(CURVES), figsize=figsize(3, 1, 0.8))
+    for ax, (title, names) in zip(axes, CURVES.items(), strict=True):
+        values = {n: history[n] for n in names if n in history and history[n].notna().any()}
+        ax.set_title(title)
+        if values:
+            labels = "legend" if len(names) > 1 else "none"
+            curves(ax, bands(values, history["epoch"]), labels=labels)
+        for name in set(names) & set(peaks or ()):
+            mark_epoch(ax, peaks[name], f"peak: {peaks[name]}")
+    return figure
 
 
 def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = False) -> pd.DataFrame:

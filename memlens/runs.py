@@ -3,12 +3,14 @@
 from functools import cached_property
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
-from memlens import models, scores
+from memlens import models, plots, scores
 from memlens.data import Dataset
 from memlens.recorder import Trace
 from memlens.stopping import PEAKS, Peak
@@ -96,6 +98,46 @@ class Run:
         if trace is None:
             raise ValueError("no post-hoc signals: train with Measure(posthoc=True)")
         return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
+
+    def plot(self) -> Figure:
+        """Losses, mean input gradient and weight norm by epoch, the peaks marked."""
+        return plots.training_figure(
+            self.history, {name: peak.peak_epoch for name, peak in self.peaks.items()}
+        )
+
+    def show(self, score: str = "csg", n: int = 8) -> Figure:
+        """The training samples with the highest and the lowest score, as pictures.
+
+        Parameters
+        ----------
+        score : str, a column of `scores`
+        n : int
+            Pictures in a row: each with its index, its label, its score; an orange frame around
+            those whose label was changed.
+
+        Raises
+        ------
+        ValueError
+            If there is no such score, or no ``n`` samples.
+        """
+        if score not in self.scores:
+            raise ValueError(f"unknown score {score!r}; this run has {', '.join(self.scores)}")
+        if not 1 <= n <= len(self.data.train):
+            raise ValueError(f"n is {n}; expected 1 to {len(self.data.train)} samples")
+        values = self.scores[score].to_numpy()
+        order = np.argsort(-values, kind="stable")
+        rows = np.concatenate([order[:n], order[::-1][:n]])
+        shown, names = self.data.train[torch.as_tensor(rows)], self.data.class_names
+        titles = [
+            f"{index}: {names[label]}\n{value:.3g}"
+            for index, label, value in zip(shown.index.tolist(), shown.labels, values[rows])
+        ]
+        figure = plt.figure(figsize=plots.figsize(n, 2, 1.45))
+        plots.image_grid(
+            figure, shown.images[:], titles=titles, rows=[f"highest_{score}", f"lowest_{score}"],
+            columns=n, pixel_max=self.data.pixel_max, marked=shown.is_noisy.numpy(),
+        )  # fmt: skip
+        return figure
 
     def checkpoint(self, name: str) -> nn.Module:
         """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last"."""

@@ -32,6 +32,8 @@ from memlens.recorder import Recorder
 from memlens.runs import Run
 from memlens.stopping import PEAKS, PeakDetector
 
+Watch = Callable[[Mapping[str, float]], None]  # what is told of every epoch: a row of the history
+
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     """Order of the samples in an epoch, (n,) int64: a function of (n, seed, epoch) alone."""
@@ -79,6 +81,7 @@ def train(
     *,
     record: bool = True,
     draft: Draft | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Train one net and score every training sample on the way.
 
@@ -94,6 +97,10 @@ def train(
     draft : Draft, optional
         Where the unfinished training is kept after an epoch, and gone on from: it ends as it would
         have ended without the interruption.
+    watch : callable, optional
+        Called after every epoch with its row of ``Run.history``, in place of the progress bar;
+        first with the rows of a training that is gone on with. It changes nothing in the training;
+        what it raises stops it.
 
     Raises
     ------
@@ -114,16 +121,31 @@ def train(
         session = _Session(model, data, recipe, measure, record, engine)
         if draft and (state := draft.load()):
             session.load_state_dict(state)
-        with tqdm(total=recipe.epochs, initial=session.epoch, **BAR) as bar:
+        with tqdm(total=recipe.epochs, initial=session.epoch, **_bar(watch)) as bar:
+            for row in session.history if watch else ():
+                watch(row)
             while not session.finished:
                 session.run_epoch()
+                bar.set_postfix(told(session.history[-1]), refresh=False)
                 bar.update()
+                if watch:
+                    watch(session.history[-1])
                 if draft and draft.is_due():
                     draft.save(session.state_dict())
         return session.finish()
 
 
-BAR = {"unit": "epoch", "leave": False, "delay": 5, "disable": None}  # only where a person looks
+def _bar(watch: Watch | None) -> dict[str, Any]:
+    # Only where a person looks, and where nothing else shows how far it is.
+    return {"unit": "epoch", "leave": False, "delay": 5, "disable": True if watch else None}
+
+
+TOLD = {"loss": "train_loss", "gradient": "input_gradient", "weight norm": "weight_norm"}
+
+
+def told(row: Mapping[str, float]) -> dict[str, str]:
+    """What a progress bar says of an epoch: loss, mean input gradient, weight norm."""
+    return {name: f"{row[column]:.3g}" for name, column in TOLD.items() if column in row}
 
 
 class _Session:

@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["MEMLENS_FIGURES"] = str(scratch / "figures")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # no kernel of the user's in place of ours
     os.environ.pop("JUPYTER_PATH", None)
+    # Threads that wait by spinning slow each other many times down where others work, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
     )

@@ -1,0 +1,411 @@
+"""The report on your own data: one page that opens anywhere, without a network.
+
+Everything is in it, pictures and plots as data, the style sheet inline; it holds no script. A
+section is a function from a `Scored` to HTML; what a person wrote (file and class names) is escaped
+on its way in.
+"""
+
+import base64
+from collections.abc import Callable, Iterable
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from memlens import metrics, plots, readings, store
+from memlens.scores import CATALOGUE
+from memlens.scoring import PLANTED, Scored
+
+PER_CLASS = 8  # suspicious images shown of a class
+MOST_CLASSES = 100  # classes that get a row of pictures: of more the page would be too heavy
+SHOWN = 48  # pictures of the other lists
+TOP = 0.1  # share of the samples that has "high scores"
+TELLING = 0.1  # rank correlation from which it is said that two things go together
+PLOTTED = ("csg", "csl", "aum", "loss_sensitivity")
+
+
+def write_report(scored: Scored, path: Path) -> None:
+    """Write the page; a reader sees the old one or the new one, never a part.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an old one is intact.
+    """
+    store.write_atomic(path, page(scored).encode())
+
+
+def page(scored: Scored) -> str:
+    """The whole page, HTML."""
+    style = Path(__file__).with_name("report.css").read_text()
+    found = [(name, title, section(scored)) for name, (title, section) in SECTIONS.items()]
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, body in found if body)
+    parts = "".join(
+        f'<section id="{name}"><h2>{title}</h2>{body}</section>'
+        for name, title, body in found
+        if body
+    )
+    name = escape(scored.own.data.name)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'  # else a browser asks a server for one
+        f"<title>{name}: what a network memorizes</title><style>{style}</style></head><body>"
+        f"<h1>{name}: what a network memorizes of it</h1>{summary(scored)}<nav>{links}</nav>{parts}"
+        "</body></html>"
+    )
+
+
+def summary(scored: Scored) -> str:
+    """What was found, in five numbers."""
+    table, pairs = scored.table, scored.pairs
+    n = len(table)
+    count = {r: int(table["reading"].str.contains(r, regex=False).sum()) for r in readings.READINGS}
+    conflicts = int(pairs["conflict"].sum())
+    cards = {
+        "labels to look at": (count["mislabelled?"], _precision_in_short(scored)),
+        "pairs of duplicates": (len(pairs), f"{conflicts:,} under two labels"),
+        "rare or hard": (count["rare?"], "right label, memorized"),
+        "easy": (f"{count['easy'] / n:.0%}", "of all images"),
+        "left out": (len(scored.own.passed_over), "files, with the reason below"),
+    }
+    told = "".join(
+        f'<div class="card"><b>{number if isinstance(number, str) else f"{number:,}"}</b>{name}'
+        f'<div class="soft">{note}</div></div>'
+        for name, (number, note) in cards.items()
+    )
+    data = scored.own.data
+    size = f"{data.in_shape[2]} x {data.in_shape[1]}"
+    grey = "grey" if data.in_shape[0] == 1 else "colour"
+    return (
+        f"<p>{n:,} images in {data.n_classes:,} classes, {size} pixels, {grey}. Every reading "
+        "below is a suggestion to look, with its evidence; <code>scores.csv</code> has all images "
+        f'and all scores.</p><div class="cards">{told}</div>'
+    )
+
+
+def _precision_in_short(scored: Scored) -> str:
+    if scored.calibration is None or not scored.calibration["suggested"].iloc[-1]:
+        return "how many of them are wrong was not measured: see --calibrate"
+    last = scored.calibration.iloc[-1]
+    return f"{last.precision:.0%} of such suggestions were right on planted flips"
+
+
+def labels_section(scored: Scored) -> str:
+    """The most suspicious images of each class, with their label and what unseen nets say."""
+    suspects = scored.suspects
+    if suspects.empty:
+        return (
+            "<p>No label is suspicious: of no image do nets that never saw it hold another class "
+            f"for {readings.ODDS:g} times as likely as its label.</p>" + _calibration(scored)
+        )
+    by_class = suspects.groupby("label", sort=False)
+    body = [
+        f"<p>Nets that never saw an image hold another class for at least {readings.ODDS:g} times "
+        "as likely as <span class='was'>its label</span>, and the net that trained on it preferred "
+        "another one on average. The most suspicious of each class first; the class with the most "
+        "suggestions first.</p>",
+        _calibration(scored),
+    ]
+    order = by_class.size().sort_values(ascending=False, kind="stable")
+    for label in order.index[:MOST_CLASSES]:
+        own = by_class.get_group(label)
+        of = int(own["class_size"].iloc[0])
+        body.append(f"<h3>{escape(label)}: {len(own):,} of {of:,}</h3>")
+        body.append(_tiles(scored, own.head(PER_CLASS), _suspect))
+    if len(order) > MOST_CLASSES:
+        body.append(
+            f"<p class='soft'>{len(order) - MOST_CLASSES:,} more classes in scores.csv.</p>"
+        )
+    return "".join(body)
+
+
+def _suspect(row: pd.Series) -> str:
+    return (
+        f'<span class="was">{escape(row["label"])}</span> {row["p_label"]:.2f}<br>'
+        f'<span class="says">{escape(row["predicted_label"])}?</span> {row["p_predicted"]:.2f}'
+    )
+
+
+def _calibration(scored: Scored) -> str:
+    if scored.calibration is None:
+        return (
+            "<p><b>How many of them are really wrong is not known.</b> It depends on the data: run "
+            "<code>memlens score --calibrate</code>, which plants wrong labels in a copy of your "
+            "data and counts how many of its suggestions are among them.</p>"
+        )
+    rows = scored.calibration
+    table = pd.DataFrame({
+        "of the list, from its top": rows["share"].map("{:.0%}".format),
+        "suggestions": rows["suggested"], "planted among them": rows["planted"],
+        "precision": rows["precision"].map("{:.2f}".format),
+        "95 % interval": [f"{a:.2f} to {b:.2f}" for a, b in zip(rows["low"], rows["high"])],
+        "of all planted": rows["recall"].map("{:.0%}".format),
+    })  # fmt: skip
+    return (
+        f"<p>Measured on a copy of your data with {PLANTED:.0%} of the labels flipped at random. "
+        "Suggestions that the data gives without the flips are left out. Where fewer of your "
+        "labels are wrong than were planted, or wrong in harder ways (one breed of dog for "
+        f"another), precision is lower.</p>{_html_table(table)}"
+    )
+
+
+def duplicates_section(scored: Scored) -> str:
+    """Pairs of the same or nearly the same picture."""
+    pairs = scored.pairs
+    if pairs.empty:
+        return "<p>No two images are the same, or stand out as nearly the same.</p>"
+    exact = int(pairs["exact"].sum())
+    tiles = []
+    for row in pairs.head(SHOWN).itertuples():
+        images = "".join(_image(scored, r, f) for r, f in (
+            (row.row_a, row.file_a), (row.row_b, row.file_b)))  # fmt: skip
+        names = [scored.own.data.class_names[c] for c in (row.label_a, row.label_b)]
+        labels = escape(names[0])
+        if row.conflict:
+            labels = " / ".join(f'<span class="was">{escape(c)}</span>' for c in names)
+        kind = "the same pixels" if row.exact else f"similarity {row.similarity:.4f}"
+        tiles.append(
+            f'<figure class="tile"><div>{images}</div>{labels}'
+            f'<br>{kind}<br><span class="file">{escape(row.file_a)}<br>{escape(row.file_b)}</span>'
+            "</figure>"
+        )
+    return (
+        f"<p>{exact:,} pairs have the same pixels, {len(pairs) - exact:,} are much closer to each "
+        "other than their surroundings are. Those under two labels come first: one of the two is "
+        f'wrong.{_of_all(len(pairs))}</p><div class="grid pair">{"".join(tiles)}</div>'
+    )
+
+
+def memorized_section(scored: Scored) -> str:
+    """What is memorized without looking mislabelled, and what that means for privacy."""
+    table = scored.table
+    share = (table["memorization"] >= readings.MEMORIZED).mean()
+    rare = table[table["reading"].str.contains("rare?", regex=False)]
+    rare = rare.sort_values("memorization", ascending=False, kind="stable")
+    show = lambda row: (  # noqa: E731
+        f"{escape(row['label'])}<br>{row['memorization']:+.2f} by training on it"
+    )
+    return (
+        "<p>How much more likely a net finds an image's label for having trained on it: one net "
+        f"with it against one without, so a rough estimate. It is {readings.MEMORIZED} or more for "
+        f"{share:.1%} of the images. <b>These are the ones that leak</b>: whoever can ask the net "
+        "for its confidence can tell that they were in the training set, and the mislabelled among "
+        "them first. The pictures are those whose label seems right: rare views and hard cases, "
+        f"worth keeping and worth more of their kind.{_of_all(len(rare))}</p>"
+        + _tiles(scored, rare.head(SHOWN // 2), show)
+    )
+
+
+def common_section(scored: Scored) -> str:
+    """What images with high scores have in common: tone, and class."""
+    csg, data = scored.run.scores["csg"], scored.own.data
+    tone = tone_of(scored)
+    found = metrics.associations(csg, tone, n_resamples=200)
+    strong = found[found["spearman"].abs() >= TELLING]
+    told = [
+        f"{name} {'higher' if row.spearman > 0 else 'lower'} (rank correlation "
+        f"{row.spearman:+.2f}, "
+        f"{row.low:+.2f} to {row.high:+.2f})"
+        for name, row in strong.iterrows()
+    ]
+    text = "Images with a high CSG have " + ", ".join(told) + "." if told else (
+        "CSG goes with neither brightness nor contrast nor colour to speak of."
+    )  # fmt: skip
+    high = csg.rank(pct=True).to_numpy() > 1 - TOP
+    names = np.array(data.class_names, dtype=object)[data.train.labels.numpy()]
+    share = pd.Series(names[high]).value_counts() / pd.Series(names).value_counts()
+    share = share.fillna(0.0).sort_values(ascending=False, kind="stable").head(20)
+    figure, ax = plt.subplots(figsize=(plots.COLUMN, 0.5 + 0.19 * len(share)))
+    ax.barh([_shortened(c) for c in share.index], share.to_numpy(), color=plots.FILL)
+    ax.axvline(TOP, color=plots.CHANCE, linestyle="--", linewidth=1)
+    ax.invert_yaxis()
+    ax.set_xlabel("share of the class in the highest tenth by CSG")
+    caption = f"Dashed: {TOP:.0%}, as if the class played no role. The first 20 classes."
+    return f"<p>{text}</p>{_plot(figure, caption)}"
+
+
+def tone_of(scored: Scored) -> pd.DataFrame:
+    """Brightness, contrast and, of colour images, colourfulness of each image, in [0, 1]."""
+    images, white = scored.own.data.train.images, scored.own.data.pixel_max
+    rows: dict[str, list[np.ndarray]] = {"brightness": [], "contrast": [], "colourfulness": []}
+    for part in images.split(1024):
+        x = part.float() / white
+        grey = x.mean(1).flatten(1)
+        rows["brightness"].append(grey.mean(1).numpy())
+        rows["contrast"].append(grey.std(1).numpy())
+        rows["colourfulness"].append((x.amax(1) - x.amin(1)).flatten(1).mean(1).numpy())
+    columns = {name: np.concatenate(parts) for name, parts in rows.items()}
+    if images.shape[1] == 1:
+        del columns["colourfulness"]
+    return pd.DataFrame(columns, index=scored.table.index)
+
+
+def stopping_section(scored: Scored) -> str:
+    """The training curves, the peak, and when the held-out loss was lowest."""
+    run, peak = scored.run, scored.run.peak
+    n = len(run.history)
+    if peak.detected_epoch is None:
+        told = f"The weight norm had not peaked after {n} epochs, the most that were planned."
+    else:
+        told = (
+            f"The weight norm peaked after epoch {peak.peak_epoch} (from 0), which was called "
+            f"after epoch {peak.detected_epoch}; training stopped there. No validation set is "
+            "needed."
+        )
+    lowest = [int(r.history["val_loss"].argmin()) for r in scored.fold_runs if len(r.data.test)]
+    if lowest:
+        accuracy = np.mean([r.history["val_accuracy"].iloc[-1] for r in scored.fold_runs])
+        told += (
+            f" In the trainings that left a fold out, the loss on it was lowest after epoch "
+            f"{', '.join(map(str, lowest))}, and {accuracy:.1%} of its labels are predicted at the "
+            "end (wrong labels count as errors here)."
+        )
+    peaks = {name: p.peak_epoch for name, p in run.peaks.items()}
+    history = run.history.assign(val_loss=_mean_held_out_loss(scored, n))
+    caption = "The training on all images; val loss: the mean of the trainings without a fold."
+    return f"<p>{told}</p>{_plot(plots.training_figure(history, peaks), caption)}"
+
+
+def _mean_held_out_loss(scored: Scored, n: int) -> np.ndarray:
+    rows = [run.history["val_loss"].reindex(range(n)).to_numpy() for run in scored.fold_runs]
+    if not rows:
+        return np.full(n, np.nan)
+    count = (~np.isnan(rows)).sum(0)
+    return np.where(count == len(rows), np.nansum(rows, 0) / len(rows), np.nan)
+
+
+def scores_section(scored: Scored) -> str:
+    """How the scores are distributed, the suggested labels marked."""
+    marked = readings.mislabelled(scored.table).to_numpy()
+    figure, axes = plt.subplots(2, 2, figsize=plots.figsize(2, 2), layout="constrained")
+    for ax, name in zip(axes.flat, PLOTTED, strict=True):
+        values = scored.run.scores[name]
+        plots.histogram(ax, plots.counts(values, marked), marked_label="label to look at")
+        ax.set_xlabel(plots.label_of(name))
+    return _plot(figure, "Higher means more memorized, or more suspicious. Counts are logarithmic.")
+
+
+def method_section(scored: Scored) -> str:
+    """How each number was made."""
+    plan, run = scored.plan, scored.run
+    recipe = plan.recipe
+    trained = sum(len(r.history) for r in (run, *scored.fold_runs))
+    told = (
+        f"<p>Net <code>{plan.model}</code>, {recipe.optimizer.upper()} with learning rate "
+        f"{recipe.lr:g}, momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}, batch "
+        f"{recipe.batch_size}, at most {recipe.epochs} epochs, on {recipe.device}, seed "
+        f"{recipe.seed}. One training on all images gives the scores, {plan.n_folds} on all but a "
+        f"fold give what is said of an image by nets that never saw it: {trained} epochs in all. "
+        "The labels with fewer images than folds are left out of no training, and get no such "
+        "answer.</p>"
+    )
+    notes = "".join(f"<p>{escape(note)}.</p>" for note in scored.own.notes)
+    rows = pd.DataFrame(
+        [{"score": name, "formula": CATALOGUE[name].formula, "source": CATALOGUE[name].source,
+          "variant": CATALOGUE[name].variant} for name in run.scores]
+    )  # fmt: skip
+    legend = (
+        "<p class='soft'>g: gradient of an image's loss by its pixels; t: epochs; z: logits; y: "
+        "the label. In all of them higher means more memorized or more suspicious.</p>"
+    )
+    details = f"<details><summary>Every score</summary>{_html_table(rows)}{legend}</details>"
+    return told + notes + details
+
+
+def passed_section(scored: Scored) -> str:
+    """What was not scored, and why."""
+    passed = scored.own.passed_over
+    if passed.empty:
+        return ""
+    counted = passed["reason"].value_counts().rename_axis("reason").reset_index(name="files")
+    shown = passed.head(200)
+    more = (
+        f"<p class='soft'>The first {len(shown)} of {len(passed):,}; passed_over.csv has all.</p>"
+    )
+    return (
+        _html_table(counted)
+        + f"<details><summary>Which ones</summary>{_html_table(shown)}"
+        + (more if len(passed) > len(shown) else "")
+        + "</details>"
+    )
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Scored], str]]] = {
+    "labels": ("Which labels may be wrong?", labels_section),
+    "duplicates": ("Which images are duplicates?", duplicates_section),
+    "memorized": ("What is memorized, and would leak?", memorized_section),
+    "common": ("What do high scores have in common?", common_section),
+    "stopping": ("When should the training have stopped?", stopping_section),
+    "scores": ("How are the scores distributed?", scores_section),
+    "passed": ("What was left out?", passed_section),
+    "method": ("How was each number made?", method_section),
+}
+
+
+def _tiles(scored: Scored, rows: pd.DataFrame, describe: Callable[[pd.Series], str]) -> str:
+    """A grid of pictures, each with what ``describe`` says of its row, and its file."""
+    positions = pd.Series(range(len(scored.table)), scored.table.index)
+    tiles = [
+        f'<figure class="tile" title="{escape(row["evidence"])}">'
+        f"{_image(scored, positions[index], row['file'])}{describe(row)}"
+        f'<br><span class="file">{escape(row["file"])}</span></figure>'
+        for index, row in rows.iterrows()
+    ]
+    return f'<div class="grid">{"".join(tiles)}</div>'
+
+
+def _image(scored: Scored, row: int, name: str) -> str:
+    pixels = scored.own.data.train.images[row].numpy() * (255 / scored.own.data.pixel_max)
+    pixels = pixels.round().clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    file = BytesIO()
+    image.save(file, "PNG")
+    return f'<img alt="{escape(name)}" src="data:image/png;base64,{_base64(file)}">'
+
+
+def _plot(figure: Figure, caption: str) -> str:
+    figure.set_layout_engine("constrained")
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=200)
+    plt.close(figure)
+    width = int(figure.get_figwidth() * 110)  # pixels on the screen: letters of its size
+    return (
+        f'<figure class="plot"><img alt="{escape(caption)}" width="{width}" '
+        f'src="data:image/png;base64,{_base64(file)}"><figcaption>{escape(caption)}</figcaption>'
+        "</figure>"
+    )
+
+
+def _base64(file: BytesIO) -> str:
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _html_table(table: pd.DataFrame) -> str:
+    numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table]
+    cell: Callable[[str, object, bool], str] = lambda tag, value, right: (  # noqa: E731
+        f"<{tag}{' class=number' if right else ''}>{escape(str(value))}</{tag}>"
+    )
+    head = _row(cell("th", name, right) for name, right in zip(table, numeric))
+    rows = (
+        _row(cell("td", value, right) for value, right in zip(row, numeric))
+        for row in table.itertuples(index=False)
+    )
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _of_all(n: int) -> str:
+    return f" The first {SHOWN} of {n:,} are shown." if n > SHOWN else ""
+
+
+def _shortened(name: str, letters: int = 22) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"

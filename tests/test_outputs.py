@@ -1,0 +1,323 @@
+"""`memlens score` from end to end on planted digits: found, written, loaded, gone on with."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import memlens as ml
+from memlens import live, outputs, report, scoring, store
+from memlens.__main__ import main
+from memlens.owndata import load_own
+
+EPOCHS, N, FLIPS = 20, 800, 40
+
+
+def plant(root):
+    """Digits as files, some with a flipped label; one picture twice, one file broken."""
+    data = ml.load("digits").subset(N).with_noise(FLIPS / N, seed=1)
+    train = data.train
+    for i in range(N):
+        folder = root / f"digit {train.labels[i]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(train.images[i, 0].numpy() * 15).save(folder / f"{i:03d}.png")
+    copied = sorted((root / "digit 7").glob("*.png"))[0]
+    (root / "digit 1" / "copy.png").write_bytes(copied.read_bytes())
+    (root / "digit 0" / "broken.png").write_bytes(b"no")
+    return {f"digit {train.labels[i]}/{i:03d}.png" for i in np.flatnonzero(train.is_noisy.numpy())}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    place = tmp_path_factory.mktemp("own")
+    flipped, told = plant(place / "digits"), []
+    found = outputs.score_path(
+        place / "digits", place / "out", epochs=EPOCHS, calibrate=True, tell=told.append
+    )
+    return place, flipped, found, "\n".join(told)
+
+
+def test_flips_and_the_copy_are_found(scored):
+    _, flipped, found, told = scored
+    table = found.table
+    called = set(found.suspects["file"])
+    assert len(called & flipped) >= 0.7 * FLIPS and len(called & flipped) >= 0.7 * len(called)
+    by_aum = table.sort_values("aum_rank")["file"].head(FLIPS)
+    assert len(set(by_aum) & flipped) >= 0.7 * FLIPS
+    copy = table[table["file"] == "digit 1/copy.png"].iloc[0]
+    assert copy.duplicate_of.startswith("digit 7/") and "duplicate?" in copy.reading
+    assert "801 images in 10 classes" in told and "1 cannot be decoded" in told
+    assert "on planted flips" in told
+
+
+def test_the_table_has_each_sample_once_with_every_score_and_its_rank(scored):
+    place, _, found, _ = scored
+    table = pd.read_csv(place / "out" / "scores.csv", index_col="index", keep_default_na=False)
+    assert len(table) == N + 1 and table["file"].is_unique
+    assert [*table.columns[:8]] == ["file", "label", "predicted_label", "p_predicted", "p_label",
+                                    "reading", "evidence", "memorization"]  # fmt: skip
+    for name in found.run.scores:
+        values = table[name].astype(float)
+        assert (table[f"{name}_rank"] == values.rank(ascending=False, method="min")).all()
+    assert table["p_label"].astype(float).between(0, 1).all()
+    assert (table["label"] == table["file"].str.split("/").str[0]).all()
+
+
+def test_the_probability_of_a_sample_comes_from_a_net_that_never_saw_it(scored):
+    *_, found, _ = scored
+    left_out = [set(run.data.test.index.tolist()) for run in found.fold_runs]
+    assert sum(map(len, left_out)) == N + 1 == len(set.union(*left_out))
+    for run, out in zip(found.fold_runs, left_out):
+        assert not out & set(run.data.train.index.tolist())
+    run, row = found.fold_runs[1], 3
+    index = int(run.data.test.index[row])
+    logits = ml.training.predict(run.checkpoint("last"), run.data, run.data.test)[row]
+    position = found.table.index.get_loc(index)
+    assert found.held_out[position] == pytest.approx(logits.double().softmax(0).numpy())
+
+
+def test_loaded_again_it_is_the_same_and_nothing_is_trained(scored, monkeypatch):
+    place, _, found, _ = scored
+    monkeypatch.setattr("memlens.jobs.train", lambda *_, **__: pytest.fail("trained again"))
+    again = ml.load_scored(place / "out")
+    pd.testing.assert_frame_equal(again.table, found.table)
+    pd.testing.assert_frame_equal(again.calibration, found.calibration)
+    calls = []
+    outputs.score_path(place / "digits", place / "out", epochs=EPOCHS, calibrate=True,
+                       confirm=calls.append, tell=lambda _: None)  # fmt: skip
+    assert not calls
+
+
+def test_changed_or_lost_images_are_told_when_loading(scored, tmp_path):
+    place, *_ = scored
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        ml.load_scored(tmp_path)
+    plant(tmp_path / "digits")
+    (tmp_path / "digits" / "digit 1" / "copy.png").unlink()
+    with pytest.raises(ValueError, match="are not those that were scored"):
+        ml.load_scored(place / "out", path=tmp_path / "digits")
+
+
+class Page(HTMLParser):
+    """Tags, their attributes and the text of a page; raises if tags do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_report_is_one_page_that_needs_no_network(scored):
+    place, _, found, _ = scored
+    page = Page((place / "out" / "report.html").read_text())
+    addresses = [a.get("src") or a.get("href") or "" for _, a in page.tags]
+    assert all(a == "" or a.startswith(("data:", "#")) for a in addresses)
+    assert not any(tag in ("script", "iframe", "object") for tag, _ in page.tags)
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    assert len(pictures) > 20 and all(a["alt"] for a in pictures)
+    text = "".join(page.text)
+    for title, _ in report.SECTIONS.values():
+        assert title in text
+    assert "digit 0/broken.png" in text and found.suspects["file"].iloc[0] in text
+    assert "planted among them" in text
+
+
+def test_names_of_files_and_classes_cannot_break_the_page(tmp_path):
+    root = tmp_path / "a <b> & c"
+    rng = np.random.default_rng(0)
+    for name in ("<script>alert(1)<&", 'quote "x" <img src=y>'):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            image = Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8))
+            image.save(root / name / f"<i>{i}.png")
+    own = load_own(root)
+    found = ml.score(own, scoring.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
+    page = Page(report.page(found))
+    assert not any(tag in ("script", "i") for tag, _ in page.tags)
+    assert not any(a.get("src") == "y" for _, a in page.tags)
+
+
+def test_long_work_is_not_started_unasked(tmp_path, monkeypatch):
+    plant(tmp_path / "digits")
+    monkeypatch.setattr(outputs, "seconds_of", lambda *_: 20_000.0)
+    asked = []
+    out = outputs.score_path(tmp_path / "digits", tmp_path / "out", tell=lambda _: None,
+                             confirm=lambda text: bool(asked.append(text)))  # fmt: skip
+    assert out is None and "5.6 hours" in asked[0]
+    assert not list((tmp_path / "out" / "run").glob("run-*"))
+    assert main(["score", str(tmp_path / "digits"), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_images_are_read(tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    assert main(["score", str(tmp_path / "none"), "--out", str(tmp_path / "taken")]) == 2
+    assert "pass another --out" in capsys.readouterr().err
+
+
+def test_an_interrupted_call_goes_on_and_ends_as_it_would_have(tmp_path, scored):
+    """Killed in the second training; the third call finds the first done."""
+    place, _, found, _ = scored
+    out, root = tmp_path / "out", place / "digits"
+    code = (
+        f"import memlens.outputs as o; o.score_path({str(root)!r}, {str(out)!r}, epochs={EPOCHS})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(out.glob("run/run-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = {p.name: p.stat().st_mtime_ns for p in out.glob("run/run-*/config.json")}
+    assert not (out / "scores.csv").exists()
+    again = outputs.score_path(root, out, epochs=EPOCHS, tell=lambda _: None)
+    assert (
+        first.items()
+        <= {p.name: p.stat().st_mtime_ns for p in out.glob("run/run-*/config.json")}.items()
+    )
+    pd.testing.assert_frame_equal(again.table, found.table)
+
+
+def test_parquet_is_the_same_table(scored):
+    pytest.importorskip("pyarrow")
+    place, _, found, _ = scored
+    pd.testing.assert_frame_equal(pd.read_parquet(place / "out" / "scores.parquet"), found.table,
+                                  check_dtype=False)  # fmt: skip
+
+
+def test_a_class_smaller_than_the_folds_is_trained_on_and_not_judged(tmp_path):
+    plant(tmp_path / "digits")
+    few = tmp_path / "digits" / "ghost"
+    few.mkdir()
+    for path in sorted((tmp_path / "digits" / "digit 3").glob("*"))[:2]:
+        (few / path.name).write_bytes(path.read_bytes()[:])
+        path.unlink()
+    own = load_own(tmp_path / "digits")
+    masks = scoring.folds(own.data)
+    ghost = own.data.train.labels == own.data.class_names.index("ghost")
+    assert not any(mask[ghost].any() for mask in masks)
+    assert sum(mask.sum() for mask in masks) == len(own) - 2
+    found = ml.score(own, scoring.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
+    rows = found.table[found.table["label"] == "ghost"]
+    assert (rows["predicted_label"] == "").all() and rows["p_label"].isna().all()
+    assert Page(report.page(found))
+
+
+def test_a_plan_fits_the_data_and_refuses_what_it_does_not_know():
+    digits = ml.load("digits")
+    plan = scoring.plan_for(digits, device="cpu")
+    assert plan.recipe.stop == "weight_norm" and 30 <= plan.recipe.epochs <= 100
+    assert scoring.plan_for(digits.subset(20), device="cpu").recipe.batch_size == 10
+    with pytest.raises(ValueError, match="unknown model"):
+        scoring.plan_for(digits, model="nothing")
+    with pytest.raises(ValueError, match="no such device|no CUDA|CUDA|cuda"):
+        scoring.plan_for(digits, device="cuda:9")
+
+
+def test_the_batch_shrinks_until_it_fits(monkeypatch):
+    digits = ml.load("digits")
+    monkeypatch.setattr("memlens.devices.free_memory", lambda device: 12_000_000)
+    assert scoring.plan_for(digits, device="cpu").recipe.batch_size < scoring.BATCH
+    monkeypatch.setattr("memlens.devices.free_memory", lambda device: 1_000)
+    with pytest.raises(MemoryError, match="GB"):
+        scoring.plan_for(digits, device="cpu")
+
+
+def test_the_command_line_asks_for_what_it_needs(tmp_path, capsys):
+    assert main(["score", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    assert "there is nothing at" in capsys.readouterr().err
+    plant(tmp_path / "digits")
+    (tmp_path / "known.txt").write_text("digit 1\ndigit 2\n\n")
+    arguments = ["score", str(tmp_path / "digits"), "--out", str(tmp_path / "out"),
+                 "--epochs", "2", "--classes", str(tmp_path / "known.txt")]  # fmt: skip
+    assert main(arguments) == 0
+    assert "in 2 classes" in capsys.readouterr().out
+    asked = json.loads((tmp_path / "out" / "run" / "asked.json").read_text())
+    assert asked["classes"] == ["digit 1", "digit 2"]
+
+
+def test_the_bar_counts_every_training_and_takes_early_stops_at_once(capsys):
+    bar = live.Progress(10)
+    row = {"epoch": 3, "train_loss": 0.5, "input_gradient": 0.1, "weight_norm": 9.0}
+    bar("first", 1, 2)(row)
+    bar("second", 2, 2)(row | {"epoch": 0})
+    assert bar._bar.n == 11 and bar._bar.total == 20
+    bar.close()
+    assert bar._bar.n == 20
+    assert "weight norm=9" in capsys.readouterr().err
+
+
+def test_live_curves_are_shown_once_and_then_shown_anew(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, figure):
+            shown.append("anew")
+
+    monkeypatch.setattr(live, "looked_at", lambda: True)
+    monkeypatch.setattr(live, "SHARE", float("inf"))  # no pause between two drawings
+    monkeypatch.setattr(
+        "IPython.display.display", lambda figure, display_id: shown.append("once") or Handle()
+    )
+    run = ml.train("mlp", ml.load("digits").subset(100), ml.Recipe(epochs=3), watch=ml.LivePlot())
+    assert shown == ["once", "anew", "anew"] and len(run.history) == 3
+
+
+def test_live_curves_are_lines_of_text_where_nobody_can_see_them(capsys):
+    ml.train("mlp", ml.load("digits").subset(100), ml.Recipe(epochs=2), watch=ml.LivePlot())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
+    assert "weight norm" in lines[1]
+
+
+def test_watching_changes_nothing_and_what_it_raises_stops_the_training():
+    data, recipe, rows = ml.load("digits").subset(100), ml.Recipe(epochs=3), []
+    plain, watched = ml.train("mlp", data, recipe), ml.train("mlp", data, recipe, watch=rows.append)
+    assert torch.equal(*(torch.tensor(r.scores["csg"].to_numpy()) for r in (plain, watched)))
+    assert [r["epoch"] for r in rows] == [0, 1, 2]
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ml.train("mlp", data, recipe, watch=stop)
+    with pytest.raises(ValueError, match="one training at a time"):
+        ml.train_many([ml.Job("mlp", data, recipe)], watch=rows.append)
+
+
+def test_a_run_shows_its_pictures_and_its_curves():
+    run = ml.train("mlp", ml.load("digits").subset(100).with_noise(0.1), ml.Recipe(epochs=3))
+    figure = run.show("csl", n=4)
+    titles = [ax.get_title() for ax in figure.axes]
+    highest, lowest = run.scores["csl"].idxmax(), run.scores["csl"].idxmin()
+    assert len(titles) == 8 and titles[0].startswith(f"{highest}: ")
+    assert titles[4].startswith(f"{lowest}: ")
+    assert f"{run.scores['csl'].max():.3g}" in titles[0]
+    with pytest.raises(ValueError, match="unknown score 'x'"):
+        run.show("x")
+    with pytest.raises(ValueError, match="n is 0"):
+        run.show(n=0)
+    lines = {ax.get_title(): ax for ax in run.plot().axes}
+    assert set(lines) == {"loss", "mean input gradient", "weight norm"}
+    drawn = lines["weight norm"].lines[0].get_ydata()
+    assert np.allclose(drawn, run.history["weight_norm"])
