@@ -54,9 +54,12 @@ _WRITTEN = ["CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", 
             "TracIn", "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR"]  # fmt: skip
 
 
+STYLE = Path(__file__).with_name("memlens.mplstyle")
+
+
 def apply_style() -> None:
     """Make the house style, ``memlens.mplstyle``, matplotlib's default."""
-    mpl.style.use(Path(__file__).with_name("memlens.mplstyle"))
+    mpl.style.use(STYLE)
 
 
 def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[float, float]:
@@ -224,15 +227,22 @@ def training_figure(history: pd.DataFrame, peaks: Mapping[str, int] | None = Non
     ``history`` is as ``Run.history``; columns that it lacks, or that are NaN, are left out.
     ``peaks`` gives the epoch to mark on a curve, by the curve's column.
     """
-    figure, axes = plt.subplots(1, len(CURVES), figsize=figsize(3, 1, 0.8))
+    with mpl.style.context(STYLE):
+        figure, axes = plt.subplots(1, len(CURVES), figsize=figsize(3, 1, 0.8))
+        return _draw_training(figure, axes, history, peaks or {})
+
+
+def _draw_training(
+    figure: Figure, axes: np.ndarray, history: pd.DataFrame, peaks: Mapping[str, int]
+) -> Figure:
     for ax, (title, names) in zip(axes, CURVES.items(), strict=True):
         values = {n: history[n] for n in names if n in history and history[n].notna().any()}
         ax.set_title(title)
         if values:
             labels = "legend" if len(names) > 1 else "none"
             curves(ax, bands(values, history["epoch"]), labels=labels)
-        for name in set(names) & set(peaks or ()):
-            mark_epoch(ax, peaks[name], f"peak: {peaks[name]}")
+        for name in set(names) & set(peaks):
+            mark_epoch(ax, peaks[name], f"peak: {peaks[name]}", height=0.2)
     return figure
 
 

@@ -11,7 +11,9 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ from memlens.scoring import PLANTED, Scored
 
 PER_CLASS = 8  # suspicious images shown of a class
 MOST_CLASSES = 100  # classes that get a row of pictures: of more the page would be too heavy
-SHOWN = 48  # pictures of the other lists
+SHOWN = 48  # pairs of duplicates, and rare images, that are shown
 TOP = 0.1  # share of the samples that has "high scores"
 TELLING = 0.1  # rank correlation from which it is said that two things go together
 PLOTTED = ("csg", "csl", "aum", "loss_sensitivity")
@@ -43,7 +45,8 @@ def write_report(scored: Scored, path: Path) -> None:
 def page(scored: Scored) -> str:
     """The whole page, HTML."""
     style = Path(__file__).with_name("report.css").read_text()
-    found = [(name, title, section(scored)) for name, (title, section) in SECTIONS.items()]
+    with mpl.style.context(plots.STYLE):
+        found = [(name, title, section(scored)) for name, (title, section) in SECTIONS.items()]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, body in found if body)
     parts = "".join(
         f'<section id="{name}"><h2>{title}</h2>{body}</section>'
@@ -108,8 +111,8 @@ def labels_section(scored: Scored) -> str:
     body = [
         f"<p>Nets that never saw an image hold another class for at least {readings.ODDS:g} times "
         "as likely as <span class='was'>its label</span>, and the net that trained on it preferred "
-        "another one on average. The most suspicious of each class first; the class with the most "
-        "suggestions first.</p>",
+        f"another one on average. The {PER_CLASS} most suspicious of each class, the class with the "
+        "most suggestions first; <code>scores.csv</code> has all.</p>",
         _calibration(scored),
     ]
     order = by_class.size().sort_values(ascending=False, kind="stable")
@@ -160,7 +163,7 @@ def duplicates_section(scored: Scored) -> str:
     pairs = scored.pairs
     if pairs.empty:
         return "<p>No two images are the same, or stand out as nearly the same.</p>"
-    exact = int(pairs["exact"].sum())
+    exact, conflicts = int(pairs["exact"].sum()), int(pairs["conflict"].sum())
     tiles = []
     for row in pairs.head(SHOWN).itertuples():
         images = "".join(_image(scored, r, f) for r, f in (
@@ -177,8 +180,9 @@ def duplicates_section(scored: Scored) -> str:
         )
     return (
         f"<p>{exact:,} pairs have the same pixels, {len(pairs) - exact:,} are much closer to each "
-        "other than their surroundings are. Those under two labels come first: one of the two is "
-        f'wrong.{_of_all(len(pairs))}</p><div class="grid pair">{"".join(tiles)}</div>'
+        "other than their surroundings are."
+        + (" Those under two labels come first: one of the two is wrong." if conflicts else "")
+        + f'{_of_all(len(pairs))}</p><div class="grid pair">{"".join(tiles)}</div>'
     )
 
 
@@ -198,7 +202,7 @@ def memorized_section(scored: Scored) -> str:
         "for its confidence can tell that they were in the training set, and the mislabelled among "
         "them first. The pictures are those whose label seems right: rare views and hard cases, "
         f"worth keeping and worth more of their kind.{_of_all(len(rare))}</p>"
-        + _tiles(scored, rare.head(SHOWN // 2), show)
+        + _tiles(scored, rare.head(SHOWN), show)
     )
 
 
@@ -209,7 +213,7 @@ def common_section(scored: Scored) -> str:
     found = metrics.associations(csg, tone, n_resamples=200)
     strong = found[found["spearman"].abs() >= TELLING]
     told = [
-        f"{name} {'higher' if row.spearman > 0 else 'lower'} (rank correlation "
+        f"{'higher' if row.spearman > 0 else 'lower'} {name} (rank correlation "
         f"{row.spearman:+.2f}, "
         f"{row.low:+.2f} to {row.high:+.2f})"
         for name, row in strong.iterrows()
@@ -225,7 +229,7 @@ def common_section(scored: Scored) -> str:
     ax.barh([_shortened(c) for c in share.index], share.to_numpy(), color=plots.FILL)
     ax.axvline(TOP, color=plots.CHANCE, linestyle="--", linewidth=1)
     ax.invert_yaxis()
-    ax.set_xlabel("share of the class in the highest tenth by CSG")
+    ax.set_xlabel("share of each class in the highest tenth")
     caption = f"Dashed: {TOP:.0%}, as if the class played no role. The first 20 classes."
     return f"<p>{text}</p>{_plot(figure, caption)}"
 
@@ -287,7 +291,7 @@ def scores_section(scored: Scored) -> str:
     for ax, name in zip(axes.flat, PLOTTED, strict=True):
         values = scored.run.scores[name]
         plots.histogram(ax, plots.counts(values, marked), marked_label="label to look at")
-        ax.set_xlabel(plots.label_of(name))
+        ax.set_xlabel(plots.label_of(name) + (", negated" if name == "aum" else ""))
     return _plot(figure, "Higher means more memorized, or more suspicious. Counts are logarithmic.")
 
 
@@ -302,8 +306,7 @@ def method_section(scored: Scored) -> str:
         f"{recipe.batch_size}, at most {recipe.epochs} epochs, on {recipe.device}, seed "
         f"{recipe.seed}. One training on all images gives the scores, {plan.n_folds} on all but a "
         f"fold give what is said of an image by nets that never saw it: {trained} epochs in all. "
-        "The labels with fewer images than folds are left out of no training, and get no such "
-        "answer.</p>"
+        "Classes with fewer images than folds are in every training, and get no such answer.</p>"
     )
     notes = "".join(f"<p>{escape(note)}.</p>" for note in scored.own.notes)
     rows = pd.DataFrame(
