@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from memlens.recorder import SIGNALS, Trace
 from memlens.stopping import Peak
+from memlens.traces import SIGNALS, Trace
 
 EARLY_EPOCH = 10  # of EL2N and GraNd: early in training, as Paul et al. 2021 (10 to 20 of 200)
 

@@ -12,6 +12,7 @@ import memlens as ml
 from memlens import feeds, models, signals
 from memlens.data import Moves, from_arrays
 from memlens.devices import Engine
+from memlens.epochs import Epoch
 from memlens.feeds import Feed, in_order
 from memlens.recipes import OPTIMIZERS, Recipe, mixed_seed
 from memlens.recorder import Recorder
@@ -132,7 +133,7 @@ def steps(data, engine, monkeypatch):
     net = engine.place(models.build("small_cnn_bn", 4, data.in_shape)).train()
     optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), RECIPE), Recorder(20, flush_bytes=1)
     # On a CPU indices are checked at once, which costs nothing there and would be seen here.
-    monkeypatch.setattr(Recorder, "_check_bounds", lambda self: None)
+    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)
     batches = Feed(data, RECIPE, engine).batches(torch.arange(20), 0, 0)
     first = next(batches)  # what is drawn for the epoch comes over before its first batch
     return net, optimizer, recorder, [first], batches
@@ -168,5 +169,5 @@ def test_everything_of_a_step_is_on_the_device(colour):
             assert signals.loss(logits, y).device == device
             x.grad = torch.ones_like(x)
             recorder.update(index, x, logits, y)
-        recorder._flush()
-        assert recorder._epoch.device == device
+        recorder._epoch.flush()
+        assert recorder._epoch._values.device == device
