@@ -21,6 +21,7 @@ stopping       online detection of the peak of the weight norm or the mean input
 loops          what a loop of your own needs: a data set with its index, a net that is watched
 integrations   callbacks for Lightning and the Hugging Face Trainer; imports neither until used
 scores         every score as a pure function of a trace, with its metadata: the catalogue
+handover       what a loop of your own hands over: its scores, sums over visits, label quality
 devices        where and how a net computes: device, precision, memory layout, compilation
 recipes        ``Recipe``, ``Measure``, the optimizers
 feeds          batches on the device: gathered, cropped and flipped there, or read ahead
@@ -69,7 +70,7 @@ _HOME = {
     "catalogue": "costs",
     "PeakDetector": "stopping", "PeakStop": "stopping", "Peak": "stopping",
     "with_index": "loops", "Watched": "loops",
-    "scores_of": "scores",
+    "scores_of": "handover", "by_visits": "handover", "label_quality": "handover",
     "Run": "runs",
     "Recipe": "recipes", "Measure": "recipes", "train": "training",
     "Job": "jobs", "train_many": "jobs",
@@ -82,9 +83,10 @@ _HOME = {
 _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
-    "loops", "integrations", "scores", "devices", "recipes", "feeds", "passes", "probes", "runs",
-    "forecast", "training", "jobs", "together", "answers", "subsets", "retrainings", "proxies",
-    "costs", "duplicates", "calibration", "checks", "metrics", "detection", "shadows", "attacks",
+    "loops", "integrations", "scores", "handover", "devices", "recipes", "feeds", "passes",
+    "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
+    "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
+    "detection", "shadows", "attacks",
     "privacy", "robustness", "paper", "ledger", "plots", "charts", "profiles", "page", "finished",
     "reproduce",
 )  # fmt: skip

@@ -94,21 +94,25 @@ class Trace(Mapping[str, np.ndarray]):
         """A trace without gaps: each holds the sample's last earlier value, as if seen unchanged.
 
         Before its first visit a sample holds the value of that visit, so that no score takes an
-        event from there. A sample that was never visited stays NaN, and so does a row that was not
-        measured at all. A trace without gaps is returned as it is.
+        event from there. A sample that was never visited stays NaN, and so does, where visits are
+        not counted, a row that was not measured at all. A trace without gaps is returned as it is.
         """
-        arrays = {name: _carried(array) for name, array in self.items()}
+        counted = self.visits is not None
+        arrays = {name: _carried(array, whole=counted) for name, array in self.items()}
         if all(arrays[name] is array for name, array in self.items()):
             return self
         return Trace(arrays, lr=self.lr, y_true=self.y_true, visits=self.visits)
 
 
-def _carried(rows: np.ndarray) -> np.ndarray:
-    """Rows (n_epochs, n_samples) with every gap filled; the same object where there is none."""
+def _carried(rows: np.ndarray, whole: bool) -> np.ndarray:
+    """Rows (n_epochs, n_samples) with every gap filled; the same object where there is none.
+
+    ``whole``: a row of NaN is a row of gaps, and not one that was never measured.
+    """
     holes = np.isnan(rows)
     if not holes.any():
         return rows
-    measured = np.flatnonzero(~holes.all(1))
+    measured = np.flatnonzero(whole | ~holes.all(1))
     if not holes[measured].any():
         return rows
     part, gaps = rows[measured], holes[measured]
