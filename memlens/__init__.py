@@ -18,7 +18,8 @@ visits         samples visited unequally: means over visits, over recorders and 
 epochs         one epoch while it is being recorded
 recorder       ``Recorder``: scatters signals by sample index while any loop trains
 stopping       online detection of the peak of the weight norm or the mean input gradient
-loops          what a loop of your own needs: a data set with its index, a net that is watched
+loops          ``with_index``: a data set that says where each of its samples lies
+watching       ``Watched``: hooks on a net, for loops that cannot be changed
 integrations   callbacks for Lightning and the Hugging Face Trainer; imports neither until used
 scores         every score as a pure function of a trace, with its metadata: the catalogue
 handover       what a loop of your own hands over: its scores, sums over visits, label quality
@@ -69,7 +70,7 @@ _HOME = {
     "Recorder": "recorder", "Trace": "traces",
     "catalogue": "costs",
     "PeakDetector": "stopping", "PeakStop": "stopping", "Peak": "stopping",
-    "with_index": "loops", "Watched": "loops",
+    "with_index": "loops", "Watched": "watching",
     "scores_of": "handover", "by_visits": "handover", "label_quality": "handover",
     "Run": "runs",
     "Recipe": "recipes", "Measure": "recipes", "train": "training",
@@ -83,8 +84,8 @@ _HOME = {
 _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
-    "loops", "integrations", "scores", "handover", "devices", "recipes", "feeds", "passes",
-    "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
+    "loops", "watching", "integrations", "scores", "handover", "devices", "recipes", "feeds",
+    "passes", "probes", "runs", "forecast", "training", "jobs", "together", "answers", "subsets",
     "retrainings", "proxies", "costs", "duplicates", "calibration", "checks", "metrics",
     "detection", "shadows", "attacks",
     "privacy", "robustness", "paper", "ledger", "plots", "charts", "profiles", "page", "finished",

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from memlens.loops import Watched
 from memlens.recorder import Recorder
 from memlens.stopping import PeakStop
+from memlens.watching import Watched
 
 try:
     import accelerate  # noqa: F401  the Trainer needs it

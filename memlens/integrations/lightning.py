@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from memlens.loops import Watched
 from memlens.recorder import Recorder
 from memlens.stopping import PeakStop
 from memlens.visits import world_size
+from memlens.watching import Watched
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
