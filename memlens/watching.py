@@ -130,7 +130,7 @@ class Watched:
             If the loss was not the cross-entropy of the logits and the labels.
         """
         if self._misfit:
-            apart, whole = torch.stack(self._misfit).nansum(0).tolist()
+            apart, whole = torch.stack(self._misfit).sum(0).tolist()
             self._misfit = []
             if apart > TOLERANCE**2 * whole:
                 share = (apart / whole) ** 0.5
@@ -152,7 +152,8 @@ class Watched:
             scale = scale * self._arrived["loss"].float()
         else:
             raise ValueError("no backward pass came through the logits: call update() after it")
-        self._misfit.append(torch.stack([apart, torch.where(apart.isnan(), apart, whole)]))
+        pair = torch.stack([apart, whole])
+        self._misfit.append(pair.masked_fill(~pair.isfinite().all(), 0.0))  # of an overflow
         return scale if self.recorder.reduction == "mean" else scale / len(y)
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -53,6 +53,6 @@ def fit(callback=None, net=None, train=None, validate=None, ckpt_path=None, **se
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
         trainer(callbacks, **settings).fit(
-            net or Classifier(), train or loader(), validate, ckpt_path=ckpt_path
+            Classifier() if net is None else net, train or loader(), validate, ckpt_path=ckpt_path
         )
     return callback

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from foreign_loops import (
@@ -116,6 +117,27 @@ def test_lightnings_loss_scaler_is_divided_out(lightning):
     scaled = fit("16-mixed", torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3))
     assert_same(scaled, plain()[0], rtol=0.15, atol=0.02)
     assert_same(fit("bf16-mixed"), plain()[0], rtol=0.3, atol=0.05)
+
+
+def test_lightning_compiles_the_module(lightning):
+    torch.compiler.reset()
+    net = torch.compile(lightning.Classifier(), backend="aot_eager")
+    assert_same(lightning.fit(net=net).recorder, plain()[0])
+
+
+def test_lightnings_manual_optimization_is_recorded(lightning):
+    class Manual(lightning.Classifier):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    assert_same(lightning.fit(net=Manual()).recorder, plain()[0])
 
 
 def test_lightning_takes_weighted_samplers(lightning):
@@ -244,6 +266,29 @@ def test_evaluation_is_not_recorded_with_or_without_an_index(huggingface, tmp_pa
 def test_the_trainer_in_bfloat16_gives_nearly_the_same(huggingface, tmp_path):
     callback = huggingface.fit(tmp_path, bf16=True)
     assert_same(callback.recorder, plain()[0], rtol=0.3, atol=0.05)
+
+
+@pytest.mark.parametrize("visits", ["once", "any"])
+def test_a_net_of_transformers_is_recorded_in_any_precision(huggingface, tmp_path, visits):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def fit(**settings):
+        torch.manual_seed(0)
+        config = ViTConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            image_size=6, patch_size=2, num_channels=1, num_labels=4,
+        )  # fmt: skip
+        callback = huggingface.TrainerRecorder(N, input="pixel_values", visits=visits)
+        net = ViTForImageClassification(config)
+        huggingface.fit(tmp_path, callback, net, gradient_accumulation_steps=3, **settings)
+        return callback.recorder
+
+    alone, rounded = fit(), fit(bf16=True)
+    assert_same(rounded, alone, rtol=0.2, atol=0.02)
+    first = slice(3 * SIZE)  # of one step: the weights are the same, the rest is rounding
+    np.testing.assert_allclose(
+        rounded.trace.grad_l2[0, first], alone.trace.grad_l2[0, first], rtol=0.03
+    )
 
 
 def test_the_trainer_compiles_the_net(huggingface, tmp_path):

@@ -391,6 +391,22 @@ def test_a_net_that_knows_everything_is_still_measured():
     assert recorder.trace.grad_l2.tolist() == [[0.0]]
 
 
+def test_an_overflow_in_a_watched_net_is_a_gap_and_no_other_loss():
+    steps = iter(range(100))
+
+    def step(net, index, watched):
+        factor = 3e38 if next(steps) == 6 else 1.0
+        (F.cross_entropy(net(X[index]), Y[index]) * factor * factor).backward()
+        watched.update(index, Y[index])
+        for weight in net.parameters():
+            weight.grad.nan_to_num_(0.0, 0.0, 0.0)  # as a scaler skips the step
+
+    recorder = watched_loop(build(), Recorder(N), step)
+    gaps = np.isnan(recorder.trace.grad_l2)
+    assert gaps[1, 8:16].all() and gaps.sum() == 8
+    assert not np.isnan(recorder.trace.loss).any()
+
+
 def test_what_a_watched_net_lacks_is_named():
     net = ByName()
     watched = Watched(net, Recorder(N))
