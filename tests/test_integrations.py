@@ -164,13 +164,14 @@ def fake(update, values):
     return lambda _: update(next(curve))
 
 
+@pytest.mark.parametrize("steps", [None, 5, 2])
 @pytest.mark.parametrize("validate", [False, True])
-def test_lightning_resumes_from_a_checkpoint(lightning, tmp_path, validate):
+def test_lightning_resumes_from_a_checkpoint(lightning, tmp_path, validate, steps):
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     def fit(epochs, ckpt_path=None):
         callback = lightning.LightningRecorder(N, stop=PeakStop(patience=9))
-        saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=steps)
         lightning.fit(
             [callback, saver], max_epochs=epochs, ckpt_path=ckpt_path, enable_checkpointing=True,
             validate=lightning.loader() if validate else None,
@@ -178,11 +179,15 @@ def test_lightning_resumes_from_a_checkpoint(lightning, tmp_path, validate):
         return callback
 
     fit(2)
-    first = tmp_path / "epoch=0.ckpt"
-    assert first.exists()
-    callback = fit(EPOCHS, first)
-    assert_same(callback.recorder, plain()[0])
+    saved = tmp_path / f"step={steps or 5}.ckpt"  # five steps are an epoch, two are within it
+    callback = fit(EPOCHS, saved)
     assert len(callback.stop.values) == EPOCHS
+    if steps == 2:  # Lightning goes on with the third batch by number, and reads the first again
+        visits = callback.recorder.visits
+        assert visits[0].tolist() == [2] * 2 * SIZE + [1] * SIZE + [0] * (N - 3 * SIZE)
+        assert visits[1:].unique().tolist() == [1]
+    else:
+        assert_same(callback.recorder, plain()[0])
 
 
 def test_what_lightning_does_not_tell_is_asked_for(lightning):

@@ -95,6 +95,8 @@ class LightningRecorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the batch until its backward pass."""
+        if batch_idx == 0:  # a checkpoint of an epoch's last step resumes with the next epoch
+            self.on_train_epoch_end(trainer, pl_module)
         self._watched.reset()  # of a step that was skipped
         self._batch = batch
 
