@@ -51,7 +51,7 @@ def measure(seed: int, work: Path) -> dict[str, float]:
     seconds = time.perf_counter() - start
     table = pd.read_csv(out / "scores.csv", keep_default_na=False)
     suspects = table[table["reading"].str.contains("mislabelled?", regex=False)]
-    suspects = suspects.sort_values("suspicion_rank")["file"].isin(flipped).to_numpy()
+    suspects = suspects.sort_values("aum_rank")["file"].isin(flipped).to_numpy()
     pairs = pd.read_csv(out / "duplicates.csv")
     found = {frozenset(pair) for pair in zip(pairs["file_a"], pairs["file_b"])}
     history = ml.load_scored(out).run.history

@@ -13,9 +13,16 @@ vit            the papers' vision transformer
 models         plain functions ``(n_classes, in_shape) -> nn.Module``
 signals        per-sample quantities as pure functions: loss, gradients, margin, curvature
 weightgrads    per-sample norms of the weight gradient, without the gradients themselves
-recorder       ``Recorder``: scatters signals by sample index while any loop trains; the ``Trace``
+traces         ``Trace``: the signals of every sample at every epoch, as arrays
+visits         samples visited unequally: means over visits, over recorders and over processes
+epochs         one epoch while it is being recorded
+recorder       ``Recorder``: scatters signals by sample index while any loop trains
 stopping       online detection of the peak of the weight norm or the mean input gradient
+loops          ``with_index``: a data set that says where each of its samples lies
+watching       ``Watched``: hooks on a net, for loops that cannot be changed
+integrations   callbacks for Lightning and the Hugging Face Trainer; imports neither until used
 scores         every score as a pure function of a trace, with its metadata: the catalogue
+handover       what a loop of your own hands over: its scores, sums over visits, label quality
 devices        where and how a net computes: device, precision, memory layout, compilation
 recipes        ``Recipe``, ``Measure``, the optimizers
 feeds          batches on the device: gathered, cropped and flipped there, or read ahead
@@ -66,9 +73,11 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "imagesets", "load_fz": "published", "Dataset": "data", "Samples": "data",
     "build": "models",
-    "Recorder": "recorder", "Trace": "recorder",
+    "Recorder": "recorder", "Trace": "traces",
     "catalogue": "costs",
-    "PeakDetector": "stopping", "Peak": "stopping",
+    "PeakDetector": "stopping", "PeakStop": "stopping", "Peak": "stopping",
+    "with_index": "loops", "Watched": "watching",
+    "scores_of": "handover", "by_visits": "handover", "label_quality": "handover",
     "Run": "runs",
     "Recipe": "recipes", "Measure": "recipes", "train": "training",
     "Job": "jobs", "train_many": "jobs",
@@ -81,9 +90,10 @@ _HOME = {
 }  # fmt: skip
 _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
-    "models", "signals", "weightgrads", "recorder", "stopping", "scores", "devices", "recipes",
-    "feeds", "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training",
-    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
+    "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
+    "loops", "watching", "integrations", "scores", "handover", "devices", "recipes", "feeds",
+    "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training", "jobs",
+    "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
     "calibration", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
     "charts", "profiles", "page", "finished", "reproduce", "owndata", "readings", "scoring",
     "report", "live", "outputs",

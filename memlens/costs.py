@@ -15,9 +15,9 @@ from memlens.data import Dataset
 from memlens.jobs import on_gpu
 from memlens.proxies import PROXIES
 from memlens.recipes import Measure, Recipe
-from memlens.recorder import SIGNALS
 from memlens.retrainings import KINDS, train_kind
 from memlens.scores import CATALOGUE, EARLY_EPOCH, Score
+from memlens.traces import SIGNALS
 from memlens.training import thread_count, train
 
 EVERY_SCORE: dict[str, Score] = CATALOGUE | PROXIES

@@ -10,7 +10,7 @@ from memlens.data import Dataset
 from memlens.feeds import READY_BYTES
 from memlens.probes import LAST
 from memlens.recipes import Measure, Recipe
-from memlens.recorder import SIGNALS
+from memlens.traces import SIGNALS
 
 STATES = {"adam": 2, "adamw": 2}  # tensors as large as the weights that an optimizer keeps, or 1
 KEPT = 4  # copies of the weights beside those in training: gradients, peak, lowest loss, last

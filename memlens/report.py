@@ -111,8 +111,8 @@ def labels_section(scored: Scored) -> str:
     body = [
         f"<p>Nets that never saw an image hold another class for at least {readings.ODDS:g} times "
         "as likely as <span class='was'>its label</span>, and the net that trained on it preferred "
-        f"another one on average. The {PER_CLASS} most suspicious of each class, the class with the "
-        "most suggestions first; <code>scores.csv</code> has all.</p>",
+        f"another one on average. The {PER_CLASS} most suspicious of each class, the class with "
+        "the most suggestions first; <code>scores.csv</code> has all.</p>",
         _calibration(scored),
     ]
     order = by_class.size().sort_values(ascending=False, kind="stable")

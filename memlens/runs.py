@@ -12,8 +12,8 @@ from torch import nn
 
 from memlens import models, plots, scores
 from memlens.data import Dataset
-from memlens.recorder import Trace
 from memlens.stopping import PEAKS, Peak
+from memlens.traces import Trace
 
 CHECKPOINTS = ("peak", "best_val", "last")
 

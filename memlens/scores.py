@@ -4,7 +4,8 @@ All scores are (n_samples,) float64 and oriented so that higher means more memor
 suspicious. The same functions serve the in-step trace (train mode, augmented inputs, before each
 update) and the post-hoc trace (eval mode, clean inputs, after each epoch). T is the number of
 epochs, t counts them from 0, g is the gradient of a sample's loss by its normalised input. Where a
-signal is not measured in every epoch, scores take the epochs that have it.
+signal is not measured in every epoch, scores take the epochs that have it. Where samples are
+visited unequally, the functions want `Trace.filled`, which `score_frame` sees to.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from memlens.recorder import SIGNALS, Trace
 from memlens.stopping import Peak
+from memlens.traces import SIGNALS, Trace
 
 EARLY_EPOCH = 10  # of EL2N and GraNd: early in training, as Paul et al. 2021 (10 to 20 of 200)
 
@@ -279,6 +280,9 @@ CATALOGUE: dict[str, Score] = {
 def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
     """All scores that the trace has the signals for.
 
+    A trace with gaps is filled first; a sample that was never visited has NaN for every score, and
+    no other score depends on it.
+
     Parameters
     ----------
     trace : Trace
@@ -287,10 +291,22 @@ def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
     index : ndarray (n_samples,)
         Original index of each sample: the index of the frame.
     """
+    named = pd.Index(index, name="index")
+    visited = _visited(trace)
+    if not visited.all():
+        return score_frame(trace.of(visited), peak, named[visited]).reindex(named)
+    trace = trace.filled()
     early = trace.until(peak.peak_epoch + 1)
     columns = {
         name: score.function(early if score.until_peak else trace)
         for name, score in CATALOGUE.items()
         if all(signal in trace for signal in score.needs)
     }
-    return pd.DataFrame(columns, index=pd.Index(index, name="index"))
+    return pd.DataFrame(columns, index=named)
+
+
+def _visited(trace: Trace) -> np.ndarray:
+    """Whether a sample was ever visited, bool (n_samples,)."""
+    if trace.visits is None:
+        return np.ones(trace.n_samples, dtype=bool)
+    return trace.visits.any(0)

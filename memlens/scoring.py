@@ -61,8 +61,8 @@ def plan_for(
     Parameters
     ----------
     model : str, optional
-        A name from ``models.MODELS``; by default a ResNet-18 on a GPU and a small convolutional net
-        with batch norm elsewhere.
+        A name from ``models.MODELS``; by default a ResNet-18 on a GPU, and elsewhere a small
+        convolutional net (`models.strided_cnn`).
     epochs : int, optional
         At most so many: training stops when the weight norm has peaked.
     device : "auto", "cpu", "cuda", ...
@@ -78,7 +78,7 @@ def plan_for(
     place = devices.resolve(device)
     gpu = place.type == "cuda"
     n = len(data.train)
-    model = model or ("resnet18" if gpu and min(data.in_shape[1:]) >= 24 else "small_cnn_bn")
+    model = model or ("resnet18" if gpu and min(data.in_shape[1:]) >= 24 else "strided_cnn")
     batch = min(BATCH, n // 2)
     if epochs is None:
         low, high = EPOCHS

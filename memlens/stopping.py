@@ -1,7 +1,15 @@
 """Online detection of a peak: stop training without a validation set."""
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from memlens import signals
+from memlens.recorder import Recorder
+from memlens.visits import over_processes
 
 PEAKS = ("weight_norm", "input_gradient")  # the curves of a training that are watched
 
@@ -104,3 +112,108 @@ def find_peak(values: "list[float]", **settings: float) -> Peak:
     for value in values:
         detector.update(float(value))
     return detector.peak
+
+
+class PeakStop:
+    """Early stopping for any loop, without a validation set: ends a training at a peak.
+
+    >>> recorder, net = Recorder(n_samples=1), nn.Linear(1, 2)
+    >>> stop = PeakStop("weight_norm", patience=1)
+    >>> for norm in (1.0, 2.0, 1.5):
+    ...     _ = [nn.init.constant_(weight, norm) for weight in net.parameters()]
+    ...     if stop.update(net, recorder):
+    ...         break
+    >>> stop.peak
+    Peak(peak_epoch=1, detected_epoch=2)
+    >>> stop.restore(net)
+    >>> net.bias.tolist()
+    [2.0, 2.0]
+
+    Parameters
+    ----------
+    curve : "weight_norm" or "input_gradient"
+        What has to peak: the L2 norm of all weights, or the mean L2 norm of the input gradients
+        of the epoch.
+    patience, warmup, smoothing, min_rise
+        See `PeakDetector`.
+
+    Attributes
+    ----------
+    values : list of float, the curve so far
+    best_state : dict or None: weights at the peak so far, on the CPU, under the bare net's names
+    """
+
+    def __init__(self, curve: str = "weight_norm", **settings: float) -> None:
+        if curve not in PEAKS:
+            raise ValueError(f"curve is {curve!r}; expected one of {PEAKS}")
+        self.curve, self.settings = curve, settings
+        self.values: list[float] = []
+        self.best_state: dict[str, Tensor] | None = None
+        self._detector = PeakDetector(**settings)
+
+    @property
+    def peak(self) -> Peak:
+        """The best epoch so far, and when it was called."""
+        return self._detector.peak
+
+    def update(self, model: nn.Module, recorder: Recorder | None = None) -> bool:
+        """Look at an epoch, once, after ``recorder.end_epoch()``; True: stop the training.
+
+        Processes of `torch.distributed` have to call it together, and get one answer.
+
+        Raises
+        ------
+        ValueError
+            If the curve needs a recorder and there is none, or its epoch is not closed; if the
+            value is not finite.
+        """
+        by_weights = self.curve == "weight_norm"
+        value = signals.weight_norm(model).item() if by_weights else self._gradient(recorder)
+        called = self._detector.update(value)
+        self.values.append(value)
+        if self._detector.at_best:
+            state = unwrapped(model).state_dict()
+            self.best_state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+        return called
+
+    def restore(self, model: nn.Module) -> None:
+        """Give the net its weights at the peak.
+
+        Raises
+        ------
+        ValueError
+            If no epoch was looked at yet.
+        """
+        if self.best_state is None:
+            raise ValueError("no weights were kept yet: call update() after each epoch")
+        unwrapped(model).load_state_dict(self.best_state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later epochs depend on."""
+        return {"values": list(self.values), "best_state": self.best_state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with the same settings."""
+        self.values, self.best_state = list(state["values"]), state["best_state"]
+        self._detector = PeakDetector(**self.settings)
+        for value in self.values:  # a detector is what it has seen
+            self._detector.update(value)
+
+    def _gradient(self, recorder: Recorder | None) -> float:
+        if recorder is None or recorder.n_epochs <= len(self.values) or recorder.in_epoch:
+            raise ValueError(
+                f"the curve {self.curve!r} comes from the recorder: call "
+                "update(model, recorder) once an epoch, after recorder.end_epoch()"
+            )
+        norms = recorder.last("grad_l2").double()
+        total = torch.stack([norms.nansum(), norms.isfinite().sum()])
+        sums, count = over_processes(total).tolist()
+        return sums / count
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The net inside of what `torch.compile` and data parallelism wrap around it."""
+    parallel = (nn.parallel.DistributedDataParallel, nn.parallel.DataParallel)
+    while hasattr(model, "_orig_mod") or isinstance(model, parallel):
+        model = model.module if isinstance(model, parallel) else model._orig_mod
+    return model

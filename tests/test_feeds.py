@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,10 +13,12 @@ import memlens as ml
 from memlens import feeds, models, signals
 from memlens.data import Moves, from_arrays
 from memlens.devices import Engine
+from memlens.epochs import Epoch
 from memlens.feeds import Feed, in_order
 from memlens.recipes import OPTIMIZERS, Recipe, mixed_seed
 from memlens.recorder import Recorder
 from memlens.training import train, train_step
+from memlens.watching import Watched, from_loss
 
 RECIPE = Recipe(batch_size=7, augment="crop_flip")
 
@@ -132,7 +135,7 @@ def steps(data, engine, monkeypatch):
     net = engine.place(models.build("small_cnn_bn", 4, data.in_shape)).train()
     optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), RECIPE), Recorder(20, flush_bytes=1)
     # On a CPU indices are checked at once, which costs nothing there and would be seen here.
-    monkeypatch.setattr(Recorder, "_check_bounds", lambda self: None)
+    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)
     batches = Feed(data, RECIPE, engine).batches(torch.arange(20), 0, 0)
     first = next(batches)  # what is drawn for the epoch comes over before its first batch
     return net, optimizer, recorder, [first], batches
@@ -168,5 +171,30 @@ def test_everything_of_a_step_is_on_the_device(colour):
             assert signals.loss(logits, y).device == device
             x.grad = torch.ones_like(x)
             recorder.update(index, x, logits, y)
-        recorder._flush()
-        assert recorder._epoch.device == device
+        recorder._epoch.flush()
+        assert recorder._epoch._values.device == device
+
+
+@pytest.mark.parametrize("visits", ["once", "any"])
+def test_no_step_of_a_foreign_loop_waits_for_the_device(colour, monkeypatch, visits):
+    net = models.build("small_cnn_bn", 4, colour.in_shape)
+    recorder = Recorder(20, flush_bytes=1, visits=visits)
+    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)
+    x, y, scale = colour.train.images.float(), colour.train.labels, torch.tensor(0.5)
+    with Watched(net, recorder) as watched, NoWaiting():
+        for index in torch.arange(20).split(8):
+            (F.cross_entropy(net(x[index]), y[index]) * scale).backward()
+            watched.update(index, y[index])
+    assert watched.end_epoch()["loss"] > 0
+    with NoWaiting():
+        batch = recorder.watch(x)
+        logits = net(batch)
+        (F.cross_entropy(logits, y) * scale).backward()
+        recorder.update(torch.arange(20), batch, logits, y, loss_scale=scale)
+    assert recorder.end_epoch()["loss"] > 0
+
+
+def test_reading_the_scale_off_the_loss_does_not_wait_either():
+    logits, y = torch.randn(6, 3), torch.arange(6) % 3
+    with NoWaiting():
+        from_loss(logits, y, torch.tensor(2.0), torch.tensor(6))

@@ -14,6 +14,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = "[test,confident,adversarial,lightning,huggingface]"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -65,7 +66,10 @@ def test_environment_yml_lists_what_pyproject_lists():
     *from_conda, pip = dependencies
     assert [name_of(text) for text in from_conda] == ["python", "pip"]
     first, *names, last = pip["pip"]
-    assert (first, last) == ("-c constraints.txt", "-e .[test,confident,adversarial]")
+    assert (first, last) == (
+        "-c constraints.txt",
+        f"-e .{EXTRAS}",
+    )
     assert names == [name_of(text) for text in PROJECT["dependencies"]]
 
 
@@ -221,7 +225,12 @@ def test_uv_is_used_where_it_is_and_pip_where_it_is_not(setup_env, monkeypatch):
     assert setup_env.commands("auto")[1][1:4] == ["-m", "pip", "install"]
     for installer in ("uv", "pip"):
         what = setup_env.commands(installer)[1][-4:]
-        assert what == ["-c", "constraints.txt", "-e", ".[test,confident,adversarial]"]
+        assert what == [
+            "-c",
+            "constraints.txt",
+            "-e",
+            f".{EXTRAS}",
+        ]
 
 
 def test_an_old_python_is_told_what_is_needed(setup_env, monkeypatch):

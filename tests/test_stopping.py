@@ -1,10 +1,16 @@
 """Peak detection: where the peak is, when it is called, and what is no peak."""
 
+import math
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from memlens.stopping import Peak, PeakDetector, find_peak
+from memlens import signals
+from memlens.recorder import Recorder
+from memlens.stopping import Peak, PeakDetector, PeakStop, find_peak, unwrapped
 
 
 def test_the_peak_is_called_after_patience_epochs_without_a_new_best():
@@ -91,3 +97,96 @@ def test_a_value_that_is_no_number_is_refused():
 def test_a_stop_costs_the_epochs_to_its_call_or_all_of_them():
     assert Peak(3, 8).epochs_trained(60) == 9
     assert Peak(59, None).epochs_trained(60) == 60
+
+
+# ---------------------------------------------------------------------------- PeakStop
+
+CURVE = [1.0, 3.0, 2.0, 4.0, 3.5, 3.0, 9.0]
+
+
+def set_norm(net, norm):
+    """Give a net weights of this L2 norm, all alike."""
+    n = sum(weight.numel() for weight in net.parameters())
+    for weight in net.parameters():
+        nn.init.constant_(weight, norm / math.sqrt(n))
+
+
+def test_a_stop_by_the_weight_norm_is_that_of_the_detector_and_keeps_the_peaks_weights():
+    net, stop = nn.Linear(3, 2), PeakStop(patience=2)
+    answers = []
+    for norm in CURVE:
+        set_norm(net, norm)
+        answers.append(stop.update(net))
+    assert stop.values == pytest.approx(CURVE)
+    assert stop.peak == find_peak(CURVE, patience=2) == Peak(3, 5)
+    assert answers == [False] * 5 + [True, True]
+    stop.restore(net)
+    assert signals.weight_norm(net).item() == pytest.approx(4)
+    assert all(not tensor.requires_grad for tensor in stop.best_state.values())
+
+
+def test_kept_weights_are_a_copy():
+    net, stop = nn.Linear(1, 1), PeakStop()
+    set_norm(net, 2.0)
+    stop.update(net)
+    set_norm(net, 0.1)
+    assert float(stop.best_state["bias"][0]) == pytest.approx(math.sqrt(2))
+
+
+def test_wrappers_do_not_change_the_names_of_weights():
+    net = nn.Linear(2, 2)
+    wrapped = nn.parallel.DataParallel(torch.compile(net))
+    assert unwrapped(wrapped) is net and unwrapped(net) is net
+    stop = PeakStop()
+    stop.update(wrapped)
+    assert list(stop.best_state) == ["weight", "bias"]
+    set_norm(net, 9.0)
+    stop.restore(wrapped)
+    assert torch.equal(net.weight.detach(), stop.best_state["weight"])
+
+
+def recorded(recorder, slope):
+    """An epoch in which the L2 norm of every measured input gradient is this slope."""
+    x = recorder.watch(torch.zeros(3, 1))
+    logits, y = torch.cat([slope * x, -slope * x], 1), torch.zeros(3, dtype=torch.int64)
+    nn.functional.cross_entropy(logits, y, reduction="sum").backward()
+    recorder.update(torch.arange(3), x, logits, y)
+    recorder.end_epoch()
+
+
+def test_a_stop_by_the_input_gradient_takes_the_mean_over_what_was_visited():
+    net, stop = nn.Linear(1, 1), PeakStop("input_gradient", patience=2)
+    recorder = Recorder(5, reduction="sum", visits="any")  # two samples are never visited
+    for slope in CURVE:
+        recorded(recorder, slope)
+        stop.update(net, recorder)
+    assert stop.values == pytest.approx(CURVE)
+    assert stop.peak == Peak(3, 5)
+
+
+def test_a_stop_goes_on_from_its_state():
+    net, stop = nn.Linear(3, 2), PeakStop(patience=2)
+    for norm in CURVE:
+        set_norm(net, norm)
+        stop.update(net)
+        state, stop = stop.state_dict(), PeakStop(patience=2)
+        stop.load_state_dict(state)
+    assert stop.peak == Peak(3, 5)
+    assert float(stop.best_state["bias"][0]) == pytest.approx(4 / math.sqrt(8))
+
+
+def test_a_stop_that_cannot_know_says_so():
+    net, stop, recorder = nn.Linear(1, 1), PeakStop("input_gradient"), Recorder(3, reduction="sum")
+    with pytest.raises(ValueError, match=r"curve is 'loss'; expected one of"):
+        PeakStop("loss")
+    with pytest.raises(ValueError, match=r"no weights were kept yet: call update\(\)"):
+        stop.restore(net)
+    for given_recorder in (None, recorder):
+        with pytest.raises(ValueError, match=r"once an epoch, after recorder.end_epoch\(\)"):
+            stop.update(net, given_recorder)
+    recorded(recorder, 1.0)
+    assert stop.update(net, recorder) is False
+    with pytest.raises(ValueError, match=r"once an epoch, after recorder.end_epoch\(\)"):
+        stop.update(net, recorder)  # a second time for one epoch
+    with pytest.raises(ValueError, match="must be at least 1"):
+        PeakStop(patience=0)

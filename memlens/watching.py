@@ -1,0 +1,243 @@
+"""`Watched`: hooks on a net, for loops that cannot be changed between forward and backward pass."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memlens.loops import KEY
+from memlens.recorder import Recorder
+
+TOLERANCE = 0.01  # bfloat16 rounds the gradient by 0.001; another loss is further off than this
+
+
+class Watched:
+    """Hooks on a net that let a recorder see a loop which knows nothing of it.
+
+    While the net trains, its input is replaced by one that autograd fills with the input gradient,
+    and its logits are kept; `update` hands both to the recorder, after each backward pass. A
+    keyword ``index`` is taken away before the net sees it. In eval mode and without gradients
+    nothing else happens.
+
+    >>> net, recorder = nn.Linear(3, 2), Recorder(n_samples=4)
+    >>> with Watched(net, recorder) as watched:
+    ...     F.cross_entropy(net(torch.rand(4, 3)), torch.tensor([0, 1, 0, 1])).backward()
+    ...     watched.update(torch.arange(4), torch.tensor([0, 1, 0, 1]))
+    ...     _ = watched.end_epoch()
+    >>> recorder.n_epochs
+    1
+
+    Nobody says what a framework multiplies the loss by: accumulation, a loss scaler, processes, a
+    sum in place of a mean. So it is measured: the gradient that arrived at the logits over that of
+    the summed cross-entropy; or, where a net returns ``loss`` and no gradient comes through the
+    logits beside it (mixed precision, compilation), the gradient that arrived at the loss. A loss
+    that is something else (smoothed labels, class weights, mixed images) is found in this way, and
+    refused when the epoch ends.
+
+    Parameters
+    ----------
+    module : nn.Module
+        From images to logits: a tensor (b, n_classes), or an object or dict with ``logits``.
+    recorder : Recorder
+    input : str, optional
+        Keyword of the input; by default the first argument that is a tensor of floats.
+    loss_scale : float, optional
+        What the loss is multiplied by, as in `Recorder.update`, in place of measuring it: for a
+        loss that is not the cross-entropy.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        recorder: Recorder,
+        *,
+        input: str | None = None,
+        loss_scale: float | None = None,
+    ) -> None:
+        self.recorder, self.input, self.loss_scale = recorder, input, loss_scale
+        self._misfit: list[Tensor] = []
+        self.reset()
+        # compilers leave hooks as they are: a leaf made within a graph would keep no gradient
+        before, after = map(torch.compiler.disable, (self._before, self._after))
+        self._handles = [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after),
+        ]
+
+    def __enter__(self) -> "Watched":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the hooks off the net."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def reset(self) -> None:
+        """Forget a forward pass that had no `update`."""
+        self._x: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._items: Tensor | int | None = None  # what the net is to divide a summed loss by
+        self._arrived: dict[str, Tensor] = {}  # gradients
+        self.index: Tensor | None = None
+        self.y: Tensor | None = None
+
+    def update(self, index: Tensor | None = None, y: Tensor | None = None) -> None:
+        """Hand a step to the recorder, after its backward pass.
+
+        Parameters
+        ----------
+        index, y : Tensor (b,), optional
+            Positions and labels; by default what the net was given as ``index`` and ``labels``.
+
+        Raises
+        ------
+        ValueError
+            If the net has not run in train mode, no index or labels are known, or no backward pass
+            has come through.
+        """
+        index, y = (self.index if index is None else index), (self.y if y is None else y)
+        if self._logits is None:
+            raise ValueError(
+                "the watched net has not run in train mode since the last update(): watch the "
+                "module that the training step calls with images"
+            )
+        for name, given, advice in (
+            ("index", index, "wrap the training set with ml.with_index"),
+            ("labels", y, "give them to update()"),
+        ):
+            if given is None:
+                raise ValueError(f"the batch holds no {name}: {advice}")
+        x, logits = self._x, self._logits
+        index, y = index.to(x.device).long(), y.to(x.device).long()
+        scale = self._measured(logits, y) if self.loss_scale is None else self.loss_scale
+        self.reset()
+        self.recorder.update(index, x, logits, y, loss_scale=scale)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Close the recorder's epoch; returns each signal's mean over its samples.
+
+        Raises
+        ------
+        ValueError
+            If the loss was not the cross-entropy of the logits and the labels.
+        """
+        if self._misfit:
+            apart, whole = torch.stack(self._misfit).sum(0).tolist()
+            self._misfit = []
+            if apart > TOLERANCE**2 * whole:
+                share = (apart / whole) ** 0.5
+                raise ValueError(
+                    f"the gradient at the logits differs by {share:.0%} from that of the "
+                    "cross-entropy: are labels smoothed, classes weighted, images mixed, or are "
+                    "these not the labels? Give loss_scale if another loss is meant"
+                )
+        return self.recorder.end_epoch()
+
+    @torch.no_grad()
+    def _measured(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What the loss was multiplied by beyond the recorder's reduction, a scalar."""
+        logits = logits.detach().float()
+        if "logits" in self._arrived:
+            scale, apart, whole = from_logits(logits, y, self._arrived["logits"].float())
+        elif "loss" in self._arrived:
+            scale, apart, whole = from_loss(logits, y, self._loss.detach().float(), self._items)
+            scale = scale * self._arrived["loss"].float()
+        else:
+            raise ValueError("no backward pass came through the logits: call update() after it")
+        pair = torch.stack([apart, whole])
+        self._misfit.append(pair.masked_fill(~pair.isfinite().all(), 0.0))  # of an overflow
+        return scale if self.recorder.reduction == "mean" else scale / len(y)
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        index = kwargs.pop(KEY, None)
+        if not (module.training and torch.is_grad_enabled()):
+            return args, kwargs
+        where = self._where(args, kwargs)
+        if where is None:
+            return args, kwargs
+        if self._x is not None:
+            raise ValueError(
+                "the watched net ran twice in one step: a recorder takes one forward pass a step"
+            )
+        self.index, self.y = index, kwargs.get("labels")
+        self._items = kwargs.get("num_items_in_batch")
+        given = args[where] if isinstance(where, int) else kwargs[where]
+        self._x = self.recorder.watch(given)
+        if isinstance(where, int):
+            return (*args[:where], self._x, *args[where + 1 :]), kwargs
+        return args, {**kwargs, where: self._x}
+
+    def _where(self, args: tuple, kwargs: dict) -> int | str | None:
+        """Place or keyword of the input; None where the call has none, as a wrapper's own call."""
+        if self.input is not None:
+            return self.input if self.input in kwargs else None
+        for name, value in (*enumerate(args), *kwargs.items()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return name
+        return None
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._x is None or self._logits is not None or not torch.is_grad_enabled():
+            return
+        logits = output.get("logits") if isinstance(output, Mapping) else output
+        logits = getattr(logits, "logits", logits)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the watched net returned {found}; expected logits of shape (b, n_classes), as a "
+                "tensor or under the name logits"
+            )
+        self._logits = logits
+        self._loss = output.get("loss") if isinstance(output, Mapping) else None
+        for name, tensor in (("logits", logits), ("loss", self._loss)):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is not None:  # compiled nets say None of an output that the loss does not use
+            self._arrived[name] = gradient
+
+
+def from_logits(logits: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the mean cross-entropy was multiplied by, from the gradient (b, n_classes) at logits.
+
+    Returns
+    -------
+    Three scalars: the factor; the squared distance of the gradient from that of a cross-entropy;
+    what that is relative to.
+    """
+    error = F.log_softmax(logits, 1).exp()  # as autograd has it
+    error.scatter_add_(1, y[:, None], -torch.ones_like(error[:, :1]))
+    whole = error.square().sum()
+    factor = torch.where(whole > 0, (gradient * error).sum() / whole, 1.0)
+    return factor * len(y), (gradient / factor - error).square().sum(), whole
+
+
+def from_loss(
+    logits: Tensor, y: Tensor, loss: Tensor, items: Tensor | float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a net multiplied the mean cross-entropy by to get its ``loss``.
+
+    By 1 (a mean), by b (a sum) or by b over ``items``, whichever is nearest.
+
+    Returns
+    -------
+    Three scalars: the factor; the squared distance of the loss from that; what it is relative to.
+    """
+    mean, size = F.cross_entropy(logits, y), len(y)
+    factors = [mean.new_full((), 1.0), mean.new_full((), float(size))]
+    if items is not None:
+        items = items.to(mean).reshape(()) if isinstance(items, Tensor) else float(items)
+        factors.append(mean.new_full((), float(size)) / items)
+    factors = torch.stack(factors)
+    apart = (loss.reshape(()) / factors - mean).abs()
+    nearest = apart.argmin(0, keepdim=True)
+    return factors.gather(0, nearest)[0], apart.gather(0, nearest)[0].square(), mean.square()
