@@ -16,8 +16,9 @@ from memlens.runs import Run
 from memlens.training import Watch, train
 
 _ROOMS = (
-    "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "recorder",
-    "stopping", "devices", "recipes", "feeds", "probes", "runs", "training",
+    "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "traces",
+    "visits", "epochs", "recorder", "stopping", "devices", "recipes", "feeds", "probes", "runs",
+    "training",
 )  # fmt: skip
 
 

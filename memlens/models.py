@@ -67,10 +67,10 @@ SMALL: dict[str, Builder] = {
     "mlp_bn": partial(mlp, batch_norm=True),
     "small_cnn": small_cnn,
     "small_cnn_bn": partial(small_cnn, batch_norm=True),
-    "strided_cnn": strided_cnn,
 }
 MODELS: dict[str, Builder] = {
     **SMALL,
+    "strided_cnn": strided_cnn,
     "resnet18": architectures.resnet18,
     "resnet50": architectures.resnet50,
     "vgg13_bn": architectures.vgg13_bn,

@@ -17,6 +17,7 @@ SHAPES = {
     "resnet18": (3, 32, 32),
     "resnet50": (3, 64, 64),
     "small_inception": (3, 32, 32),
+    "strided_cnn": (3, 32, 32),
     "vgg13_bn": (3, 32, 32),
     "vit_medium": (3, 32, 32),
 }
@@ -100,6 +101,11 @@ def size_of_small_inception(classes, channels):
     total = sum(conv_norm(c, a, 1) + conv_norm(c, b, 3) for c, a, b in blocks)
     total += conv_norm(80, 160, 3) + conv_norm(144, 240, 3)  # the two of stride 2
     return total + conv_norm(channels, 96, 3) + linear(336, classes)
+
+
+def size_of_strided_cnn(classes, channels):
+    widths = (channels, 32, 64, 128)
+    return sum(conv_norm(a, b, 3) for a, b in pairwise(widths)) + linear(16 * 128, classes)
 
 
 @pytest.mark.parametrize(
