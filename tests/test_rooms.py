@@ -76,3 +76,29 @@ def test_importing_memlens_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# What shapes no number of a finished piece: where it lies, how it is shown, what is only asked of
+# a finished run, and what refuses to begin.
+SHAPELESS = {"store", "drafts", "checks", "metrics", "plots", "scores", "forecast", "passes",
+             "jobs", "imagesets"}  # fmt: skip
+
+
+def behind(rooms):
+    """All rooms that these import, and those that they import."""
+    found, left = set(), set(rooms)
+    while left:
+        room = left.pop()
+        found.add(room)
+        source = (ROOT / "memlens" / f"{room}.py").read_text()
+        left |= {r for r in imported_rooms(source) if r not in found and r not in SHAPELESS}
+    return found
+
+
+@pytest.mark.parametrize("room", ["jobs", "subsets", "retrainings"])
+def test_a_key_knows_every_room_that_shapes_the_result(room):
+    own = set(getattr(memlens, room)._ROOMS)
+    # A sweep and a retraining record nothing in the step, and hand over no run.
+    unused = set() if room == "jobs" else {"traces", "visits", "epochs", "recorder", "stopping",
+                                           "runs", "probes", "weightgrads", "folders"}  # fmt: skip
+    assert behind(own) - unused - SHAPELESS <= own
