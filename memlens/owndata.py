@@ -6,8 +6,7 @@ that one broken file among thousands stops nothing and is not lost from sight ei
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,23 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
 
-from memlens import forecast
+from memlens import forecast, pictures
 from memlens.data import Dataset, from_arrays
 from memlens.folders import EXTENSIONS, class_folders, image_names, some_of
 
-LARGEST = 64  # pixels: images of one size up to this are taken as they are
-SIDE = 64  # of the square that larger or mixed images become
-COMMON = 0.9  # of the images must have one size for it to be the size of the data
 FEWEST = 20  # images; of fewer nothing is learned
-GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I")  # modes without a colour
-DEEP = ("I;16", "I;16B", "I;16L", "I")  # PNG's sixteen bits, of which eight are kept
 FILE_COLUMNS = ("file", "path", "filepath", "file_path", "filename", "file_name", "image",
                 "image_path")  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "target", "category", "y")
-ARRAYS = (("x", "y"), ("X", "y"), ("images", "labels"), ("x_train", "y_train"),
-          ("data", "target"))  # fmt: skip
 PARTS = {"train", "training", "val", "valid", "validation", "test"}  # of a root, not classes
 
 
@@ -191,22 +182,22 @@ def _of_files(
     if classes is not None:
         position, passed = _known(listed.names, listed.labels, position, classes, passed)
     names = [listed.names[i] for i in position]
-    looks, broken = _each(partial(_look, root), names)
+    looks, broken = pictures.each(partial(pictures.look, root), names)
     passed += [(names[i], reason) for i, reason in broken.items()]
-    height, width = _fitting([look.size for look in looks.values()], size)
-    channels = 1 if all(look.mode in GREY for look in looks.values()) else 3
+    height, width = pictures.fitting([look.size for look in looks.values()], size)
+    channels = 1 if all(look.mode in pictures.GREY for look in looks.values()) else 3
     needed = {
         f"{len(looks):,} images of {width} x {height}": len(looks) * channels * height * width
     }
     what, remedy = f"reading {root}", "pass a smaller size (--size)"
     forecast.check(needed, torch.device("cpu"), what, remedy)
     good = list(looks)
-    read = partial(_pixels, root, height=height, width=width, grey=channels == 1)
-    pictures, broken = _each(read, [names[i] for i in good])
+    read = partial(pictures.pixels, root, height=height, width=width, grey=channels == 1)
+    decoded, broken = pictures.each(read, [names[i] for i in good])
     passed += [(names[good[i]], reason) for i, reason in broken.items()]
-    kept = [good[i] for i in pictures]
+    kept = [good[i] for i in decoded]
     _require_enough(root, len(kept), passed)
-    images = np.stack(list(pictures.values()))
+    images = np.stack(list(decoded.values()))
     labels = [listed.labels[position[i]] for i in kept]
     fitted = sum(looks[i].size != (width, height) for i in kept)
     notes = [f"{fitted:,} of {len(kept):,} images were fitted to {width} x {height} pixels"]
@@ -234,83 +225,10 @@ def _known(
     return np.setdiff1d(position, np.array(wrong, dtype=int)), passed
 
 
-class _Look(NamedTuple):
-    """What the head of an image file says."""
-
-    size: tuple[int, int]  # width, height, as a person sees it
-    mode: str
-
-
-def _look(root: Path, name: str) -> _Look:
-    with Image.open(root / name) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientation: on its side
-        mode = "RGB" if image.mode == "P" else image.mode
-        return _Look(image.size[::-1] if turned else image.size, mode)
-
-
-def _each(
-    work: Callable[[str], object], names: Sequence[str]
-) -> tuple[dict[int, object], dict[int, str]]:
-    """Results and reasons of failure by position; threads, as decoding lets go of Python's lock."""
-
-    def attempt(name: str) -> object:
-        try:
-            return work(name)
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged file makes PIL raise nearly anything
-            return _Failed(f"cannot be decoded ({_short(error)})")
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = dict(enumerate(pool.map(attempt, names, chunksize=64)))
-    failed = {i: str(r.reason) for i, r in results.items() if isinstance(r, _Failed)}
-    return {i: r for i, r in results.items() if i not in failed}, failed
-
-
-class _Failed(NamedTuple):
-    reason: str
-
-
-def _short(error: Exception) -> str:
-    # PIL's "cannot identify image file '/a/very/long/path'" says the path, which the table has.
-    return "no image that can be identified" if "identify" in str(error) else str(error)[:120]
-
-
-def _fitting(sizes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
-    """(height, width) that all images get."""
-    if size is not None or not sizes:
-        return (size or SIDE,) * 2
-    (width, height), n = Counter(sizes).most_common(1)[0]
-    if n >= COMMON * len(sizes) and max(width, height) <= LARGEST:
-        return height, width
-    return SIDE, SIDE
-
-
-def _pixels(root: Path, name: str, *, height: int, width: int, grey: bool) -> np.ndarray:
-    """The image, (channels, height, width) uint8."""
-    with Image.open(root / name) as file:
-        image = ImageOps.exif_transpose(_eight_bits(file))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if grey else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode not in DEEP:
-        image.load()
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-
-
 def _of_arrays(path: Path, size: int | None, classes: Sequence[str] | None) -> Own:
     """Images and labels of an ``.npz``; nothing in it is unpickled."""
-    x, y = _read_arrays(path)
-    x = _channels_first(path, x)
+    x, y = pictures.read_arrays(path)
+    x = pictures.channels_first(path, x)
     if len(x) != len(y) or y.ndim != 1:
         raise ValueError(
             f"{path} has images of shape {x.shape} and labels of shape {y.shape}; expected one "
@@ -326,67 +244,13 @@ def _of_arrays(path: Path, size: int | None, classes: Sequence[str] | None) -> O
     if classes is not None:
         position, passed = _known(names, labels, position, classes, passed)
     _require_enough(path, len(position), passed)
-    x, white = _pixel_range(path, x[position])
+    x, white = pictures.pixel_range(path, x[position])
     notes = ()
     if size is not None and x.shape[2:] != (size, size):
-        x, notes = _resized(x, size), (f"images were fitted to {size} x {size} pixels",)
+        x, notes = pictures.resized(x, size), (f"images were fitted to {size} x {size} pixels",)
     data = _dataset(path.stem, x, [labels[i] for i in position], position, classes, white)
     files = tuple(names[i] for i in position)
     return Own(data, files, path.parent, _table_of(passed), notes)
-
-
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with open(path, "rb") as source, np.load(source, allow_pickle=False) as file:
-            for x, y in ARRAYS:
-                if x in file and y in file:
-                    return file[x], file[y]
-            found = some_of(file.files)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); save it with numpy.savez(x=..., y=...), plain "
-            "arrays without objects"
-        ) from error
-    except Exception as error:  # zipfile's own, of a truncated file
-        raise ValueError(f"{path} is damaged ({error}); save it again") from error
-    raise ValueError(f"{path} holds {found}; expected images x and labels y")
-
-
-def _channels_first(path: Path, x: np.ndarray) -> np.ndarray:
-    if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        return x
-    if x.ndim == 4 and x.shape[3] in (1, 3):
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    raise ValueError(
-        f"images of {path} have shape {x.shape}; expected (n, h, w), (n, h, w, c) or "
-        "(n, c, h, w), with one channel or three"
-    )
-
-
-def _pixel_range(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Images as uint8 or float32, and the value of white."""
-    low, high = float(x.min()), float(x.max())
-    if x.dtype.kind in "ui" and low >= 0 and high <= 255:
-        return x.astype(np.uint8), 255.0
-    if x.dtype.kind == "f" and low >= 0 and high <= 255:
-        return x.astype(np.float32), 1.0 if high <= 1 else 255.0
-    raise ValueError(
-        f"pixels of {path} are {x.dtype} from {low:g} to {high:g}; expected 0 to 255, or 0 to 1 "
-        "as floats: undo the normalisation"
-    )
-
-
-def _resized(x: np.ndarray, size: int) -> np.ndarray:
-    """Centre squares of side ``size``, (n, c, size, size), dtype kept."""
-    short = min(x.shape[2:])
-    top, left = ((side - short) // 2 for side in x.shape[2:])
-    square = torch.as_tensor(x[:, :, top : top + short, left : left + short])
-    fitted = torch.nn.functional.interpolate(
-        square.float(), (size, size), mode="bilinear", antialias=True
-    )
-    return (fitted.round() if x.dtype == np.uint8 else fitted).numpy().astype(x.dtype)
 
 
 def _require_enough(place: Path, n: int, passed: Sequence[tuple[str, str]]) -> None:

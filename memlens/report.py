@@ -5,10 +5,8 @@ section is a function from a `Scored` to HTML; what a person wrote (file and cla
 on its way in.
 """
 
-import base64
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,10 +14,8 @@ import matplotlib.pyplot as plt
 import matplotlib.style
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from PIL import Image
 
-from memlens import metrics, plots, readings, store
+from memlens import elements, metrics, plots, readings, store
 from memlens.scores import CATALOGUE
 from memlens.scoring import PLANTED, Scored
 
@@ -154,7 +150,7 @@ def _calibration(scored: Scored) -> str:
         f"<p>Measured on a copy of your data with {PLANTED:.0%} of the labels flipped at random. "
         "Suggestions that the data gives without the flips are left out. Where fewer of your "
         "labels are wrong than were planted, or wrong in harder ways (one breed of dog for "
-        f"another), precision is lower.</p>{_html_table(table)}"
+        f"another), precision is lower.</p>{elements.table(table)}"
     )
 
 
@@ -231,7 +227,7 @@ def common_section(scored: Scored) -> str:
     ax.invert_yaxis()
     ax.set_xlabel("share of each class in the highest tenth")
     caption = f"Dashed: {TOP:.0%}, as if the class played no role. The first 20 classes."
-    return f"<p>{text}</p>{_plot(figure, caption)}"
+    return f"<p>{text}</p>{elements.plot(figure, caption)}"
 
 
 def tone_of(scored: Scored) -> pd.DataFrame:
@@ -273,7 +269,7 @@ def stopping_section(scored: Scored) -> str:
     peaks = {name: p.peak_epoch for name, p in run.peaks.items()}
     history = run.history.assign(val_loss=_mean_held_out_loss(scored, n))
     caption = "The training on all images; val loss: the mean of the trainings without a fold."
-    return f"<p>{told}</p>{_plot(plots.training_figure(history, peaks), caption)}"
+    return f"<p>{told}</p>{elements.plot(plots.training_figure(history, peaks), caption)}"
 
 
 def _mean_held_out_loss(scored: Scored, n: int) -> np.ndarray:
@@ -292,7 +288,8 @@ def scores_section(scored: Scored) -> str:
         values = scored.run.scores[name]
         plots.histogram(ax, plots.counts(values, marked), marked_label="label to look at")
         ax.set_xlabel(plots.label_of(name) + (", negated" if name == "aum" else ""))
-    return _plot(figure, "Higher means more memorized, or more suspicious. Counts are logarithmic.")
+    caption = "Higher means more memorized, or more suspicious. Counts are logarithmic."
+    return elements.plot(figure, caption)
 
 
 def method_section(scored: Scored) -> str:
@@ -317,7 +314,7 @@ def method_section(scored: Scored) -> str:
         "<p class='soft'>g: gradient of an image's loss by its pixels; t: epochs; z: logits; y: "
         "the label. In all of them higher means more memorized or more suspicious.</p>"
     )
-    details = f"<details><summary>Every score</summary>{_html_table(rows)}{legend}</details>"
+    details = f"<details><summary>Every score</summary>{elements.table(rows)}{legend}</details>"
     return told + notes + details
 
 
@@ -332,8 +329,8 @@ def passed_section(scored: Scored) -> str:
         f"<p class='soft'>The first {len(shown)} of {len(passed):,}; passed_over.csv has all.</p>"
     )
     return (
-        _html_table(counted)
-        + f"<details><summary>Which ones</summary>{_html_table(shown)}"
+        elements.table(counted)
+        + f"<details><summary>Which ones</summary>{elements.table(shown)}"
         + (more if len(passed) > len(shown) else "")
         + "</details>"
     )
@@ -353,57 +350,19 @@ SECTIONS: dict[str, tuple[str, Callable[[Scored], str]]] = {
 
 def _tiles(scored: Scored, rows: pd.DataFrame, describe: Callable[[pd.Series], str]) -> str:
     """A grid of pictures, each with what ``describe`` says of its row, and its file."""
-    positions = pd.Series(range(len(scored.table)), scored.table.index)
+    positions = scored.table.index.get_indexer(rows.index)
     tiles = [
         f'<figure class="tile" title="{escape(row["evidence"])}">'
-        f"{_image(scored, positions[index], row['file'])}{describe(row)}"
+        f"{_image(scored, position, row['file'])}{describe(row)}"
         f'<br><span class="file">{escape(row["file"])}</span></figure>'
-        for index, row in rows.iterrows()
+        for position, (_, row) in zip(positions, rows.iterrows())
     ]
     return f'<div class="grid">{"".join(tiles)}</div>'
 
 
 def _image(scored: Scored, row: int, name: str) -> str:
     pixels = scored.own.data.train.images[row].numpy() * (255 / scored.own.data.pixel_max)
-    pixels = pixels.round().clip(0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    file = BytesIO()
-    image.save(file, "PNG")
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{_base64(file)}">'
-
-
-def _plot(figure: Figure, caption: str) -> str:
-    figure.set_layout_engine("constrained")
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=200)
-    plt.close(figure)
-    width = int(figure.get_figwidth() * 110)  # pixels on the screen: letters of its size
-    return (
-        f'<figure class="plot"><img alt="{escape(caption)}" width="{width}" '
-        f'src="data:image/png;base64,{_base64(file)}"><figcaption>{escape(caption)}</figcaption>'
-        "</figure>"
-    )
-
-
-def _base64(file: BytesIO) -> str:
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table]
-    cell: Callable[[str, object, bool], str] = lambda tag, value, right: (  # noqa: E731
-        f"<{tag}{' class=number' if right else ''}>{escape(str(value))}</{tag}>"
-    )
-    head = _row(cell("th", name, right) for name, right in zip(table, numeric))
-    rows = (
-        _row(cell("td", value, right) for value, right in zip(row, numeric))
-        for row in table.itertuples(index=False)
-    )
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"<tr>{''.join(cells)}</tr>"
+    return elements.picture(pixels.round().clip(0, 255).astype(np.uint8), name)
 
 
 def _of_all(n: int) -> str:
