@@ -6,7 +6,8 @@ to the plot and into the figure's CSV twin. A marker, hatch or line style double
 """
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -60,6 +61,16 @@ STYLE = Path(__file__).with_name("memlens.mplstyle")
 def apply_style() -> None:
     """Make the house style, ``memlens.mplstyle``, matplotlib's default."""
     mpl.style.use(STYLE)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, the house style is the default, and as before outside."""
+    # A backend that is loaded inside would be undone with the style: a notebook would show no
+    # figure any more.
+    plt.draw_if_interactive()
+    with mpl.style.context(STYLE):
+        yield
 
 
 def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[float, float]:
@@ -227,7 +238,7 @@ def training_figure(history: pd.DataFrame, peaks: Mapping[str, int] | None = Non
     ``history`` is as ``Run.history``; columns that it lacks, or that are NaN, are left out.
     ``peaks`` gives the epoch to mark on a curve, by the curve's column.
     """
-    with mpl.style.context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, len(CURVES), figsize=figsize(3, 1, 0.8))
         return _draw_training(figure, axes, history, peaks or {})
 

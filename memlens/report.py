@@ -9,9 +9,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
-import matplotlib.style
 import numpy as np
 import pandas as pd
 
@@ -41,7 +39,7 @@ def write_report(scored: Scored, path: Path) -> None:
 def page(scored: Scored) -> str:
     """The whole page, HTML."""
     style = Path(__file__).with_name("report.css").read_text()
-    with mpl.style.context(plots.STYLE):
+    with plots.styled():
         found = [(name, title, section(scored)) for name, (title, section) in SECTIONS.items()]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, body in found if body)
     parts = "".join(

@@ -285,6 +285,20 @@ def test_live_curves_are_shown_once_and_then_shown_anew(monkeypatch):
     assert shown == ["once", "anew", "anew"] and len(run.history) == 3
 
 
+def test_a_notebook_shows_live_curves_and_the_figures_after_them():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    cells = [
+        "import memlens as ml\nrun = ml.train('mlp', ml.load('digits').subset(100), "
+        "ml.Recipe(epochs=3), watch=ml.LivePlot())",
+        "run.show('csl');",
+        "run.plot();",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(book, kernel_name="python3").execute()
+    shown = [[o.output_type for o in cell.outputs if "data" in o] for cell in book.cells]
+    assert shown == [["display_data"]] * 3
+
+
 def test_live_curves_are_lines_of_text_where_nobody_can_see_them(capsys):
     ml.train("mlp", ml.load("digits").subset(100), ml.Recipe(epochs=2), watch=ml.LivePlot())
     lines = capsys.readouterr().out.splitlines()
