@@ -20,8 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `memlens scores | head`: the reader has seen enough
         sys.stdout = None
         return 0
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         print(f"memlens: error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error):  # of a GPU: torch has no class for all of them
+            raise
+        print(f"memlens: error: {error}; pass a smaller --size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nmemlens: stopped; the same call goes on from here", file=sys.stderr)
@@ -105,7 +110,7 @@ def run_score(options: argparse.Namespace) -> int:
 
     classes = None
     if options.classes:
-        lines = options.classes.read_text(encoding="utf-8").splitlines()
+        lines = options.classes.read_text(encoding="utf-8-sig").splitlines()
         classes = [line.strip() for line in lines if line.strip()]
     settings = {name: getattr(options, name)
                 for name in ("size", "model", "epochs", "device", "seed", "calibrate")}  # fmt: skip
@@ -121,7 +126,10 @@ def ask(told: str) -> bool:
     """Whether a person says yes; where none can answer, an error says how to."""
     if not sys.stdin.isatty():
         raise ValueError(f"{told} Pass --yes to start it, or --epochs, --size, --device for less")
-    return input(f"{told} Start? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{told} Start? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def run_reproduce(options: argparse.Namespace) -> int:

@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 200  # of a plot: sharp where a screen has two points a pixel
+LARGEST = 96  # pixels, the longer side of a picture
 SCALE = 110  # pixels on the screen an inch of a plot: its letters are as large as the text's
 
 
 def picture(pixels: np.ndarray, name: str) -> str:
-    """An image, (1 or 3, h, w) uint8, under its name."""
+    """An image, (1 or 3, h, w) uint8, under its name; not larger than a page of many can hold."""
     shown = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    shown.thumbnail((LARGEST, LARGEST))
     file = BytesIO()
     shown.save(file, "PNG")
     return f'<img alt="{escape(name)}" src="{_address(file)}">'
@@ -54,3 +56,15 @@ def _row(tag: str, values: Iterable[str], right: Iterable[bool]) -> str:
         for value, end in zip(values, right)
     )
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def bars(shares: pd.Series) -> str:
+    """Shares in [0, 1] as bars beside their names, which may be in any script: so it is no plot."""
+    largest = shares.max() or 1.0
+    rows = (
+        f"<tr><td>{escape(str(name))}</td><td class=bar>"
+        f"<i style='width:{100 * share / largest:.1f}%'></i></td>"
+        f"<td class=number>{share:.1%}</td></tr>"
+        for name, share in shares.items()
+    )
+    return f"<div class='scroll'><table class=bars>{''.join(rows)}</table></div>"

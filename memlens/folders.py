@@ -8,7 +8,7 @@ import copy
 import hashlib
 import os
 from array import array
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -287,14 +287,32 @@ def image_names(place: Path, class_name: str, others: list[str] | None = None) -
     if not (place / class_name).is_dir():
         return []
     names = []
-    walked = os.walk(place / class_name, onerror=_fail, followlinks=True)
-    for folder, _, files in sorted(walked):
+    for folder, files in sorted(_walk(place / class_name)):
         prefix = Path(folder).relative_to(place).as_posix()
         files = [f for f in sorted(files) if not f.startswith(".")]
         names += [f"{prefix}/{f}" for f in files if f.lower().endswith(EXTENSIONS)]
         if others is not None:
             others += [f"{prefix}/{f}" for f in files if not f.lower().endswith(EXTENSIONS)]
     return names
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below with its files, links followed, but none into a folder above it."""
+    above: dict[str, set[tuple[int, int]]] = {}
+    for folder, below, files in os.walk(top, onerror=_fail, followlinks=True):
+        known = above.setdefault(folder, {_identity(folder), _identity(os.path.dirname(top))})
+        for name in list(below):
+            inner = os.path.join(folder, name)
+            if _identity(inner) in known:  # a link back up: it would be walked for ever
+                below.remove(name)
+            else:
+                above[inner] = known | {_identity(inner)}
+        yield folder, files
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _fail(error: OSError) -> NoReturn:

@@ -13,13 +13,14 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from memlens import readings, store
 from memlens.live import Progress
 from memlens.owndata import Own, load_own
 from memlens.recipes import Recipe
 from memlens.report import write_report
-from memlens.scoring import Plan, Scored, plan_for, score, seconds_of
+from memlens.scoring import Plan, Scored, Work, plan_for, seconds_of
 
 LONG = 3600.0  # seconds from which a person is asked first
 ASKED = "asked.json"  # how a run was asked for
@@ -68,30 +69,70 @@ def score_path(
         If the folder cannot be written: before any work.
     """
     out = _writable(Path(out).expanduser())
-    own = load_own(path, size=size, classes=classes)
+    own = load_own(path, size=size, classes=classes, beside=out)
     tell(_read(own))
-    plan = plan_for(own.data, model=model, epochs=epochs, device=device, seed=seed)
     shelf = store.Store(out / "run")
-    if any(job.key not in shelf for job in plan.jobs(own.data)):
-        seconds = seconds_of(plan, own.data) * (1 + calibrate)
-        tell(f"{plan.n_folds + 1} trainings of {plan.model} on {plan.recipe.device}, "
-             f"at most {_time(seconds)}")  # fmt: skip
-        if seconds > LONG and not confirm(f"This takes up to {_time(seconds)}."):
-            return None
-    asked = {"path": str(Path(path).expanduser().absolute()), "size": size,
-             "classes": None if classes is None else list(classes), "plan": asdict(plan),
-             "calibrate": calibrate, "data": store.fingerprint(own.data)}  # fmt: skip
-    store.write_atomic(out / "run" / ASKED, json.dumps(asked, indent=1).encode())
+    asked = {
+        "path": str(Path(path).expanduser().resolve()), "size": size,
+        "classes": None if classes is None else list(classes),
+        "data": store.fingerprint(own.data), "calibrate": calibrate,
+        "options": {"model": model, "epochs": epochs, "device": device, "seed": seed},
+    }  # fmt: skip
+    plan = _planned(out, asked) or plan_for(own.data, **asked["options"])
+    work = Work(own, plan, shelf=shelf, calibrate=calibrate)
+    if not _agreed(work, confirm, tell):
+        return None
+    _record(out, asked | {"plan": asdict(plan)})
     progress = Progress(plan.recipe.epochs)
-    scored = score(own, plan, shelf=shelf, calibrate=calibrate, watch=progress)
+    scored = work.do(progress)
     progress.close()
     write_outputs(scored, out)
+    _record(out, asked | {"plan": asdict(plan), "keys": [job.key for job in work.jobs()]})
     tell(_found(scored, out))
     return scored
 
 
+def _agreed(work: Work, confirm: Callable[[str], bool], tell: Callable[[str], None]) -> bool:
+    """Say what is to be done; whether it may be, as a person is asked if it takes long."""
+    n, n_samples = work.missing()
+    if not n:
+        tell("all trainings are done")
+        return True
+    seconds = seconds_of(work.plan, work.own.data, n_samples)
+    recipe = work.plan.recipe
+    told = f"{n} trainings of {work.plan.model} on {recipe.device}, up to {_time(seconds)}"
+    tell(told)
+    return seconds <= LONG or confirm(f"This takes up to {_time(seconds)}.")
+
+
+def _record(out: Path, asked: dict[str, Any]) -> None:
+    store.write_atomic(out / "run" / ASKED, json.dumps(asked, indent=1).encode())
+
+
+def _recorded(out: Path) -> dict[str, Any] | None:
+    """How the run in a folder was asked for; None if there is none, or it cannot be read."""
+    try:
+        return json.loads((out / "run" / ASKED).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _plan_of(asked: dict[str, Any]) -> Plan:
+    return Plan(**asked["plan"] | {"recipe": Recipe(**asked["plan"]["recipe"])})
+
+
+def _planned(out: Path, asked: dict[str, Any]) -> Plan | None:
+    """The plan of an earlier call that asked for the same: it is gone on with.
+
+    Made anew it could be another one, by the memory or the cores that are free by now.
+    """
+    before = _recorded(out)
+    same = before and all(before.get(name) == asked[name] for name in ("data", "options"))
+    return _plan_of(before) if same and "plan" in before else None
+
+
 def load_scored(out: str | Path, *, path: str | Path | None = None) -> Scored:
-    """What `score_path` found, from its folder; nothing is trained again.
+    """What `score_path` found, from its folder; nothing is trained.
 
     Parameters
     ----------
@@ -104,23 +145,24 @@ def load_scored(out: str | Path, *, path: str | Path | None = None) -> Scored:
     FileNotFoundError
         If the folder holds no results, or the images are gone.
     ValueError
-        If the images are not those that were scored.
+        If the work was not finished, or the images are not those that were scored.
     """
     out = Path(out).expanduser()
-    try:
-        asked = json.loads((out / "run" / ASKED).read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{out} holds no results of `memlens score`: there is no run/{ASKED}"
-        ) from None
-    own = load_own(path or asked["path"], size=asked["size"], classes=asked["classes"])
+    asked = _recorded(out)
+    if asked is None:
+        raise FileNotFoundError(f"{out} holds no results of `memlens score`: no run/{ASKED}")
+    if "keys" not in asked:
+        raise ValueError(f"the work in {out} was not finished: call `memlens score` again")
+    place = path or asked["path"]
+    own = load_own(place, size=asked["size"], classes=asked["classes"], beside=out)
     if store.fingerprint(own.data) != asked["data"]:
         raise ValueError(
-            f"the images of {path or asked['path']} are not those that were scored: some were "
-            "added, removed or changed; score them again"
+            f"the images of {place} are not those that were scored: some were added, removed or "
+            "changed; score them again"
         )
-    plan = Plan(**asked["plan"] | {"recipe": Recipe(**asked["plan"]["recipe"])})
-    return score(own, plan, shelf=store.Store(out / "run"), calibrate=asked["calibrate"])
+    shelf = store.Store(out / "run")
+    work = Work(own, _plan_of(asked), shelf=shelf, calibrate=asked["calibrate"])
+    return work.found(asked["keys"])
 
 
 def write_outputs(scored: Scored, out: Path) -> None:
@@ -129,6 +171,8 @@ def write_outputs(scored: Scored, out: Path) -> None:
               "passed_over": scored.own.passed_over}  # fmt: skip
     if scored.calibration is not None:
         tables["calibration"] = scored.calibration
+    for stale in ("calibration.csv", "scores.parquet"):  # of an earlier call
+        (out / stale).unlink(missing_ok=True)
     for name, table in tables.items():
         store.write_atomic(out / f"{name}.csv", table.to_csv(index=name == "scores").encode())
     if find_spec("pyarrow"):
@@ -172,8 +216,10 @@ def _found(scored: Scored, out: Path) -> str:
     lines = [", ".join(told)]
     if scored.calibration is not None:
         last = scored.calibration.iloc[-1]
-        lines.append(f"on planted flips {last.precision:.0%} of such labels were wrong "
-                     f"({last.low:.0%} to {last.high:.0%})")  # fmt: skip
+        lines.append(
+            f"with planted flips {last.precision:.0%} to {last.at_most:.0%} of such labels are "
+            f"wrong, and {last.recall:.0%} of the flips are among them"
+        )
     lines.append(f"open {out / 'report.html'}; all scores are in {out / 'scores.csv'}")
     return "\n".join(lines)
 

@@ -5,6 +5,8 @@ that one broken file among thousands stops nothing and is not lost from sight ei
 """
 
 import os
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -33,17 +35,20 @@ class Own:
 
     Attributes
     ----------
+    name : str, of the folder or file
     data : Dataset
         All readable samples as ``train``, in the order of the listing, whose positions are their
         ``index``; ``test`` is empty.
     files : tuple of str, one a sample
-        Relative to ``root``; of an ``.npz``, ``name.npz[row]``.
+        As listed: relative to ``root``, or as a table has it; of an ``.npz``, ``name.npz[row]``.
+        Bytes that are no UTF-8 are written as escapes.
     root : Path
     passed_over : DataFrame, a row a file, folder or row left out: file, reason
     notes : tuple of str
         What was done to the images, in words.
     """
 
+    name: str
     data: Dataset
     files: tuple[str, ...]
     root: Path
@@ -63,7 +68,11 @@ class _Listed(NamedTuple):
 
 
 def load_own(
-    path: str | Path, *, size: int | None = None, classes: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+    beside: Path | None = None,
 ) -> Own:
     """Read labelled images of your own.
 
@@ -80,6 +89,8 @@ def load_own(
     classes : sequence of str, optional
         The known classes, in their order; samples of any other are left out and listed. By default
         all classes that are found, sorted.
+    beside : Path, optional
+        A folder of results, which is no class although it may lie among them.
 
     Returns
     -------
@@ -98,15 +109,18 @@ def load_own(
     MemoryError
         If the images do not fit; the message says what does.
     """
-    place = Path(path).expanduser()
+    place = Path(path).expanduser().resolve()
     if not place.exists():
         raise FileNotFoundError(f"there is nothing at {place}; pass a folder, a .csv or an .npz")
-    if size is not None and size < 4:
-        raise ValueError(f"size is {size}; expected at least 4 pixels")
+    if size is not None and size < pictures.SMALLEST:
+        raise ValueError(f"size is {size}; expected at least {pictures.SMALLEST} pixels")
+    if classes is not None and len(set(classes)) < len(classes):
+        twice = [c for c, n in Counter(classes).items() if n > 1]
+        raise ValueError(f"classes given twice: {some_of(twice)}; name each once")
     if place.suffix.lower() == ".npz":
         return _of_arrays(place, size, classes)
     if place.is_dir():
-        root, listed = place, _list_folder(place)
+        root, listed = place, _list_folder(place, beside)
     elif place.suffix.lower() in (".csv", ".tsv"):
         root, listed = place.parent, _list_table(place)
     else:
@@ -114,20 +128,25 @@ def load_own(
             f"{place} is no folder, .csv, .tsv or .npz; pass a folder with a folder of images a "
             "class, a table of files and labels, or an .npz with x and y"
         )
-    return _of_files(place.stem, root, listed, size, classes)
+    return _of_files(place.name, root, listed, size, classes)
 
 
-def _list_folder(root: Path) -> _Listed:
+def _list_folder(root: Path, beside: Path | None) -> _Listed:
     """All image files below the class folders, class by class, sorted."""
-    found = class_folders(root)
-    if {name.lower() for name in found} <= PARTS:
+    results = beside and beside.resolve()
+    found = [name for name in class_folders(root) if (root / name).resolve() != results]
+    if not found:
+        raise ValueError(
+            f"{root} has no class folders; move each image into one named by its class"
+        )
+    if len({name.lower() for name in found} & PARTS) > 1 or {n.lower() for n in found} <= PARTS:
         raise ValueError(
             f"{root} holds {some_of(found)}: parts of a data set, not classes; pass one of them, "
             f"such as {root / found[0]}"
         )
     names, labels, passed = [], [], []
-    for name in sorted(os.listdir(root)):
-        if name not in found and not name.startswith("."):
+    for name in sorted(set(os.listdir(root)) - set(found)):
+        if not name.startswith(".") and (root / name).resolve() != results:
             passed.append((name, "lies in no class folder"))
     for label in found:
         others: list[str] = []
@@ -144,7 +163,12 @@ def _list_table(path: Path) -> _Listed:
     """The rows of a table that name a file and a class."""
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        with warnings.catch_warnings():  # of a separator too many in every row, which is no loss
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, index_col=False,
+                encoding="utf-8-sig",
+            )  # fmt: skip
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(
             f"{path} cannot be read as a table ({error}); save it as UTF-8 with a header"
@@ -154,12 +178,19 @@ def _list_table(path: Path) -> _Listed:
     for name, label in zip(*(table[column].str.strip() for column in columns)):
         if not label:
             passed.append((name, "no label in its row"))
-        elif not name or not (path.parent / name).is_file():
+        elif not name or not _is_file(path.parent / name):
             passed.append((name, "there is no such file"))
         else:
             names.append(name)
             labels.append(label)
     return _Listed(names, labels, passed)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _column(path: Path, table: pd.DataFrame, known: Sequence[str]) -> str:
@@ -169,7 +200,8 @@ def _column(path: Path, table: pd.DataFrame, known: Sequence[str]) -> str:
             return by_name[name]
     raise ValueError(
         f"{path} has the columns {some_of([*map(str, table)])}, none of them one of "
-        f"{', '.join(known)}; name its first row so"
+        f"{', '.join(known)}; name its first row so, and separate columns by "
+        f"{'tabs' if path.suffix.lower() == '.tsv' else 'commas'}"
     )
 
 
@@ -187,7 +219,7 @@ def _of_files(
     height, width = pictures.fitting([look.size for look in looks.values()], size)
     channels = 1 if all(look.mode in pictures.GREY for look in looks.values()) else 3
     needed = {
-        f"{len(looks):,} images of {width} x {height}": len(looks) * channels * height * width
+        f"{len(looks):,} images of {width} x {height}": 2 * len(looks) * channels * height * width
     }
     what, remedy = f"reading {root}", "pass a smaller size (--size)"
     forecast.check(needed, torch.device("cpu"), what, remedy)
@@ -198,12 +230,12 @@ def _of_files(
     kept = [good[i] for i in decoded]
     _require_enough(root, len(kept), passed)
     images = np.stack(list(decoded.values()))
-    labels = [listed.labels[position[i]] for i in kept]
+    labels = [_printable(listed.labels[position[i]]) for i in kept]
     fitted = sum(looks[i].size != (width, height) for i in kept)
     notes = [f"{fitted:,} of {len(kept):,} images were fitted to {width} x {height} pixels"]
-    data = _dataset(name, images, labels, position[kept], classes)
-    files = tuple(names[i] for i in kept)
-    return Own(data, files, root, _table_of(passed), tuple(notes if fitted else ()))
+    data = _dataset(images, labels, position[kept], classes)
+    files = tuple(_printable(names[i]) for i in kept)
+    return Own(name, data, files, root, _table_of(passed), tuple(notes if fitted else ()))
 
 
 def _known(
@@ -229,7 +261,8 @@ def _of_arrays(path: Path, size: int | None, classes: Sequence[str] | None) -> O
     """Images and labels of an ``.npz``; nothing in it is unpickled."""
     x, y = pictures.read_arrays(path)
     x = pictures.channels_first(path, x)
-    if len(x) != len(y) or y.ndim != 1:
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # a column, as some sets have it
+    if y.ndim != 1 or len(x) != len(y):
         raise ValueError(
             f"{path} has images of shape {x.shape} and labels of shape {y.shape}; expected one "
             "label an image"
@@ -240,17 +273,24 @@ def _of_arrays(path: Path, size: int | None, classes: Sequence[str] | None) -> O
         finite = np.isfinite(x).reshape(len(x), -1).all(1)
         passed += [(names[i], "holds NaN or infinite pixels") for i in np.flatnonzero(~finite)]
         position = np.flatnonzero(finite)
-    labels = [str(label) for label in y.tolist()]
+    if y.dtype.kind == "f":
+        unlabelled = np.isnan(y[position])
+        passed += [(names[i], "no label") for i in position[unlabelled]]
+        position = position[~unlabelled]
+        whole = (np.nan_to_num(y) == np.nan_to_num(y).astype(np.int64)).all()
+        y = np.nan_to_num(y).astype(np.int64) if whole else y
+    labels = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in y.tolist()]
     if classes is not None:
         position, passed = _known(names, labels, position, classes, passed)
     _require_enough(path, len(position), passed)
     x, white = pictures.pixel_range(path, x[position])
+    height, width = pictures.fitting([x.shape[:1:-1]] * len(x), size)
     notes = ()
-    if size is not None and x.shape[2:] != (size, size):
-        x, notes = pictures.resized(x, size), (f"images were fitted to {size} x {size} pixels",)
-    data = _dataset(path.stem, x, [labels[i] for i in position], position, classes, white)
+    if x.shape[2:] != (height, width):
+        x, notes = pictures.resized(x, height), (f"images were fitted to {width} x {height}",)
+    data = _dataset(x, [labels[i] for i in position], position, classes, white)
     files = tuple(names[i] for i in position)
-    return Own(data, files, path.parent, _table_of(passed), notes)
+    return Own(path.name, data, files, path.parent, _table_of(passed), notes)
 
 
 def _require_enough(place: Path, n: int, passed: Sequence[tuple[str, str]]) -> None:
@@ -266,7 +306,6 @@ def _require_enough(place: Path, n: int, passed: Sequence[tuple[str, str]]) -> N
 
 
 def _dataset(
-    name: str,
     images: np.ndarray,
     labels: Sequence[str],
     index: np.ndarray,
@@ -277,26 +316,32 @@ def _dataset(
     known = [c for c in classes if c in present] if classes else _in_order(present)
     if len(known) < 2:
         raise ValueError(
-            f"{name} has the single class {known[0]!r}; expected two at least: there is nothing "
+            f"there is the single class {known[0]!r}; expected two at least: there is nothing "
             "to learn, and no label can be wrong"
         )
     if images.min() == images.max():
-        raise ValueError(f"all images of {name} are one and the same colour; check the files")
+        raise ValueError("all images are of one and the same colour; check the files")
     number = {c: i for i, c in enumerate(known)}
     y = np.array([number[label] for label in labels])
     none = images[:0], y[:0]
-    data = from_arrays(name, (images, y), none, class_names=tuple(known), pixel_max=white)
+    # By one name wherever it lies: what was finished is found again after a move.
+    data = from_arrays("your images", (images, y), none, class_names=tuple(known), pixel_max=white)
     std = tuple(s or 1.0 for s in data.std)  # a channel that never varies stays as it is
     return replace(data, train=replace(data.train, index=torch.as_tensor(index)), std=std)
 
 
 def _in_order(classes: Iterable[str]) -> list[str]:
-    """Sorted; by value where all of them are numbers, so that 10 comes after 9."""
-    try:
-        return sorted(classes, key=float)
-    except ValueError:
-        return sorted(classes)
+    """Sorted; by value where all of them are whole numbers, so that 10 comes after 9."""
+    if all(re.fullmatch(r"-?\d+", c) for c in classes):
+        return sorted(classes, key=lambda c: (int(c), c))
+    return sorted(classes)
 
 
 def _table_of(passed: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    return pd.DataFrame(list(passed), columns=["file", "reason"])
+    rows = [(_printable(name), _printable(reason)) for name, reason in passed]
+    return pd.DataFrame(rows, columns=["file", "reason"])
+
+
+def _printable(name: str) -> str:
+    """A file's name as any file can hold it: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

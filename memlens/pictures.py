@@ -1,6 +1,5 @@
 """Pictures as arrays of one shape: files of every mode, size and depth, and ``.npz``."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from PIL import Image, ImageOps
 
 from memlens.folders import some_of
 
 LARGEST = 64  # pixels: images of one size up to this are taken as they are
+ROUNDING = 0.01  # above 1, that pixels from 0 to 1 may reach by arithmetic
 SIDE = 64  # of the square that larger or mixed images become
 COMMON = 0.9  # of the images must have one size for it to be the size of the data
+SMALLEST = 5  # pixels: the nets halve an image twice, and something has to be left
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I")  # modes without a colour
 DEEP = ("I;16", "I;16B", "I;16L", "I")  # PNG's sixteen bits, of which eight are kept
 ARRAYS = (("x", "y"), ("X", "y"), ("images", "labels"), ("x_train", "y_train"),
@@ -30,8 +32,10 @@ class Look(NamedTuple):
 
 
 def look(root: Path, name: str) -> Look:
-    """The head of a file, without decoding it."""
+    """The head of a file, without decoding it; ValueError for pixels of floats."""
     with Image.open(root / name) as image:
+        if image.mode == "F":
+            raise ValueError("its pixels are floats of unknown range: save it with 8 bits")
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientation: on its side
         mode = "RGB" if image.mode == "P" else image.mode
         return Look(image.size[::-1] if turned else image.size, mode)
@@ -50,7 +54,7 @@ def each(
         except Exception as error:  # a damaged file makes PIL raise nearly anything
             return _Failed(f"cannot be decoded ({_short(error)})")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         results = dict(enumerate(pool.map(attempt, names, chunksize=64)))
     failed = {i: str(r.reason) for i, r in results.items() if isinstance(r, _Failed)}
     return {i: r for i, r in results.items() if i not in failed}, failed
@@ -66,13 +70,18 @@ def _short(error: Exception) -> str:
 
 
 def fitting(sizes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
-    """(height, width) that all images get."""
+    """(height, width) that all images get; ``sizes`` are (width, height)."""
     if size is not None or not sizes:
         return (size or SIDE,) * 2
     (width, height), n = Counter(sizes).most_common(1)[0]
-    if n >= COMMON * len(sizes) and max(width, height) <= LARGEST:
-        return height, width
-    return SIDE, SIDE
+    if n < COMMON * len(sizes) or max(width, height) > LARGEST:
+        return SIDE, SIDE
+    if min(width, height) < SMALLEST:
+        raise ValueError(
+            f"images are {width} x {height} pixels; expected {SMALLEST} x {SMALLEST} at least: "
+            "pass a larger size to enlarge them"
+        )
+    return height, width
 
 
 def pixels(root: Path, name: str, *, height: int, width: int, grey: bool) -> np.ndarray:
@@ -104,6 +113,8 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 if x in file and y in file:
                     return file[x], file[y]
             found = some_of(file.files)
+    except MemoryError:
+        raise
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); save it with numpy.savez(x=..., y=...), plain "
@@ -115,7 +126,13 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channels_first(path: Path, x: np.ndarray) -> np.ndarray:
-    """Images (n, h, w), (n, h, w, c) or (n, c, h, w) as the last of them; c is 1 or 3."""
+    """Images (n, h, w), (n, h, w, c) or (n, c, h, w) as the last of them; c is 1 or 3.
+
+    A fourth channel, which says how transparent a pixel of uint8 is, is laid on white.
+    """
+    if x.ndim == 4 and x.shape[3] == 4 and x.shape[1] not in (1, 3) and x.dtype == np.uint8:
+        alpha = x[..., 3:] / np.float32(255)
+        x = (x[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4 and x.shape[1] in (1, 3):
@@ -130,11 +147,17 @@ def channels_first(path: Path, x: np.ndarray) -> np.ndarray:
 
 def pixel_range(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
     """Images as uint8 or float32, and the value of white."""
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"pixels of {path} are {x.dtype}; expected numbers from 0 to 255")
+    if x.dtype.kind == "b":
+        return x.astype(np.uint8) * 255, 255.0
+    if x.dtype == np.uint16:
+        return (x // 257).astype(np.uint8), 255.0
     low, high = float(x.min()), float(x.max())
     if x.dtype.kind in "ui" and low >= 0 and high <= 255:
         return x.astype(np.uint8), 255.0
     if x.dtype.kind == "f" and low >= 0 and high <= 255:
-        return x.astype(np.float32), 1.0 if high <= 1 else 255.0
+        return x.astype(np.float32), 1.0 if high <= 1 + ROUNDING else 255.0
     raise ValueError(
         f"pixels of {path} are {x.dtype} from {low:g} to {high:g}; expected 0 to 255, or 0 to 1 "
         "as floats: undo the normalisation"
@@ -142,7 +165,7 @@ def pixel_range(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def resized(x: np.ndarray, size: int) -> np.ndarray:
-    """Centre squares of side ``size``, (n, c, size, size), dtype kept."""
+    """Centre squares of side ``size``, (n, c, size, size), of (n, c, h, w); dtype kept."""
     short = min(x.shape[2:])
     top, left = ((side - short) // 2 for side in x.shape[2:])
     square = torch.as_tensor(x[:, :, top : top + short, left : left + short])

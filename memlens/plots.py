@@ -103,6 +103,12 @@ def label_of(name: object) -> str:
     return " ".join(words.get(word, word) for word in str(name).split("_"))
 
 
+def shortened(name: str, n_letters: int) -> str:
+    """A name of at most so many letters, to be written as it is: a $ begins no formula."""
+    short = name if len(name) <= n_letters else f"{name[: n_letters - 1]}…"
+    return short.replace("$", r"\$")
+
+
 def panels(
     axes: np.ndarray,
     draw: Callable[..., object],
@@ -254,6 +260,7 @@ def _draw_training(
             curves(ax, bands(values, history["epoch"]), labels=labels)
         for name in set(names) & set(peaks):
             mark_epoch(ax, peaks[name], f"peak: {peaks[name]}", height=0.2)
+    plt.close(figure)  # a notebook would show it twice: once as it is, once as what is returned
     return figure
 
 

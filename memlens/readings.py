@@ -81,7 +81,10 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def precision(table: pd.DataFrame, planted: pd.Series, known: pd.Series) -> pd.DataFrame:
-    """How often the suggestions are right, measured on planted flips.
+    """How often the suggestions are right, at least and at most, measured on planted flips.
+
+    Whether a label that is suspicious without the flips, too, is wrong is what the person wants to
+    know, and cannot be known from here: such samples make the two bounds.
 
     Parameters
     ----------
@@ -89,27 +92,28 @@ def precision(table: pd.DataFrame, planted: pd.Series, known: pd.Series) -> pd.D
         As `suggest` takes it, of the data with the flips.
     planted : Series of bool, by the index of the table: what was flipped
     known : Series of bool
-        What is suggested without the flips, too. It is left out where it was not flipped: it may
-        really be wrong, and speaks neither for nor against.
+        What is suggested without the flips, too.
 
     Returns
     -------
     DataFrame, a row a `CUTS` share of the list, from its top
-        share, suggested (count), planted (of them), precision, low, high (Wilson's 95 % interval),
-        recall (of all that was planted)
+        share, suggested (count), planted (of them), known (of them, not planted), precision (the
+        planted alone are right), low, high (its 95 % interval, Wilson's), at_most (the known are
+        right as well), recall (of all that was planted)
     """
     planted = pd.Series(aligned(planted, table, "planted").astype(bool), table.index)
     known = pd.Series(aligned(known, table, "known").astype(bool), table.index)
     called = in_order(table).index
-    called = called[(planted | ~known)[called].to_numpy()]
-    hits = planted[called].to_numpy().cumsum()
+    hits = planted[called].to_numpy()
+    before = known[called].to_numpy() & ~hits
     rows = []
     for share in CUTS:
         n = max(1, round(share * len(called))) if len(called) else 0
-        right = int(hits[n - 1]) if n else 0
+        right, open_ = int(hits[:n].sum()), int(before[:n].sum())
         low, high = wilson(right, n)
-        rows.append({"share": share, "suggested": n, "planted": right,
+        rows.append({"share": share, "suggested": n, "planted": right, "known": open_,
                      "precision": right / n if n else np.nan, "low": low, "high": high,
+                     "at_most": (right + open_) / n if n else np.nan,
                      "recall": right / max(1, planted.sum())})  # fmt: skip
     return pd.DataFrame(rows)
 

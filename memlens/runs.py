@@ -100,10 +100,12 @@ class Run:
         return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
 
     def plot(self) -> Figure:
-        """Losses, mean input gradient and weight norm by epoch, the peaks marked."""
-        return plots.training_figure(
-            self.history, {name: peak.peak_epoch for name, peak in self.peaks.items()}
-        )
+        """Losses, mean input gradient and weight norm by epoch, the peaks that were called marked.
+
+        A cell of a notebook shows it as its last expression; elsewhere save it by ``savefig``.
+        """
+        called = {n: p.peak_epoch for n, p in self.peaks.items() if p.detected_epoch is not None}
+        return plots.training_figure(self.history, called)
 
     def show(self, score: str = "csg", n: int = 8) -> Figure:
         """The training samples with the highest and the lowest score, as pictures.
@@ -113,7 +115,7 @@ class Run:
         score : str, a column of `scores`
         n : int
             Pictures in a row: each with its index, its label, its score; an orange frame around
-            those whose label was changed.
+            those whose label was changed. A cell shows the figure as its last expression.
 
         Raises
         ------
@@ -129,7 +131,7 @@ class Run:
         rows = np.concatenate([order[:n], order[::-1][:n]])
         shown, names = self.data.train[torch.as_tensor(rows)], self.data.class_names
         titles = [
-            f"{index}: {names[label]}\n{value:.3g}"
+            f"{index}: {plots.shortened(names[label], 14)}\n{value:.3g}"
             for index, label, value in zip(shown.index.tolist(), shown.labels, values[rows])
         ]
         figure = plt.figure(figsize=plots.figsize(n, 2, 1.45))
@@ -137,6 +139,7 @@ class Run:
             figure, shown.images[:], titles=titles, rows=[f"highest_{score}", f"lowest_{score}"],
             columns=n, pixel_max=self.data.pixel_max, marked=shown.is_noisy.numpy(),
         )  # fmt: skip
+        plt.close(figure)  # a notebook would show it twice
         return figure
 
     def checkpoint(self, name: str) -> nn.Module:

@@ -1,23 +1,23 @@
 """Your own data, scored: one training, a few more that leave samples out, and what they say.
 
 The net that trains on everything gives the memorization scores. Nets that train on all but a fold
-say of every sample what a net makes of it that never saw it: without that, a net which has
-memorized a wrong label would confirm it. All of them are kept as they are finished, so that a call
-after an interruption goes on where the last one stopped.
+say of every sample what a net makes of it that never saw it, nor a copy of it: without that, a net
+which has memorized a wrong label would confirm it. All of them are kept as they are finished, so
+that a call after an interruption goes on where the last one stopped.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
+from joblib import cpu_count
 from sklearn.model_selection import StratifiedKFold
 
 from memlens import devices, duplicates, forecast, models, readings, store
-from memlens.data import Dataset
+from memlens.data import Dataset, Samples
 from memlens.jobs import Job, train_many
 from memlens.owndata import Own
 from memlens.recipes import Measure, Recipe
@@ -29,9 +29,11 @@ STEPS = 2_000  # of a training, about: fewer do not fit even easy data
 EPOCHS = (30, 100)  # at least and at most, whatever the steps
 BATCH = 64
 WEIGHT_DECAY = 1e-3  # strong enough that the weight norm peaks well within the epochs
-PLANTED = 0.05  # share of the labels flipped for a calibration
-WIDE = 4_000_000_000  # bytes of pixels as floats: of more no near duplicates are looked for
-CLASSES_TIMED = 512  # samples, at least, whose training is timed
+PLANTED = 0.05  # share of the labels of each class that is flipped for a calibration
+COMPARED = 5e13  # products of pixels, minutes of work: beyond, no near duplicates are looked for
+TIMED = 512  # samples, at least, whose training is timed
+
+Watcher = Callable[[str, int, int], Watch]  # (what, number, of how many) -> told of each epoch
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,16 @@ class Plan:
     recipe: Recipe
     n_folds: int = N_FOLDS
 
-    def jobs(self, data: Dataset) -> list[Job]:
-        """The training on everything, then one that leaves out each fold."""
-        parts = [data, *(_without(data, fold) for fold in folds(data, self.n_folds))]
-        return [Job(self.model, part, self.recipe) for part in parts]
+    def jobs(self, data: Dataset, alike: Sequence[np.ndarray]) -> Iterator[Job]:
+        """The training on everything, then one that leaves out each fold; one at a time.
+
+        ``alike`` are positions of samples that no fold may part, an array a group.
+        """
+        yield Job(self.model, data, self.recipe)
+        for fold in folds(data, alike, self.n_folds):
+            out = torch.as_tensor(fold)
+            part = replace(data, train=data.train[~out], test=data.train[out])
+            yield Job(self.model, part, self.recipe)
 
 
 def plan_for(
@@ -83,20 +91,19 @@ def plan_for(
     if epochs is None:
         low, high = EPOCHS
         epochs = int(np.clip(-(-STEPS * batch // n), low, high))
-    threads = None if gpu else os.cpu_count()
     fast = {"precision": "auto", "channels_last": None} if gpu else {}
     recipe = Recipe(
         epochs, batch, weight_decay=WEIGHT_DECAY, seed=seed, stop="weight_norm",
-        threads=threads, device=str(place), **fast,
+        threads=None if gpu else cpu_count(), device=str(place), **fast,
     )  # fmt: skip
     return Plan(model, _that_fits(model, data, recipe))
 
 
 def _that_fits(model: str, data: Dataset, recipe: Recipe) -> Recipe:
     """The recipe, its batch halved until the training fits in memory."""
-    net = models.build(model, data.n_classes, data.in_shape)
-    x = torch.zeros(1, *data.in_shape)
-    net, x = net.to(recipe.engine().device), x.to(recipe.engine().device)
+    device = recipe.engine().device
+    net = models.build(model, data.n_classes, data.in_shape).to(device)
+    x = torch.zeros(1, *data.in_shape, device=device)
     while True:
         try:
             forecast.check_memory(net, x, data, recipe, Measure())
@@ -107,36 +114,44 @@ def _that_fits(model: str, data: Dataset, recipe: Recipe) -> Recipe:
             recipe = replace(recipe, batch_size=recipe.batch_size // 2)
 
 
-def folds(data: Dataset, n_folds: int = N_FOLDS, *, seed: int = 0) -> list[np.ndarray]:
+def folds(
+    data: Dataset, alike: Sequence[np.ndarray] = (), n_folds: int = N_FOLDS, *, seed: int = 0
+) -> list[np.ndarray]:
     """Masks (n_samples,) of the samples that each fold leaves out, stratified by class.
 
-    Samples of a class with fewer than ``n_folds`` are in no fold: without them the class would be
-    unknown.
+    Samples that are alike leave together. Those of a class with fewer than ``n_folds`` are in no
+    fold: without them the class would be unknown.
+
+    Raises
+    ------
+    ValueError
+        If no class has so many samples.
     """
-    y = data.train.labels.numpy()
-    judged = np.flatnonzero(np.bincount(y)[y] >= n_folds)
-    if not judged.size:
-        raise ValueError(
-            f"no class of {data.name} has {n_folds} images; merge classes or add images"
-        )
-    splits = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(judged, y[judged])
-    return [np.isin(np.arange(len(y)), judged[out]) for _, out in splits]
+    y, first = data.train.labels.numpy(), np.arange(len(data.train))
+    for group in alike:
+        first[group] = group.min()
+    alone = first == np.arange(len(first))  # one of each group stands for it
+    judged = alone & (np.bincount(y[alone], minlength=data.n_classes)[y] >= n_folds)
+    rows = np.flatnonzero(judged)
+    if not rows.size:
+        raise ValueError(f"no class has {n_folds} different images; merge classes or add images")
+    splits = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, y[rows])
+    masks = [np.isin(first, rows[out]) for _, out in splits]
+    for mask in masks:  # a copy under another label may be the last one of its class
+        gone = np.flatnonzero(np.bincount(y[~mask], minlength=data.n_classes) == 0)
+        mask &= ~np.isin(first, first[np.isin(y, gone)])
+    return masks
 
 
-def _without(data: Dataset, fold: np.ndarray) -> Dataset:
-    """The data without a fold, which becomes the test samples."""
-    out = torch.as_tensor(fold)
-    return replace(data, train=data.train[~out], test=data.train[out])
+def seconds_of(plan: Plan, data: Dataset, n_samples: int) -> float:
+    """About how long a plan takes, by the time of an epoch on a few of the samples.
 
-
-def seconds_of(plan: Plan, data: Dataset) -> float:
-    """About how long the plan takes if no training stops early, from an epoch on a few samples."""
-    n = min(len(data.train), max(CLASSES_TIMED, 2 * data.n_classes, 2 * plan.recipe.batch_size))
+    ``n_samples`` is how many all its trainings see in all their epochs, if none stops early.
+    """
+    n = min(len(data.train), max(TIMED, 2 * data.n_classes, 2 * plan.recipe.batch_size))
     few = data.subset(n) if n < len(data.train) else data
     run = train(plan.model, few, replace(plan.recipe, epochs=2, stop=None), watch=lambda _: None)
-    per_sample = run.history["seconds"].iloc[-1] / n
-    trainings = 1 + (plan.n_folds - 1 if plan.n_folds else 0)  # each fold leaves out its share
-    return per_sample * len(data.train) * plan.recipe.epochs * trainings
+    return float(run.history["seconds"].iloc[-1]) / n * n_samples
 
 
 @dataclass(frozen=True)
@@ -148,29 +163,24 @@ class Scored:
     own : Own
     plan : Plan
     run : Run, the training on everything
-    fold_runs : tuple of Run, the trainings that left out a fold each (their ``test`` samples)
+    histories : tuple of DataFrame, of the trainings that left out a fold each, whose loss and
+        accuracy on it are ``val_loss`` and ``val_accuracy``
+    inside : ndarray (n_samples, n_classes), probabilities by the net that trained on everything
+    held_out : the same by nets that never saw the sample nor a copy; NaN where there was none
     pairs : DataFrame, duplicates as `duplicates.find` gives them, with file_a and file_b
+    near : bool, whether near duplicates were looked for, and not only exact ones
     calibration : DataFrame or None, what `readings.precision` measured on planted flips
     """
 
     own: Own
     plan: Plan
     run: Run
-    fold_runs: tuple[Run, ...]
+    histories: tuple[pd.DataFrame, ...]
+    inside: np.ndarray
+    held_out: np.ndarray
     pairs: pd.DataFrame
+    near: bool
     calibration: pd.DataFrame | None = None
-
-    @cached_property
-    def held_out(self) -> np.ndarray:
-        """What nets that never saw a sample make of it: (n_samples, n_classes), NaN if none did."""
-        probability = np.full((len(self.own), self.own.data.n_classes), np.nan)
-        position = {int(i): row for row, i in enumerate(self.own.data.train.index)}
-        for run in self.fold_runs:
-            test = run.data.test
-            logits = predict(run.checkpoint("last"), run.data, test)
-            rows = [position[int(i)] for i in test.index]
-            probability[rows] = logits.double().softmax(1).numpy()
-        return probability
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -179,14 +189,12 @@ class Scored:
         file, label, predicted_label, p_predicted, p_label (held out), reading, evidence,
         memorization (what training on it adds to the probability of its label: one net with it
         against one without, so a rough estimate), duplicate_of, class_size, then every in-step
-        score and its rank (1 = highest).
+        score; and the rank of each score and of memorization (1 = highest).
         """
         data, y = self.own.data, self.own.data.train.labels.numpy()
         names = np.array(data.class_names, dtype=object)
-        rows = np.arange(len(y))
-        judged = ~np.isnan(self.held_out[:, 0])
+        rows, judged = np.arange(len(y)), ~np.isnan(self.held_out[:, 0])
         top = np.where(judged, np.nan_to_num(self.held_out).argmax(1), -1)
-        inside = predict(self.run.checkpoint("last"), data, data.train).double().softmax(1).numpy()
         table = pd.DataFrame({
             "file": self.own.files,
             "label": names[y],
@@ -194,15 +202,14 @@ class Scored:
             "p_predicted": np.where(judged, self.held_out[rows, top], np.nan),
             "p_label": self.held_out[rows, y],
         }, index=self.run.scores.index)  # fmt: skip
-        table["memorization"] = inside[rows, y] - table["p_label"]
+        table["memorization"] = self.inside[rows, y] - table["p_label"]
         table["duplicate_of"] = self._partners()
         table["class_size"] = np.bincount(y)[y]
         table = table.join(self.run.scores)
-        told = readings.suggest(table)
-        for place, column in enumerate(told, start=5):
-            table.insert(place, column, told[column])
-        ranks = self.run.scores.rank(ascending=False, method="min").astype(int)
-        return table.join(ranks.add_suffix("_rank"))
+        for place, (name, column) in enumerate(readings.suggest(table).items(), start=5):
+            table.insert(place, name, column)
+        ranked = table[["memorization", *self.run.scores]].rank(ascending=False, method="min")
+        return table.join(ranked.astype("Int64").add_suffix("_rank"))
 
     def _partners(self) -> list[str]:
         """Of each sample the file of the first one it looks like, or ""."""
@@ -212,21 +219,14 @@ class Scored:
                 partners[one] = partners[one] or self.own.files[other]
         return partners
 
-    @property
+    @cached_property
     def suspects(self) -> pd.DataFrame:
         """The rows of the table read as mislabelled, the most suspicious first."""
         return readings.in_order(self.table)
 
 
-def score(
-    own: Own,
-    plan: Plan | None = None,
-    *,
-    shelf: store.Store | None = None,
-    calibrate: bool = False,
-    watch: Callable[[str, int, int], Watch] | None = None,
-) -> Scored:
-    """Train as planned, or go on where an earlier call stopped, and put together what was found.
+class Work:
+    """What has to be trained for data of your own, and what of it is done.
 
     Parameters
     ----------
@@ -238,50 +238,148 @@ def score(
     calibrate : bool
         Whether to plant flips in a copy of the data, score that as well, and measure how often the
         suggestions are right. It doubles the time.
+
+    Raises
+    ------
+    ValueError
+        If a calibration is asked for and no class is large enough to plant a flip in.
+    """
+
+    def __init__(
+        self,
+        own: Own,
+        plan: Plan | None = None,
+        *,
+        shelf: store.Store | None = None,
+        calibrate: bool = False,
+    ) -> None:
+        self.own, self.plan, self.shelf = own, plan or plan_for(own.data), shelf or store.Store()
+        images = own.data.train.images
+        n, d = len(images), images[0].numel()
+        free = devices.free_memory(torch.device("cpu"))
+        self.near = n * n * d <= COMPARED and 16 * n * d <= free
+        self.pairs = _pairs(own, self.near)
+        self.alike = duplicates.groups(self.pairs) if len(self.pairs) else []
+        self.flipped = self._planted() if calibrate else None
+
+    def _planted(self) -> Dataset:
+        """A copy with flips, none of them in a sample that there is another copy of."""
+        flipped = self.own.data.with_noise(PLANTED, seed=self.plan.recipe.seed, per_class=True)
+        labels = flipped.train.labels.clone()
+        for group in self.alike:
+            rows = torch.tensor(group.tolist())
+            labels[rows] = self.own.data.train.labels[rows]
+        if torch.equal(labels, self.own.data.train.labels):
+            raise ValueError(
+                f"no class has the {round(1 / PLANTED)} images that it takes to plant a wrong "
+                "label in: score without a calibration"
+            )
+        return replace(flipped, train=replace(flipped.train, labels=labels))
+
+    def jobs(self) -> Iterator[Job]:
+        """All trainings, in their order."""
+        for data in filter(None, (self.own.data, self.flipped)):
+            yield from self.plan.jobs(data, self.alike)
+
+    def missing(self) -> tuple[int, int]:
+        """How many trainings are not done, and the samples that they see in all their epochs."""
+        sizes = [len(job.data.train) for job in self.jobs() if job.key not in self.shelf]
+        return len(sizes), sum(sizes) * self.plan.recipe.epochs
+
+    def do(self, watch: Watcher | None = None) -> Scored:
+        """Train what is not done yet, and put together what was found."""
+        watch, keys = watch or (lambda *_: None), []
+        n = (1 + self.plan.n_folds) * (1 if self.flipped is None else 2)
+        for number, job in enumerate(self.jobs()):
+            twin, fold = divmod(number, 1 + self.plan.n_folds)
+            what = ("your images", "planted flips")[twin]
+            what += f", all but fold {fold} of {self.plan.n_folds}" if fold else ""
+            told = watch(what, number + 1, n)
+            (run,) = train_many([job], n_jobs=1, shelf=self.shelf, watch=told)
+            self._ask(job, run, job.data.test if fold else job.data.train)
+            keys.append(job.key)
+        return self.found(keys)
+
+    def _ask(self, job: Job, run: Run, samples: Samples) -> None:
+        """Keep what the net, as it ended, says of samples."""
+        if not len(samples) or self.shelf.get(_answers_of(job.key)) is not None:
+            return
+        net = run.checkpoint("last").to(job.recipe.engine().device)
+        with devices.exact_float32():
+            logits = predict(net, job.data, samples).double()
+        piece = store.Piece({"probability": logits.softmax(1).cpu().numpy()}, {})
+        self.shelf.put(_answers_of(job.key), piece)
+
+    def found(self, keys: Sequence[str]) -> Scored:
+        """What finished trainings left, by their keys in the order of `jobs`; none is trained.
+
+        Raises
+        ------
+        ValueError
+            If one of them is not there, or damaged.
+        """
+        n = 1 + self.plan.n_folds
+        scored = self._found(self.own.data, keys[:n])
+        if self.flipped is None:
+            return scored
+        twin = self._found(self.flipped, keys[n:])
+        planted = pd.Series(self.flipped.train.is_noisy.numpy(), twin.table.index)
+        known = readings.mislabelled(scored.table)
+        return replace(scored, calibration=readings.precision(twin.table, planted, known))
+
+    def _found(self, data: Dataset, keys: Sequence[str]) -> Scored:
+        held_out, histories = np.full((len(data.train), data.n_classes), np.nan), []
+        run = Run(self.plan.model, data, *self._piece(keys[0]))
+        inside = self._piece(_answers_of(keys[0])).arrays["probability"]
+        parts = folds(data, self.alike, self.plan.n_folds)
+        for fold, key in zip(parts, keys[1:], strict=True):
+            if fold.any():
+                held_out[fold] = self._piece(_answers_of(key)).arrays["probability"]
+            arrays = self._piece(key).arrays
+            columns = {k[8:]: v for k, v in arrays.items() if k.startswith("history/")}
+            histories.append(pd.DataFrame(columns).astype({"epoch": int}))
+        own = replace(self.own, data=data)
+        return Scored(
+            own, self.plan, run, tuple(histories), inside, held_out, self.pairs, self.near
+        )
+
+    def _piece(self, key: str) -> store.Piece:
+        piece = self.shelf.get(key)
+        if piece is None:
+            raise ValueError(
+                f"{self.shelf.folder} lacks the finished training {key}: score the images again, "
+                "which does only what is missing"
+            )
+        return piece
+
+
+def _answers_of(key: str) -> str:
+    return key.replace("run-", "answers-", 1)
+
+
+def score(
+    own: Own,
+    plan: Plan | None = None,
+    *,
+    shelf: store.Store | None = None,
+    calibrate: bool = False,
+    watch: Watcher | None = None,
+) -> Scored:
+    """Train as planned, or go on where an earlier call stopped, and put together what was found.
+
+    Parameters
+    ----------
+    own, plan, shelf, calibrate
+        As `Work`.
     watch : callable, optional
         (what, number, of how many) -> what is told of each epoch of that training.
     """
-    plan = plan or plan_for(own.data)
-    n_trainings = (1 + plan.n_folds) * (1 + calibrate)
-    told = Told(watch, n_trainings)
-    runs = _trained(plan, own.data, shelf, told, ("your data", "all but fold"))
-    scored = Scored(own, plan, runs[0], tuple(runs[1:]), _pairs(own, runs[0]))
-    if not calibrate:
-        return scored
-    flipped = own.data.with_noise(PLANTED, seed=plan.recipe.seed)
-    runs = _trained(plan, flipped, shelf, told, ("planted flips", "planted, all but fold"))
-    twin = Scored(replace(own, data=flipped), plan, runs[0], tuple(runs[1:]), scored.pairs)
-    planted = pd.Series(flipped.train.is_noisy.numpy(), twin.table.index)
-    known = readings.mislabelled(scored.table)
-    return replace(scored, calibration=readings.precision(twin.table, planted, known))
+    return Work(own, plan, shelf=shelf, calibrate=calibrate).do(watch)
 
 
-class Told:
-    """Hands the watcher of each training its name and number."""
-
-    def __init__(self, watch: Callable[[str, int, int], Watch] | None, n: int) -> None:
-        self.watch, self.n, self.number = watch, n, 0
-
-    def next(self, what: str) -> Watch | None:
-        """The watcher of the next training."""
-        self.number += 1
-        return self.watch and self.watch(what, self.number, self.n)
-
-
-def _trained(
-    plan: Plan, data: Dataset, shelf: store.Store | None, told: Told, names: Sequence[str]
-) -> list[Run]:
-    runs = []
-    for k, job in enumerate(plan.jobs(data)):
-        watch = told.next(f"{names[1]} {k} of {plan.n_folds}" if k else names[0])
-        runs += train_many([job], n_jobs=1, shelf=shelf, watch=watch)
-    return runs
-
-
-def _pairs(own: Own, run: Run) -> pd.DataFrame:
-    near = 4 * own.data.train.images.numel() <= WIDE
-    pairs = duplicates.find(own.data.train, scores=run.scores["aum"], near=near)
-    for end in "ab":
+def _pairs(own: Own, near: bool) -> pd.DataFrame:
+    pairs = duplicates.find(own.data.train, near=near)
+    for place, end in enumerate("ab"):
         files = [own.files[row] for row in pairs[f"row_{end}"]]
-        pairs.insert(0 if end == "a" else 1, f"file_{end}", files)
+        pairs.insert(place, f"file_{end}", files)
     return pairs

@@ -1,6 +1,5 @@
 """Data of one's own: what is read, what is passed over with its reason, what is refused."""
 
-import io
 import time
 
 import numpy as np
@@ -33,7 +32,7 @@ def reasons(own):
 def test_a_folder_is_read_in_the_order_of_its_listing(tmp_path):
     own = load_own(tree(tmp_path / "pets"))
     assert own.files[:2] == ("cat/00.png", "cat/01.png") and len(own) == 24
-    assert own.data.name == "pets" and own.data.class_names == ("cat", "dog")
+    assert own.name == "pets" and own.data.class_names == ("cat", "dog")
     assert own.data.train.labels.tolist() == [0] * 12 + [1] * 12
     assert own.data.train.index.tolist() == list(range(24)) and own.data.in_shape == (1, 8, 8)
     for i in (0, 13):
@@ -120,8 +119,13 @@ def test_mixed_or_large_images_become_squares_of_64_or_as_asked(tmp_path):
     large = tree(tmp_path / "large", size=(100, 80))
     assert load_own(large).data.in_shape == (1, 64, 64)
     assert load_own(large, size=20).data.in_shape == (1, 20, 20)
-    with pytest.raises(ValueError, match="at least 4 pixels"):
-        load_own(large, size=2)
+    with pytest.raises(ValueError, match="at least 5 pixels"):
+        load_own(large, size=4)
+    with pytest.raises(ValueError, match="3 x 3 pixels"):
+        load_own(tree(tmp_path / "tiny", size=(3, 3)))
+    deep = np.zeros((30, 100, 80), np.uint8)
+    deep[::2] = 9
+    assert load_own(arrays(tmp_path, deep, np.arange(30) % 2)).data.in_shape == (1, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +164,25 @@ def _write(path, data):
     return path
 
 
+def test_a_link_that_leads_back_up_is_not_followed(tmp_path):
+    root = tree(tmp_path / "pets")
+    (root / "cat" / "up").symlink_to(root)
+    (root / "cat" / "self").symlink_to(root / "cat")
+    (tmp_path / "more").mkdir()
+    picture().save(tmp_path / "more" / "x.png")
+    (root / "dog" / "more").symlink_to(tmp_path / "more")
+    own = load_own(root)
+    assert len(own) == 25 and own.files[-1] == "dog/more/x.png"
+
+
+def test_results_among_the_classes_are_no_class(tmp_path):
+    root = tree(tmp_path / "pets", ("cat", "dog", "results"))
+    assert load_own(root, beside=root / "results").data.class_names == ("cat", "dog")
+    parts = tree(tmp_path / "parts", ("train", "val", "results"))
+    with pytest.raises(ValueError, match="parts of a data set"):
+        load_own(parts, beside=parts / "results")
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is nothing at"):
         load_own(tmp_path / "pets")
@@ -187,6 +210,10 @@ def test_a_table_of_files_and_labels(tmp_path):
     assert own.files == tuple(files) and own.data.train.labels.tolist() == [0, 1, 2] * 8
     assert set(reasons(own).values()) == {"there is no such file", "no label in its row"}
     assert len(own.passed_over) == 3
+    ends = [row + "," for row in rows]  # a comma too many in every row
+    assert load_own(table(tmp_path, ends, "ends.csv", "\ufefffile,label")).files == own.files
+    long = [*rows, f"{'x' * 300}.png,1"]
+    assert len(load_own(table(tmp_path, long, "long.csv")).passed_over) == 4
     tabs = [row.replace(",", "\t") for row in rows]
     again = load_own(table(tmp_path, tabs, "labels.tsv", "Image_Path\tCLASS"))
     assert again.files == own.files
@@ -205,6 +232,8 @@ def test_labels_that_are_not_among_the_known_classes_are_left_out(tmp_path):
     assert own.data.train.index.tolist() == [*range(12), *range(24, 36)]
     with pytest.raises(ValueError, match="none of the classes given"):
         load_own(root, classes=["birds", "fish"])
+    with pytest.raises(ValueError, match="given twice: cat"):
+        load_own(root, classes=["cat", "dog", "cat"])
 
 
 def arrays(tmp_path, x, y, **names):
@@ -229,7 +258,28 @@ def test_colour_arrays_with_the_channel_last_and_labels_of_text(tmp_path):
     assert np.array_equal(own.data.train.images.numpy(), x.transpose(0, 3, 1, 2))
     assert own.data.class_names == ("a", "b", "c")
     assert own.data.train.labels[:3].tolist() == [1, 0, 2]
-    assert load_own(path, size=4).data.in_shape == (3, 4, 4)
+    assert load_own(path, size=5).data.in_shape == (3, 5, 5)
+
+
+def test_arrays_of_other_kinds(tmp_path):
+    x = RNG.integers(65536, size=(30, 6, 5), dtype=np.uint16)
+    own = load_own(arrays(tmp_path, x, (np.arange(30) % 2)[:, None].astype(float)))
+    assert np.array_equal(own.data.train.images[:, 0].numpy(), x // 257)
+    assert own.data.class_names == ("0", "1")
+    flags = load_own(arrays(tmp_path, x > 30_000, np.array([b"a", b"b"] * 15)))
+    assert flags.data.train.images.unique().tolist() == [0, 255]
+    assert flags.data.class_names == ("a", "b")
+    clear = np.zeros((30, 6, 5, 4), np.uint8)  # wholly transparent, but for one pixel
+    clear[:, 0, 0] = 10, 20, 30, 255
+    shown = load_own(arrays(tmp_path, clear, np.arange(30) % 2)).data.train.images[0]
+    assert shown[:, 0, 0].tolist() == [10, 20, 30] and shown[:, 1, 1].tolist() == [255] * 3
+
+
+def test_rows_without_a_label_are_left_out(tmp_path):
+    y = (np.arange(30) % 3).astype(float)
+    y[4] = np.nan
+    own = load_own(arrays(tmp_path, RNG.random((30, 6, 5)), y))
+    assert own.data.class_names == ("0", "1", "2") and reasons(own) == {"mine.npz[4]": "no label"}
 
 
 def test_floats_keep_their_white_and_rows_with_nan_are_left_out(tmp_path):
@@ -248,6 +298,8 @@ def test_floats_keep_their_white_and_rows_with_nan_are_left_out(tmp_path):
     [
         (np.zeros((30, 4)), np.zeros(30), "have shape"),
         (np.zeros((30, 4, 4, 4)), np.zeros(30), "have shape"),
+        (np.zeros((30, 6, 6), np.uint8), np.array(3), "one label an image"),
+        (np.full((30, 6, 6), "x"), np.arange(30) % 2, "expected numbers"),
         (RNG.normal(size=(30, 4, 4)), np.arange(30) % 2, "undo the normalisation"),
         (np.zeros((30, 4, 4), np.uint8), np.arange(29), "one label an image"),
         (np.zeros((30, 4, 4), np.uint8), np.array([{}] * 30), "cannot be read"),
@@ -274,13 +326,11 @@ def test_a_hundred_thousand_files_are_listed_fast(tmp_path):
     """The listing alone: every file is opened later, by all cores."""
     from memlens import owndata
 
-    buffer = io.BytesIO()
-    picture(seed=0).save(buffer, "PNG")
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(50_000):
             (tmp_path / name / f"{i}.png").touch()
     start = time.perf_counter()
-    listed = owndata._list_folder(tmp_path)
+    listed = owndata._list_folder(tmp_path, None)
     assert len(listed.names) == 100_000 and not listed.passed
     assert time.perf_counter() - start < 10  # a second here; a stat a file would take many

@@ -68,19 +68,21 @@ def many(n_planted, n_called_wrongly, n_missed):
 def test_precision_is_counted_from_the_top_of_the_list():
     table, planted = many(30, 10, 5)
     told = readings.precision(table, planted, pd.Series(False, table.index))
+    assert (told["at_most"] == told["precision"]).all() and (told["known"] == 0).all()
     assert told["suggested"].tolist() == [4, 10, 20, 40]
     assert told["precision"].tolist() == [1.0, 1.0, 1.0, 0.75]
     assert told["recall"].iloc[-1] == 30 / 35
     assert (told["low"] < told["precision"]).all() and (told["high"] <= 1.0).all()
 
 
-def test_what_was_suspicious_before_the_flips_speaks_neither_for_nor_against():
-    table, planted = many(30, 10, 0)
-    known = pd.Series([False] * 30 + [True] * 10)
-    told = readings.precision(table, planted, known)
-    assert told.iloc[-1].suggested == 30 and told.iloc[-1].precision == 1.0
+def test_what_was_suspicious_without_the_flips_makes_two_bounds_and_no_confidence():
+    table, planted = many(30, 300, 0)
+    known = pd.Series([False] * 30 + [True] * 300)
+    told = readings.precision(table, planted, known).iloc[-1]
+    assert told.suggested == 330 and told.known == 300
+    assert told.precision == 30 / 330 and told.at_most == 1.0
     known.iloc[:5] = True  # flipped, and suspicious before: it is a flip all the same
-    assert readings.precision(table, planted, known).iloc[-1].suggested == 30
+    assert readings.precision(table, planted, known).iloc[-1].known == 300
 
 
 def test_no_suggestion_has_no_precision():
