@@ -56,9 +56,11 @@ page           what a notebook opens: its profile, figures, facts and claims
 finished       executed notebooks as files, and which need not be run again
 reproduce      the main job: papermill over the notebooks in order
 pictures       image files of every mode, size and depth, and ``.npz``, as arrays of one shape
+listings       which files of your own there are, and of which class
 owndata        ``load_own``: a folder of class folders, a table of files and labels, an ``.npz``
 readings       what scores suggest of a sample, with the evidence, and how often it is right
-scoring        your own data: a plan, its trainings, what they say of every sample
+plans          what is trained for data of your own: net, recipe, folds
+scoring        the trainings of a plan, and what they say of every sample
 elements       pieces of an HTML page that needs nothing beside itself
 report         that as one page which opens without a network
 live           what a person sees while a net trains: a bar, or curves in a notebook
@@ -97,8 +99,8 @@ _ROOMS = (
     "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training", "jobs",
     "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
     "calibration", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
-    "charts", "profiles", "page", "finished", "reproduce", "pictures", "owndata", "readings",
-    "scoring", "elements", "report", "live", "outputs",
+    "charts", "profiles", "page", "finished", "reproduce", "pictures", "listings", "owndata",
+    "readings", "plans", "scoring", "elements", "report", "live", "outputs",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

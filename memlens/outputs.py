@@ -18,9 +18,10 @@ from typing import Any
 from memlens import readings, store
 from memlens.live import Progress
 from memlens.owndata import Own, load_own
+from memlens.plans import Plan, plan_for, seconds_of
 from memlens.recipes import Recipe
 from memlens.report import write_report
-from memlens.scoring import Plan, Scored, Work, plan_for, seconds_of
+from memlens.scoring import Scored, Work
 
 LONG = 3600.0  # seconds from which a person is asked first
 ASKED = "asked.json"  # how a run was asked for

@@ -6,13 +6,11 @@ that one broken file among thousands stops nothing and is not lost from sight ei
 
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,13 +18,10 @@ import torch
 
 from memlens import forecast, pictures
 from memlens.data import Dataset, from_arrays
-from memlens.folders import EXTENSIONS, class_folders, image_names, some_of
+from memlens.folders import EXTENSIONS, some_of
+from memlens.listings import Listed, list_folder, list_table
 
 FEWEST = 20  # images; of fewer nothing is learned
-FILE_COLUMNS = ("file", "path", "filepath", "file_path", "filename", "file_name", "image",
-                "image_path")  # fmt: skip
-LABEL_COLUMNS = ("label", "class", "class_name", "target", "category", "y")
-PARTS = {"train", "training", "val", "valid", "validation", "test"}  # of a root, not classes
 
 
 @dataclass(frozen=True)
@@ -57,14 +52,6 @@ class Own:
 
     def __len__(self) -> int:
         return len(self.files)
-
-
-class _Listed(NamedTuple):
-    """Files and the names of their classes before anything is opened; what was passed over."""
-
-    names: list[str]
-    labels: list[str]
-    passed: list[tuple[str, str]]
 
 
 def load_own(
@@ -120,9 +107,9 @@ def load_own(
     if place.suffix.lower() == ".npz":
         return _of_arrays(place, size, classes)
     if place.is_dir():
-        root, listed = place, _list_folder(place, beside)
+        root, listed = place, list_folder(place, beside)
     elif place.suffix.lower() in (".csv", ".tsv"):
-        root, listed = place.parent, _list_table(place)
+        root, listed = place.parent, list_table(place)
     else:
         raise ValueError(
             f"{place} is no folder, .csv, .tsv or .npz; pass a folder with a folder of images a "
@@ -131,82 +118,8 @@ def load_own(
     return _of_files(place.name, root, listed, size, classes)
 
 
-def _list_folder(root: Path, beside: Path | None) -> _Listed:
-    """All image files below the class folders, class by class, sorted."""
-    results = beside and beside.resolve()
-    found = [name for name in class_folders(root) if (root / name).resolve() != results]
-    if not found:
-        raise ValueError(
-            f"{root} has no class folders; move each image into one named by its class"
-        )
-    if len({name.lower() for name in found} & PARTS) > 1 or {n.lower() for n in found} <= PARTS:
-        raise ValueError(
-            f"{root} holds {some_of(found)}: parts of a data set, not classes; pass one of them, "
-            f"such as {root / found[0]}"
-        )
-    names, labels, passed = [], [], []
-    for name in sorted(set(os.listdir(root)) - set(found)):
-        if not name.startswith(".") and (root / name).resolve() != results:
-            passed.append((name, "lies in no class folder"))
-    for label in found:
-        others: list[str] = []
-        own = image_names(root, label, others)
-        passed += [(name, "no image by its extension") for name in others]
-        if not own:
-            passed.append((f"{label}/", "a class folder without an image: the class is left out"))
-        names += own
-        labels += [label] * len(own)
-    return _Listed(names, labels, passed)
-
-
-def _list_table(path: Path) -> _Listed:
-    """The rows of a table that name a file and a class."""
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with warnings.catch_warnings():  # of a separator too many in every row, which is no loss
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, index_col=False,
-                encoding="utf-8-sig",
-            )  # fmt: skip
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a table ({error}); save it as UTF-8 with a header"
-        ) from error
-    columns = [_column(path, table, known) for known in (FILE_COLUMNS, LABEL_COLUMNS)]
-    names, labels, passed = [], [], []
-    for name, label in zip(*(table[column].str.strip() for column in columns)):
-        if not label:
-            passed.append((name, "no label in its row"))
-        elif not name or not _is_file(path.parent / name):
-            passed.append((name, "there is no such file"))
-        else:
-            names.append(name)
-            labels.append(label)
-    return _Listed(names, labels, passed)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file system takes
-        return False
-
-
-def _column(path: Path, table: pd.DataFrame, known: Sequence[str]) -> str:
-    by_name = {str(column).strip().lower(): column for column in table}
-    for name in known:
-        if name in by_name:
-            return by_name[name]
-    raise ValueError(
-        f"{path} has the columns {some_of([*map(str, table)])}, none of them one of "
-        f"{', '.join(known)}; name its first row so, and separate columns by "
-        f"{'tabs' if path.suffix.lower() == '.tsv' else 'commas'}"
-    )
-
-
 def _of_files(
-    name: str, root: Path, listed: _Listed, size: int | None, classes: Sequence[str] | None
+    name: str, root: Path, listed: Listed, size: int | None, classes: Sequence[str] | None
 ) -> Own:
     """Open, fit and stack the listed files."""
     passed = list(listed.passed)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import memlens as ml
-from memlens import live, outputs, report, scoring, store
+from memlens import live, outputs, plans, report, scoring, store
 from memlens.__main__ import main
 from memlens.owndata import load_own
 
@@ -158,7 +158,7 @@ def test_names_of_files_and_classes_cannot_break_the_page(tmp_path):
     raw = os.fsencode(root / "猫 öl") + b"/caf\xe9.png"  # as old archives leave them
     os.rename(root / "猫 öl" / "<i>0.png", raw)
     own = load_own(root)
-    found = ml.score(own, scoring.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
+    found = ml.score(own, plans.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
     assert "猫 öl/caf\\xe9.png" in own.files
     outputs.write_outputs(found, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
@@ -194,7 +194,7 @@ def test_wrong_labels_do_not_confirm_each_other_through_copies(tmp_path):
             )
         path.unlink()
     work = scoring.Work(load_own(tmp_path / "digits"), shelf=store.Store(tmp_path / "run"))
-    masks = scoring.folds(work.own.data, work.alike)
+    masks = plans.folds(work.own.data, work.alike)
     for group in work.alike:
         assert all(mask[group].all() or not mask[group].any() for mask in masks)
     assert sum(len(group) == 3 for group in work.alike) == 5
@@ -223,7 +223,7 @@ def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeyp
         ml.load_scored(out)
     monkeypatch.setattr("memlens.jobs.train", train)
     # The cores that are free do not change what is gone on with.
-    monkeypatch.setattr(scoring, "cpu_count", lambda: 7)
+    monkeypatch.setattr(plans, "cpu_count", lambda: 7)
     done = written(out)
     assert main(arguments) == 0 and done and done.items() <= written(out).items()
     moved = tmp_path / "moved"
@@ -282,11 +282,11 @@ def test_a_class_smaller_than_the_folds_is_trained_on_and_not_judged(tmp_path):
         (few / path.name).write_bytes(path.read_bytes()[:])
         path.unlink()
     own = load_own(tmp_path / "digits")
-    masks = scoring.folds(own.data)
+    masks = plans.folds(own.data)
     ghost = own.data.train.labels == own.data.class_names.index("ghost")
     assert not any(mask[ghost].any() for mask in masks)
     assert sum(mask.sum() for mask in masks) == len(own) - 2
-    found = ml.score(own, scoring.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
+    found = ml.score(own, plans.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
     rows = found.table[found.table["label"] == "ghost"]
     assert (rows["predicted_label"] == "").all() and rows["p_label"].isna().all()
     page = report.page(found)
@@ -316,22 +316,22 @@ def test_what_the_page_needs_is_packed_with_the_code():
 
 def test_a_plan_fits_the_data_and_refuses_what_it_does_not_know():
     digits = ml.load("digits")
-    plan = scoring.plan_for(digits, device="cpu")
+    plan = plans.plan_for(digits, device="cpu")
     assert plan.recipe.stop == "weight_norm" and 30 <= plan.recipe.epochs <= 100
-    assert scoring.plan_for(digits.subset(20), device="cpu").recipe.batch_size == 10
+    assert plans.plan_for(digits.subset(20), device="cpu").recipe.batch_size == 10
     with pytest.raises(ValueError, match="unknown model"):
-        scoring.plan_for(digits, model="nothing")
+        plans.plan_for(digits, model="nothing")
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
-        scoring.plan_for(digits, device="tpu")
+        plans.plan_for(digits, device="tpu")
 
 
 def test_the_batch_shrinks_until_it_fits(monkeypatch):
     digits = ml.load("digits")
     monkeypatch.setattr("memlens.devices.free_memory", lambda device: 10_000_000)
-    assert scoring.plan_for(digits, device="cpu").recipe.batch_size < scoring.BATCH
+    assert plans.plan_for(digits, device="cpu").recipe.batch_size < plans.BATCH
     monkeypatch.setattr("memlens.devices.free_memory", lambda device: 1_000)
     with pytest.raises(MemoryError, match="GB"):
-        scoring.plan_for(digits, device="cpu")
+        plans.plan_for(digits, device="cpu")
 
 
 def test_the_command_line_asks_for_what_it_needs(tmp_path, capsys):

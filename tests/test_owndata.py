@@ -324,13 +324,13 @@ def test_images_that_do_not_fit_are_refused_before_they_are_decoded(tmp_path, mo
 
 def test_a_hundred_thousand_files_are_listed_fast(tmp_path):
     """The listing alone: every file is opened later, by all cores."""
-    from memlens import owndata
+    from memlens import listings
 
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(50_000):
             (tmp_path / name / f"{i}.png").touch()
     start = time.perf_counter()
-    listed = owndata._list_folder(tmp_path, None)
+    listed = listings.list_folder(tmp_path, None)
     assert len(listed.names) == 100_000 and not listed.passed
     assert time.perf_counter() - start < 10  # a second here; a stat a file would take many

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import memlens as ml
-from memlens import report, scoring, store
+from memlens import plans, report, store
 from memlens.owndata import load_own
 
 BROWSER = next(
@@ -46,7 +46,7 @@ def page(tmp_path_factory):
     (folders[2] / "copy.png").write_bytes(copied.read_bytes())
     (folders[2] / "broken.png").write_bytes(b"no")
     own = load_own(place / "digits")
-    plan = scoring.plan_for(own.data, epochs=8)
+    plan = plans.plan_for(own.data, epochs=8)
     found = ml.score(own, plan, shelf=store.Store(place / "run"), calibrate=True)
     report.write_report(found, place / "report.html")
     return place / "report.html"
