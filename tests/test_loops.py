@@ -253,10 +253,10 @@ def test_two_processes_record_what_one_does(tmp_path):
 # ---------------------------------------------------------------------------- a watched net
 
 
-def watched_loop(net, recorder, step, **how):
+def watched_loop(net, recorder, step, epochs=EPOCHS, **how):
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     with Watched(net, recorder, **how) as watched:
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             for index in in_order():
                 optimizer.zero_grad()
                 step(net, index, watched)
@@ -380,6 +380,62 @@ def test_another_loss_is_refused(loss):
     assert watched_loop(build(), Recorder(N), step, loss_scale=1.0).n_epochs == EPOCHS
 
 
+def test_what_lies_before_the_watched_net_is_not_kept_from_training():
+    stem, net = nn.Conv2d(1, 1, 1), build()
+    with Watched(net, Recorder(N)), pytest.raises(ValueError, match=r"watch the module that gets"):
+        net(stem(X))
+    whole = nn.Sequential(stem, net)
+    with Watched(whole, Recorder(N)) as watched:
+        by_position(whole, torch.arange(N), watched)
+    assert stem.weight.grad.any()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_bfloat16_is_the_cross_entropy_however_well_it_is_fitted(rate):
+    net, recorder = build().bfloat16(), Recorder(N)
+    optimizer = torch.optim.SGD(net.parameters(), rate)
+    with Watched(net, recorder) as watched:
+        for _ in range(30):
+            for index in in_order():
+                optimizer.zero_grad()
+                F.cross_entropy(net(X[index].bfloat16()), Y[index]).backward()
+                watched.update(index, Y[index])
+                optimizer.step()
+            watched.end_epoch()
+    assert recorder.n_epochs == 30
+
+
+@pytest.mark.parametrize("loss", [smoothed, weighted, other_labels])
+def test_another_loss_is_refused_in_bfloat16_too(loss):
+    def step(net, index, watched):
+        loss(net(X[index].bfloat16()).float(), Y[index]).backward()
+        watched.update(index, Y[index])
+
+    with pytest.raises(ValueError, match=r"differs by \d+% from that of the cross-entropy"):
+        watched_loop(build().bfloat16(), Recorder(N), step, epochs=12)
+
+
+def test_rounding_of_a_fitted_net_is_no_other_loss():
+    logits = torch.tensor([[14.0, 0.0], [14.0, 0.0]], requires_grad=True)
+    y, net, recorder = torch.tensor([0, 0]), nn.Identity(), Recorder(2)
+    with Watched(net, recorder) as watched:
+        out = net(logits.detach())
+        (error,) = torch.autograd.grad(F.cross_entropy(out, y), out, retain_graph=True)
+        out.backward(1.02 * error + torch.tensor([[1e-7, 0.0], [0.0, 0.0]]))  # as compilers round
+        watched.update(torch.arange(2), y)
+        watched.end_epoch()
+
+
+def test_a_new_watch_takes_the_hooks_of_an_older_one_off():
+    net = build()
+    Watched(net, Recorder(N))  # of a training that was interrupted
+    net(X)
+    with Watched(net, Recorder(N)) as watched:
+        by_position(net, torch.arange(N), watched)
+        watched.end_epoch()
+    assert not net._forward_hooks and not net._forward_pre_hooks
+
+
 def test_a_net_that_knows_everything_is_still_measured():
     net, recorder = nn.Linear(2, 2), Recorder(1)
     with torch.no_grad():
@@ -420,10 +476,8 @@ def test_what_a_watched_net_lacks_is_named():
     with pytest.raises(ValueError, match=r"no backward pass came through the logits"):
         watched.update()
     watched.remove()
-    with Watched(build()[:3], Recorder(N)), pytest.raises(ValueError, match=r"expected logits"):
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())(X)
-        flat = nn.Conv2d(1, 4, 3)
-        Watched(flat, Recorder(N))
+    flat = nn.Conv2d(1, 4, 3)
+    with Watched(flat, Recorder(N)), pytest.raises(ValueError, match=r"expected logits"):
         flat(X)
 
 
