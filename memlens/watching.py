@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memlens.loops import KEY
+from memlens.indexing import KEY
 from memlens.recorder import Recorder
 
 TOLERANCE = 0.01  # of a gradient, beyond its rounding; another loss is further off than this

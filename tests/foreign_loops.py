@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from memlens.loops import with_index
+from memlens.indexing import with_index
 from memlens.recorder import Recorder
 from memlens.stopping import PeakStop
 from memlens.traces import SIGNALS

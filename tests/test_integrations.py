@@ -21,7 +21,7 @@ from foreign_loops import (
 )  # fmt: skip
 from torch.utils.data import TensorDataset, WeightedRandomSampler
 
-from memlens.loops import with_index
+from memlens.indexing import with_index
 from memlens.stopping import PeakStop
 
 ROOT = Path(__file__).resolve().parents[1]

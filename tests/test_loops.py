@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
-from memlens.loops import with_index
+from memlens.indexing import with_index
 from memlens.recorder import Recorder
 from memlens.watching import Watched, from_logits, from_loss
 
@@ -56,6 +56,19 @@ def test_an_item_is_led_by_its_index():
     assert data[-1][0] == 4
     assert [item[0] for item in data] == [0, 1, 2, 3, 4]
     assert data[torch.tensor(2)][0] == 2 and data[np.int64(2)][0] == 2
+
+
+@pytest.mark.parametrize("position", [5, -6])
+def test_a_position_outside_is_refused_whatever_the_wrapped_one_would_give(position):
+    class Endless(Named):
+        def __getitem__(self, i):
+            return [i]
+
+    with pytest.raises(IndexError, match=rf"position {position} in a data set of 5"):
+        with_index(Endless())[position]
+    with pytest.raises(IndexError, match=r"in a data set of 5"):
+        with_index(Endless()).__getitems__([0, position])
+    assert len(list(with_index(Endless()))) == 5
 
 
 def test_many_items_at_once_are_asked_for_at_once_where_that_can_be():
