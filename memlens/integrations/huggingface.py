@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from memlens.integrations.checkpoints import check_new, kept, take_up
 from memlens.recorder import Recorder
+from memlens.resuming import check_new, kept, take_up
 from memlens.stopping import PeakStop
 from memlens.watching import Watched
 

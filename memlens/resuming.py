@@ -1,4 +1,4 @@
-"""What callbacks keep in a checkpoint, and where it fits."""
+"""What callbacks keep of a training in a checkpoint, and which training may go on from it."""
 
 from collections.abc import Mapping
 from typing import Any
