@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import memlens as ml
 
-ROUNDS, N, BATCH = 9, 1280, 64
+ROUNDS, N, BATCH = 7, 1280, 64
 X = torch.rand(N, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(N) % 10
 

@@ -2,8 +2,9 @@
 
     python examples/hand_over.py [FOLDER]
 
-FiftyOne opens the CSV with ``fo.Dataset.from_dir(labels_path="FOLDER/scores.csv",
-dataset_type=fo.types.CSVDataset, media_field="filepath")``.
+FiftyOne takes columns as strings unless ``fields`` says what they are, and opens the CSV with
+``fo.Dataset.from_dir(labels_path="FOLDER/scores.csv", dataset_type=fo.types.CSVDataset,
+fields={"label": str, "csl": float, "csg": float})``.
 """
 
 import sys
@@ -65,11 +66,11 @@ def main() -> None:
     top = rank.find_top_issues(quality.to_numpy(), top=50)
     print(f"{int(wrong[top].sum())} of cleanlab's 50 top issues are wrong labels")
 
-    issues = pd.DataFrame({"is_label_issue": quality < 0.05, "label_quality": quality})
     flat = digits.images.reshape(len(x), -1) / 16
-    for name, found in (("all labels", quality < 0), ("without issues", quality < 0.05)):
+    for name, share in (("all labels", 0.0), ("without the worst twentieth", 0.05)):
+        issues = pd.DataFrame({"is_label_issue": quality < share, "label_quality": quality})
         learner = CleanLearning(LogisticRegression(max_iter=300))
-        learner.fit(flat, y.numpy(), label_issues=issues.assign(is_label_issue=found))
+        learner.fit(flat, y.numpy(), label_issues=issues)
         print(f"accuracy on the true labels, {name}: {learner.score(flat, digits.target):.3f}")
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     """Train until the input gradient peaks, and see whether wrong labels have high scores."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--accumulate", type=int, default=1, help="batches in a step")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 and a GradScaler")
+    parser.add_argument("--amp", action="store_true", help="float16 and a GradScaler")
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
 
@@ -40,22 +40,29 @@ def main() -> None:
     loader = DataLoader(dataset, batch_size=64, shuffle=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    scaler = torch.amp.GradScaler("cpu", enabled=args.amp)
+    scaler = torch.amp.GradScaler("cpu") if args.amp else None
 
     recorder = ml.Recorder(n_samples=len(dataset))
     stop = ml.PeakStop("input_gradient", patience=3)
     for _ in range(args.epochs):
         for step, (index, x, y) in enumerate(loader):
             x = recorder.watch(x)
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
+            with torch.autocast("cpu", torch.float16, enabled=args.amp):
                 logits = model(x)
                 loss = F.cross_entropy(logits, y) / args.accumulate
-            scaler.scale(loss).backward()
-            scale = scaler.scale(torch.tensor(1 / args.accumulate))  # of the loss, in all
-            recorder.update(index, x, logits, y, loss_scale=scale)
+            if scaler is None:
+                loss.backward()
+                recorder.update(index, x, logits, y, loss_scale=1 / args.accumulate)
+            else:
+                scaler.scale(loss).backward()
+                scale = scaler.scale(torch.tensor(1 / args.accumulate))  # of the loss, in all
+                recorder.update(index, x, logits, y, loss_scale=scale)
             if (step + 1) % args.accumulate == 0 or step + 1 == len(loader):
-                scaler.step(optimizer)
-                scaler.update()
+                if scaler is None:
+                    optimizer.step()
+                else:
+                    scaler.step(optimizer)
+                    scaler.update()
                 optimizer.zero_grad()
         recorder.end_epoch()
         if stop.update(model, recorder):

@@ -18,8 +18,9 @@ visits         samples visited unequally: means over visits, over recorders and 
 epochs         one epoch while it is being recorded
 recorder       ``Recorder``: scatters signals by sample index while any loop trains
 stopping       online detection of the peak of the weight norm or the mean input gradient
-loops          ``with_index``: a data set that says where each of its samples lies
+indexing       ``with_index``: a data set that says where each of its samples lies
 watching       ``Watched``: hooks on a net, for loops that cannot be changed
+resuming       what callbacks keep in a checkpoint, and which training may go on from it
 integrations   callbacks for Lightning and the Hugging Face Trainer; imports neither until used
 scores         every score as a pure function of a trace, with its metadata: the catalogue
 handover       what a loop of your own hands over: its scores, sums over visits, label quality
@@ -80,7 +81,7 @@ _HOME = {
     "Recorder": "recorder", "Trace": "traces",
     "catalogue": "costs",
     "PeakDetector": "stopping", "PeakStop": "stopping", "Peak": "stopping",
-    "with_index": "loops", "Watched": "watching",
+    "with_index": "indexing", "Watched": "watching",
     "scores_of": "handover", "by_visits": "handover", "label_quality": "handover",
     "Run": "runs",
     "Recipe": "recipes", "Measure": "recipes", "train": "training",
@@ -95,9 +96,9 @@ _HOME = {
 _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
-    "loops", "watching", "integrations", "scores", "handover", "devices", "recipes", "feeds",
-    "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training", "jobs",
-    "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
+    "indexing", "watching", "resuming", "integrations", "scores", "handover", "devices", "recipes",
+    "feeds", "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training",
+    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
     "calibration", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
     "charts", "profiles", "page", "finished", "reproduce", "pictures", "listings", "owndata",
     "readings", "plans", "scoring", "elements", "report", "live", "outputs",

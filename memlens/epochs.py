@@ -1,6 +1,6 @@
 """One epoch while it is being recorded: references are kept, and worked off in bulk.
 
-Nothing here waits for the device before the epoch is closed.
+Nothing here waits for the device before the epoch is closed, wherever the index lies.
 """
 
 import math
@@ -13,6 +13,7 @@ from memlens import signals
 from memlens.traces import SIGNALS
 from memlens.visits import GRADIENTS, Sums
 
+UNSCALED = 0.01  # a scale this near to 1 is 1, measured by gradients that were rounded
 INFINITE = (math.inf, math.inf, -math.inf)  # NaN says "not measured": divergence is infinite
 
 
@@ -48,10 +49,11 @@ class Epoch:
     def add(
         self, index: Tensor, gradient: Tensor, logits: Tensor, y: Tensor, scale: float | Tensor
     ) -> None:
-        """Keep references to what a step made; a scale is copied, as its owner writes to it."""
+        """Keep references to what a step made; what its owner may write to is copied."""
         if isinstance(scale, Tensor):
             scale = scale.detach().clone()
-        self._pending.append((index, gradient, logits.detach(), y, scale))
+        y = y.to(logits.device, non_blocking=True, copy=True)
+        self._pending.append((index.clone(), gradient, logits.detach(), y, scale))
         self.pending_bytes += gradient.nbytes + logits.nbytes
 
     def flush(self) -> None:
@@ -63,6 +65,7 @@ class Epoch:
         self._bounds.append(torch.stack(index.aminmax()))
         if index.device.type == "cpu":
             self.check_bounds()
+            index = index.to(logits.device, non_blocking=True)
         else:  # to look would be to wait for the device: looked at when the epoch is closed
             index = index.clamp(0, self.n_samples - 1)
         norms = signals.gradient_norms(gradient.float())
@@ -105,7 +108,27 @@ class Epoch:
         return {"values": values, "scaled": self._scaled}
 
     def load(self, values: list[Tensor], scaled: bool) -> None:
-        """Take up what `state` gave, on the CPU until the first batch comes from elsewhere."""
+        """Take up what `state` gave, on the CPU until the first batch comes from elsewhere.
+
+        Raises
+        ------
+        ValueError
+            If it is of another number of samples, or of visits that this epoch does not count.
+        """
+        found = [tuple(tensor.shape) for tensor in values]
+        row = (len(SIGNALS), self.n_samples)
+        if len(found) not in (2, 3) or found != [row] * (len(found) - 1) + [row[1:]]:
+            raise ValueError(
+                f"the unfinished epoch of the state has shapes {found}; expected {self.n_samples} "
+                f"samples and {len(SIGNALS)} signals"
+            )
+        if len(found) == 3 and not self.counted:
+            raise ValueError(
+                'the unfinished epoch counts visits: load it into a Recorder with visits="any"'
+            )
+        if len(found) == 2 and self.counted:  # begun by a recorder that did not count
+            sums = Sums.of_means(*values)
+            values = [sums.values.float(), sums.weights.float(), sums.visits]
         values = [tensor.clone() for tensor in values]  # they will be written to
         self._visits, self._scaled = values[-1], scaled
         self._values = Sums(*values) if self.counted else values[0]
@@ -128,31 +151,32 @@ class Epoch:
         parts = zip(scales, self._pending, strict=True)
         scale = torch.cat([_spread(factor, len(step[0]), values) for factor, step in parts])
         gradients = values[GRADIENTS] / scale
-        overflow = (scale != 1.0) & ~(gradients.isfinite() & scale.isfinite())
+        scaled = ~((scale - 1).abs() <= UNSCALED)  # a scale that is no number, too
+        overflow = scaled & ~(gradients.isfinite() & scale.isfinite())
         values[GRADIENTS] = gradients.masked_fill_(overflow, torch.nan)
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return tuple(self._values) if self.counted else (self._values, self._visits)
 
     def _scatter(self, index: Tensor, values: Tensor) -> None:
-        self._prepare(index, values)
+        self._prepare(values)
         if self.counted:
             self._values.add(index, values)
         else:
             self._visits.scatter_add_(0, index, torch.ones_like(index))  # bincount would wait
             self._values[:, index] = values
 
-    def _prepare(self, index: Tensor, values: Tensor) -> None:
+    def _prepare(self, values: Tensor) -> None:
         """Have the epoch's tensors, on the device where its batches are."""
         if self._visits is not None:
-            if self._visits.device != index.device:  # an epoch taken up from a state
-                self.load([tensor.to(index.device) for tensor in self._tensors()], self._scaled)
+            if self._visits.device != values.device:  # an epoch taken up from a state
+                self.load([tensor.to(values.device) for tensor in self._tensors()], self._scaled)
         elif self.counted:
             self._values = Sums.empty(self.n_samples, values)
             self._visits = self._values.visits
         else:
             self._values = values.new_full((len(SIGNALS), self.n_samples), torch.nan)
-            self._visits = torch.zeros(self.n_samples, dtype=torch.int64, device=index.device)
+            self._visits = torch.zeros(self.n_samples, dtype=torch.int64, device=values.device)
 
     def _check_visits(self) -> None:
         if self._visits is None:
@@ -172,6 +196,11 @@ class Epoch:
     def _tell_divergence(self, values: Tensor) -> None:
         bad = {k: int((~v.isfinite()).sum()) for k, v in zip(SIGNALS, values, strict=True)}
         name = max(bad, key=bad.get)
+        if bad["loss"] == 0 and bool(values[GRADIENTS].isnan().all()):
+            raise FloatingPointError(
+                f"every gradient of epoch {self.number} overflowed under its loss scale: give the "
+                "GradScaler a lower init_scale, or lower the learning rate"
+            )
         raise FloatingPointError(
             f"{name} is NaN or infinite for {bad[name]} samples in epoch {self.number}: training "
             "has diverged; lower the learning rate"
@@ -181,5 +210,5 @@ class Epoch:
 def _spread(factor: float | Tensor, size: int, like: Tensor) -> Tensor:
     """One number for each sample of a batch, (size,), without waiting for the device."""
     if isinstance(factor, Tensor):
-        return factor.to(like).reshape(()).expand(size)
+        return factor.to(like, non_blocking=True).reshape(()).expand(size)
     return like.new_full((size,), factor)

@@ -1,5 +1,7 @@
 """What a loop of your own hands over: all its scores, sums over its visits, label quality."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -7,17 +9,21 @@ from memlens.recorder import Recorder
 from memlens.scores import score_frame
 from memlens.stopping import Peak
 from memlens.traces import Trace
+from memlens.visits import world_size
 
 
 def scores_of(
     recorder: Recorder,
     peak: Peak | None = None,
     *,
-    lr: np.ndarray | None = None,
-    y_true: np.ndarray | None = None,
     index: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """All scores of a loop of your own that leave no second pass over the data.
+    """All scores of a loop of your own that need no second pass over the data.
+
+    Where samples are visited unequally, an epoch that left a sample out counts as one in which
+    nothing changed: it holds the sample's last value, and before the first visit that of the first.
+    So sums are over all epochs, however often a sample was seen; `by_visits` has those over the
+    visits really made. The last column, ``visits``, says how many they were.
 
     Parameters
     ----------
@@ -26,17 +32,17 @@ def scores_of(
     peak : Peak, optional
         Where SGAL and early CSG stop adding up: ``stop.peak`` of a `PeakStop`; by default the last
         epoch.
-    lr : ndarray (n_epochs,), optional
-        Learning rates, for scores that weigh by them.
-    y_true : ndarray (n_samples,), optional
-        Labels, for scores that compare within a class.
     index : ndarray (n_samples,), optional
         Index of the frame; by default positions in the training set.
     """
-    found = recorder.trace
-    trace = Trace(dict(found), lr=lr, y_true=y_true, visits=found.visits)
+    if world_size() > 1 and not recorder.merged:
+        warnings.warn(
+            "these are the scores of one process's share: give recorder.gathered()", stacklevel=2
+        )
+    trace = recorder.trace
     index = np.arange(trace.n_samples) if index is None else index
-    return score_frame(trace, peak or Peak(trace.n_epochs - 1, None), index)
+    frame = score_frame(trace, peak or Peak(trace.n_epochs - 1, None), index)
+    return frame.assign(visits=trace.visits.sum(0)) if trace.counted else frame
 
 
 def by_visits(trace: Trace) -> pd.DataFrame:
@@ -50,7 +56,7 @@ def by_visits(trace: Trace) -> pd.DataFrame:
     DataFrame (n_samples,): visits, and csl, csg, loss_sensitivity, each as _sum and _mean; the mean
     of a sample that was never visited is NaN, its sum 0.
     """
-    visits = _counts(trace)
+    visits = trace.visits
     columns = {"visits": visits.sum(0)}
     for name, signal, power in (
         ("csl", "loss", 1),
@@ -76,8 +82,3 @@ def label_quality(score: pd.Series) -> pd.Series:
     [0.375, 0.875, 0.625, 0.125]
     """
     return 1 - (score.rank() - 0.5) / score.count()
-
-
-def _counts(trace: Trace) -> np.ndarray:
-    """Visits (n_epochs, n_samples); where the trace counts none, one for each loss."""
-    return (~np.isnan(trace.loss)).astype(np.int64) if trace.visits is None else trace.visits

@@ -46,7 +46,14 @@ class Recorder:
         in that epoch (of the L2 norm the root of the mean square: CSG stays exact), NaN without
         one, and the trace how many they were.
     flush_bytes : int
-        References held before they are worked off.
+        References held before they are worked off. 0: each step at once, for a net that writes its
+        next outputs over the last ones, as ``torch.compile(mode="reduce-overhead")`` does by CUDA
+        graphs.
+
+    Attributes
+    ----------
+    n_epochs : int, finished ones
+    merged : bool, whether it was put together from several, by `merge` or `gathered`
     """
 
     def __init__(
@@ -66,9 +73,10 @@ class Recorder:
             raise ValueError(f"visits is {visits!r}; expected 'once' or 'any'")
         self.n_samples, self.reduction, self.complete = n_samples, reduction, complete
         self.flush_bytes, self.counted = flush_bytes, visits == "any"
+        self.merged = False
         self._rows: list[Tensor] = []  # (n_signals, n_samples) for each finished epoch, on the CPU
         self._counts: list[Tensor] = []  # (n_samples,) for each, where visits are counted
-        self._start_epoch()
+        self._epoch = self._new_epoch(0)
 
     @property
     def n_epochs(self) -> int:
@@ -81,7 +89,7 @@ class Recorder:
         if not self.n_epochs:
             raise ValueError("nothing recorded yet: call end_epoch() after each epoch")
         whole = torch.stack(self._rows, 1).numpy()  # (n_signals, n_epochs, n_samples)
-        visits = self.visits.numpy() if self.counted else None
+        visits = torch.stack(self._counts).numpy() if self.counted else None
         return Trace(dict(zip(SIGNALS, whole, strict=True)), visits=visits)
 
     @property
@@ -89,7 +97,7 @@ class Recorder:
         """How often each finished epoch visited each sample, (n_epochs, n_samples) int64."""
         if not self.n_epochs:
             return torch.zeros(0, self.n_samples, dtype=torch.int64)
-        return torch.stack(self._counts or list(map(_seen, self._rows)))
+        return torch.from_numpy(self.trace.visits)
 
     def last(self, name: str) -> Tensor:
         """A signal in the last finished epoch, (n_samples,), on the CPU."""
@@ -112,7 +120,8 @@ class Recorder:
 
         Parameters
         ----------
-        index : Tensor (b,), int64: positions of the batch's samples in the training set
+        index : Tensor (b,), int64: positions of the batch's samples in the training set, as the
+            loader gives them or on the net's device
         x : Tensor (b, ...): what `watch` returned
         logits : Tensor (b, n_classes), of this step's forward pass
         y : Tensor (b,), int64
@@ -157,7 +166,7 @@ class Recorder:
         self._rows.append(row)
         if self.counted:
             self._counts.append(visits)
-        self._start_epoch()
+        self._epoch = self._new_epoch(self.n_epochs)
         return means
 
     @property
@@ -185,7 +194,8 @@ class Recorder:
         Raises
         ------
         ValueError
-            If it is of another number of samples, or of visits that this recorder does not count.
+            If it is of another number of samples, or of visits that this recorder does not count;
+            before anything is taken up.
         """
         rows = [row.cpu() for row in state["rows"]]
         if wrong := {tuple(row.shape) for row in rows} - {(len(SIGNALS), self.n_samples)}:
@@ -196,11 +206,11 @@ class Recorder:
             )
         if "visits" in state and not self.counted:
             raise ValueError('the state counts visits: load it into a Recorder with visits="any"')
-        self._rows = rows
-        self._counts = list(state.get("visits", map(_seen, rows))) if self.counted else []
-        self._start_epoch()
+        counts = list(state.get("visits", map(_seen, rows))) if self.counted else []
+        begun = self._new_epoch(len(rows))
         if "unfinished" in state:
-            self._epoch.load(**state["unfinished"])
+            begun.load(**state["unfinished"])
+        self._rows, self._counts, self._epoch = rows, counts, begun
 
     @classmethod
     def merge(cls, *recorders: "Recorder") -> "Recorder":
@@ -218,6 +228,7 @@ class Recorder:
             raise ValueError(f"shares differ in shape: {[tuple(s.shape) for s in shares]}")
         counted = any(r.counted for r in recorders)
         merged = cls(recorders[0].n_samples, visits="any" if counted else "once")
+        merged.merged = True
         for epoch in range(recorders[0].n_epochs):
             parts = zip(*(r._sums(epoch) for r in recorders), strict=True)
             merged._append(Sums(*(torch.stack(part).sum(0) for part in parts)))
@@ -236,13 +247,14 @@ class Recorder:
         ValueError
             If the processes recorded different numbers of epochs; see also `merge`.
         """
-        if world_size() == 1:
+        if world_size() == 1 or self.merged:
             return self
         n_epochs = torch.tensor(self.n_epochs)
         low, high = (int(over_processes(n_epochs, how=how)) for how in ("min", "max"))
         if low != high:
             raise ValueError(f"processes recorded from {low} to {high} epochs; expected the same")
         merged = Recorder(self.n_samples, visits="any" if self.counted else "once")
+        merged.merged = True
         for epoch in range(self.n_epochs):
             merged._append(Sums(*map(over_processes, self._sums(epoch))))
         merged._check_merged()
@@ -266,10 +278,10 @@ class Recorder:
                 f"{int((visits == 0).sum())} by none; expected each exactly once"
             )
 
-    def _start_epoch(self) -> None:
-        self._epoch = Epoch(
+    def _new_epoch(self, number: int) -> Epoch:
+        return Epoch(
             self.n_samples,
-            self.n_epochs,
+            number,
             reduction=self.reduction,
             complete=self.complete,
             counted=self.counted,
@@ -277,5 +289,6 @@ class Recorder:
 
 
 def _seen(row: Tensor) -> Tensor:
-    """Visits of an epoch that visits a sample once or not at all, (n_samples,) int64."""
-    return (~row[0].isnan()).long()
+    """Visits of an epoch in which they were not counted, as its trace has them, (n_samples,)."""
+    alone = Trace(dict(zip(SIGNALS, row[:, None].numpy(), strict=True)))
+    return torch.from_numpy(alone.visits[0])

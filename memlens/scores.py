@@ -75,11 +75,15 @@ def learning_time(trace: Trace) -> np.ndarray:
     """Share of epochs at which the running mean gradient norm is not below its grand mean.
 
     The form in which the CSG authors compute Eq. 4; the threshold is the mean over all samples and
-    epochs.
+    epochs. A sample whose gradient was not measured has NaN, and is not in that mean.
     """
     epochs = np.arange(1, trace.n_epochs + 1)[:, None]
     running_mean = trace.grad_l2.cumsum(0, dtype=np.float64) / epochs  # (n_epochs, n_samples)
-    return 1 - (running_mean < running_mean.mean()).mean(0)
+    unknown = np.isnan(running_mean[-1])
+    if unknown.all():
+        return np.full(trace.n_samples, np.nan)
+    grand_mean = running_mean[:, ~unknown].mean() if unknown.any() else running_mean.mean()
+    return np.where(unknown, np.nan, 1 - (running_mean < grand_mean).mean(0))
 
 
 def aum(trace: Trace) -> np.ndarray:
@@ -280,7 +284,8 @@ CATALOGUE: dict[str, Score] = {
 def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
     """All scores that the trace has the signals for.
 
-    A trace with gaps is filled first; a sample that was never visited has NaN for every score, and
+    A trace with gaps is filled, up to the peak from what lies before it; a sample that was never
+    visited has NaN for every score, one first visited after the peak for those that stop there, and
     no other score depends on it.
 
     Parameters
@@ -292,21 +297,15 @@ def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
         Original index of each sample: the index of the frame.
     """
     named = pd.Index(index, name="index")
-    visited = _visited(trace)
+    visited = trace.visited
     if not visited.all():
-        return score_frame(trace.of(visited), peak, named[visited]).reindex(named)
+        part = score_frame(trace.of(visited), peak, np.flatnonzero(visited))
+        return part.reindex(np.arange(trace.n_samples)).set_axis(named)
+    early = trace.until(peak.peak_epoch + 1).filled()
     trace = trace.filled()
-    early = trace.until(peak.peak_epoch + 1)
     columns = {
         name: score.function(early if score.until_peak else trace)
         for name, score in CATALOGUE.items()
         if all(signal in trace for signal in score.needs)
     }
     return pd.DataFrame(columns, index=named)
-
-
-def _visited(trace: Trace) -> np.ndarray:
-    """Whether a sample was ever visited, bool (n_samples,)."""
-    if trace.visits is None:
-        return np.ones(trace.n_samples, dtype=bool)
-    return trace.visits.any(0)

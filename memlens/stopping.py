@@ -117,11 +117,10 @@ def find_peak(values: "list[float]", **settings: float) -> Peak:
 class PeakStop:
     """Early stopping for any loop, without a validation set: ends a training at a peak.
 
-    >>> recorder, net = Recorder(n_samples=1), nn.Linear(1, 2)
-    >>> stop = PeakStop("weight_norm", patience=1)
+    >>> net, stop = nn.Linear(1, 2), PeakStop("weight_norm", patience=1)
     >>> for norm in (1.0, 2.0, 1.5):
     ...     _ = [nn.init.constant_(weight, norm) for weight in net.parameters()]
-    ...     if stop.update(net, recorder):
+    ...     if stop.update(net):
     ...         break
     >>> stop.peak
     Peak(peak_epoch=1, detected_epoch=2)
@@ -164,11 +163,13 @@ class PeakStop:
         Raises
         ------
         ValueError
-            If the curve needs a recorder and there is none, or its epoch is not closed; if the
-            value is not finite.
+            If the curve needs a recorder and there is none; if a recorder's epoch is not closed, or
+            it has not finished exactly one epoch more than was looked at; if the value is not
+            finite.
         """
+        self._check(recorder)
         by_weights = self.curve == "weight_norm"
-        value = signals.weight_norm(model).item() if by_weights else self._gradient(recorder)
+        value = self._norm(model) if by_weights else self._gradient(recorder)
         called = self._detector.update(value)
         self.values.append(value)
         if self._detector.at_best:
@@ -199,12 +200,22 @@ class PeakStop:
         for value in self.values:  # a detector is what it has seen
             self._detector.update(value)
 
-    def _gradient(self, recorder: Recorder | None) -> float:
-        if recorder is None or recorder.n_epochs <= len(self.values) or recorder.in_epoch:
+    def _check(self, recorder: Recorder | None) -> None:
+        once = "call update(model, recorder) once an epoch, after recorder.end_epoch()"
+        if recorder is None:
+            if self.curve != "weight_norm":
+                raise ValueError(f"the curve {self.curve!r} comes from the recorder: {once}")
+        elif recorder.in_epoch or recorder.n_epochs != len(self.values) + 1:
             raise ValueError(
-                f"the curve {self.curve!r} comes from the recorder: call "
-                "update(model, recorder) once an epoch, after recorder.end_epoch()"
+                f"the recorder has finished {recorder.n_epochs} epochs, and this stop has looked "
+                f"at {len(self.values)}: {once}, and resume both or none"
             )
+
+    def _norm(self, model: nn.Module) -> float:
+        norm = signals.weight_norm(model).detach()
+        return over_processes(norm, how="min").item()  # they may differ in the last bit
+
+    def _gradient(self, recorder: Recorder) -> float:
         norms = recorder.last("grad_l2").double()
         total = torch.stack([norms.nansum(), norms.isfinite().sum()])
         sums, count = over_processes(total).tolist()

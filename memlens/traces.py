@@ -19,8 +19,9 @@ class Trace(Mapping[str, np.ndarray]):
     ----------
     lr : ndarray (n_epochs,) or None: learning rate of each epoch, for scores that weigh by it
     y_true : ndarray (n_samples,) or None: labels, for scores that compare within a class
-    visits : ndarray (n_epochs, n_samples) int64 or None: how often the epoch visited the sample,
-        where samples are visited unequally; a value is then the mean over those visits
+    visits : ndarray (n_epochs, n_samples) int64: how often the epoch visited the sample; a value is
+        the mean over those visits. Where they were not counted, one for each loss that is there
+    counted : bool, whether visits were counted
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Trace(Mapping[str, np.ndarray]):
         ):
             if beside is not None and np.shape(beside) != shape:
                 raise ValueError(f"{name} has shape {np.shape(beside)}; expected {shape}")
-        self.lr, self.y_true, self.visits = lr, y_true, visits
+        self.lr, self.y_true, self._visits = lr, y_true, visits
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -64,6 +65,26 @@ class Trace(Mapping[str, np.ndarray]):
         return f"Trace({self.n_epochs} epochs, {self.n_samples} samples: {', '.join(self)})"
 
     @property
+    def counted(self) -> bool:
+        """Whether visits were counted."""
+        return self._visits is not None
+
+    @property
+    def visits(self) -> np.ndarray:
+        """How often each epoch visited each sample, (n_epochs, n_samples) int64."""
+        return self._seen.astype(np.int64) if self._visits is None else self._visits
+
+    @property
+    def visited(self) -> np.ndarray:
+        """Whether a sample was ever visited, bool (n_samples,)."""
+        return (self._seen if self._visits is None else self._visits).any(0)
+
+    @property
+    def _seen(self) -> np.ndarray:
+        signal = next((name for name in SIGNALS if name in self), next(iter(self)))
+        return ~np.isnan(self[signal])
+
+    @property
     def correct(self) -> np.ndarray:
         """Whether the prediction was right, bool; a tie of logits counts as wrong."""
         return self.margin > 0
@@ -80,14 +101,14 @@ class Trace(Mapping[str, np.ndarray]):
             raise ValueError(f"asked for {n_epochs} epochs of a trace of {self.n_epochs}")
         arrays = {name: array[:n_epochs] for name, array in self.items()}
         lr = None if self.lr is None else self.lr[:n_epochs]
-        visits = None if self.visits is None else self.visits[:n_epochs]
+        visits = None if self._visits is None else self._visits[:n_epochs]
         return Trace(arrays, lr=lr, y_true=self.y_true, visits=visits)
 
     def of(self, samples: np.ndarray) -> "Trace":
         """The trace of some samples alone: a boolean mask (n_samples,), or positions."""
         arrays = {name: array[:, samples] for name, array in self.items()}
         y_true = None if self.y_true is None else np.asarray(self.y_true)[samples]
-        visits = None if self.visits is None else self.visits[:, samples]
+        visits = None if self._visits is None else self._visits[:, samples]
         return Trace(arrays, lr=self.lr, y_true=y_true, visits=visits)
 
     def filled(self) -> "Trace":
@@ -97,11 +118,10 @@ class Trace(Mapping[str, np.ndarray]):
         event from there. A sample that was never visited stays NaN, and so does, where visits are
         not counted, a row that was not measured at all. A trace without gaps is returned as it is.
         """
-        counted = self.visits is not None
-        arrays = {name: _carried(array, whole=counted) for name, array in self.items()}
+        arrays = {name: _carried(array, whole=self.counted) for name, array in self.items()}
         if all(arrays[name] is array for name, array in self.items()):
             return self
-        return Trace(arrays, lr=self.lr, y_true=self.y_true, visits=self.visits)
+        return Trace(arrays, lr=self.lr, y_true=self.y_true, visits=self._visits)
 
 
 def _carried(rows: np.ndarray, whole: bool) -> np.ndarray:

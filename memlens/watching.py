@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memlens.loops import KEY
+from memlens.indexing import KEY
 from memlens.recorder import Recorder
 
-TOLERANCE = 0.01  # bfloat16 rounds the gradient by 0.001; another loss is further off than this
+TOLERANCE = 0.01  # of a gradient, beyond its rounding; another loss is further off than this
+COARSE = 0.05  # the same where it arrives in bfloat16
+JUDGED = 0.01  # a mean error (or loss) below this is mostly rounding, and tells nothing
+
+_WATCHED: "WeakKeyDictionary[nn.Module, Watched]" = WeakKeyDictionary()
 
 
 class Watched:
@@ -35,12 +40,15 @@ class Watched:
     the summed cross-entropy; or, where a net returns ``loss`` and no gradient comes through the
     logits beside it (mixed precision, compilation), the gradient that arrived at the loss. A loss
     that is something else (smoothed labels, class weights, mixed images) is found in this way, and
-    refused when the epoch ends.
+    refused when the epoch ends; steps whose samples the net knows nearly all are not judged.
+
+    A net is watched by one at a time: a new one takes the hooks of an older one off.
 
     Parameters
     ----------
     module : nn.Module
-        From images to logits: a tensor (b, n_classes), or an object or dict with ``logits``.
+        From images to logits: a tensor (b, n_classes), or an object or dict with ``logits``. What
+        lies before it would not train: the input must not need a gradient.
     recorder : Recorder
     input : str, optional
         Keyword of the input; by default the first argument that is a tensor of floats.
@@ -60,6 +68,9 @@ class Watched:
         self.recorder, self.input, self.loss_scale = recorder, input, loss_scale
         self._misfit: list[Tensor] = []
         self.reset()
+        if older := _WATCHED.pop(module, None):  # of a training that was interrupted
+            older.remove()
+        _WATCHED[module] = self
         # compilers leave hooks as they are: a leaf made within a graph would keep no gradient
         before, after = map(torch.compiler.disable, (self._before, self._after))
         self._handles = [
@@ -116,7 +127,7 @@ class Watched:
             if given is None:
                 raise ValueError(f"the batch holds no {name}: {advice}")
         x, logits = self._x, self._logits
-        index, y = index.to(x.device).long(), y.to(x.device).long()
+        index, y = (t.to(x.device, non_blocking=True).long() for t in (index, y))
         scale = self._measured(logits, y) if self.loss_scale is None else self.loss_scale
         self.reset()
         self.recorder.update(index, x, logits, y, loss_scale=scale)
@@ -130,9 +141,9 @@ class Watched:
             If the loss was not the cross-entropy of the logits and the labels.
         """
         if self._misfit:
-            apart, whole = torch.stack(self._misfit).sum(0).tolist()
+            apart, allowed, whole = torch.stack(self._misfit).sum(0).tolist()
             self._misfit = []
-            if apart > TOLERANCE**2 * whole:
+            if apart > allowed:
                 share = (apart / whole) ** 0.5
                 raise ValueError(
                     f"the gradient at the logits differs by {share:.0%} from that of the "
@@ -146,14 +157,19 @@ class Watched:
         """What the loss was multiplied by beyond the recorder's reduction, a scalar."""
         logits = logits.detach().float()
         if "logits" in self._arrived:
-            scale, apart, whole = from_logits(logits, y, self._arrived["logits"].float())
+            said = self._arrived["logits"]
+            scale, apart, whole = from_logits(logits, y, said)
+            enough = len(y) * JUDGED**2
         elif "loss" in self._arrived:
-            scale, apart, whole = from_loss(logits, y, self._loss.detach().float(), self._items)
-            scale = scale * self._arrived["loss"].float()
+            said = self._loss.detach()
+            scale, apart, whole = from_loss(logits, y, said, self._items)
+            scale, enough = scale * self._arrived["loss"].float(), JUDGED**2
         else:
             raise ValueError("no backward pass came through the logits: call update() after it")
-        pair = torch.stack([apart, whole])
-        self._misfit.append(pair.masked_fill(~pair.isfinite().all(), 0.0))  # of an overflow
+        tolerance = COARSE if said.dtype == torch.bfloat16 else TOLERANCE
+        found = torch.stack([apart, tolerance**2 * whole, whole])
+        unknown = ~found.isfinite().all() | (whole < enough)  # an overflow, or nearly nothing
+        self._misfit.append(found.masked_fill(unknown, 0.0))
         return scale if self.recorder.reduction == "mean" else scale / len(y)
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -167,9 +183,14 @@ class Watched:
             raise ValueError(
                 "the watched net ran twice in one step: a recorder takes one forward pass a step"
             )
+        given = args[where] if isinstance(where, int) else kwargs[where]
+        if given.requires_grad:
+            raise ValueError(
+                "the input of the watched net needs a gradient, so that what lies before the net "
+                "would not train: watch the module that gets the images, or the whole net"
+            )
         self.index, self.y = index, kwargs.get("labels")
         self._items = kwargs.get("num_items_in_batch")
-        given = args[where] if isinstance(where, int) else kwargs[where]
         self._x = self.recorder.watch(given)
         if isinstance(where, int):
             return (*args[:where], self._x, *args[where + 1 :]), kwargs
@@ -211,14 +232,18 @@ def from_logits(logits: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Te
 
     Returns
     -------
-    Three scalars: the factor; the squared distance of the gradient from that of a cross-entropy;
-    what that is relative to.
+    Three scalars: the factor; the squared distance of the gradient from that of a cross-entropy,
+    as far as it is more than rounding; what that is relative to.
     """
+    rounding = torch.finfo(gradient.dtype).eps / 2  # of probabilities just below 1, twice
+    gradient = gradient.float()
     error = F.log_softmax(logits, 1).exp()  # as autograd has it
     error.scatter_add_(1, y[:, None], -torch.ones_like(error[:, :1]))
     whole = error.square().sum()
-    factor = torch.where(whole > 0, (gradient * error).sum() / whole, 1.0)
-    return factor * len(y), (gradient / factor - error).square().sum(), whole
+    known = (whole > 0) & gradient.any()  # else all that would be scaled is 0
+    factor = torch.where(known, (gradient * error).sum() / whole, 1.0)
+    apart = ((gradient / factor - error).abs() - rounding).clamp_min(0)
+    return factor * len(y), apart.square().sum(), whole
 
 
 def from_loss(
@@ -230,14 +255,20 @@ def from_loss(
 
     Returns
     -------
-    Three scalars: the factor; the squared distance of the loss from that; what it is relative to.
+    Three scalars: the factor; the squared distance of the loss from that, as far as it is more than
+    rounding; what it is relative to.
     """
+    rounding = torch.finfo(loss.dtype).eps
     mean, size = F.cross_entropy(logits, y), len(y)
     factors = [mean.new_full((), 1.0), mean.new_full((), float(size))]
     if items is not None:
-        items = items.to(mean).reshape(()) if isinstance(items, Tensor) else float(items)
+        items = (
+            items.to(mean, non_blocking=True).reshape(())
+            if isinstance(items, Tensor)
+            else float(items)
+        )
         factors.append(mean.new_full((), float(size)) / items)
     factors = torch.stack(factors)
-    apart = (loss.reshape(()) / factors - mean).abs()
+    apart = ((loss.reshape(()).float() / factors - mean).abs() - rounding).clamp_min(0)
     nearest = apart.argmin(0, keepdim=True)
     return factors.gather(0, nearest)[0], apart.gather(0, nearest)[0].square(), mean.square()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from memlens.loops import with_index
+from memlens.indexing import with_index
 from memlens.recorder import Recorder
 from memlens.stopping import PeakStop
 from memlens.traces import SIGNALS
@@ -128,8 +128,8 @@ def global_batches(n=2):
     return [torch.cat(step) for step in zip(*parts, strict=True)]
 
 
-def keep(folder, rank, recorder, share, stop=None):
-    values = stop.values if stop else None
+def keep(folder, rank, recorder, share, *stops):
+    values = [stop.values for stop in stops]
     state = {"recorder": recorder.state_dict(), "share": share, "values": values}
     torch.save(state, Path(folder) / f"{rank}.pt")
 
@@ -139,7 +139,7 @@ def ddp_process(folder):
     net = nn.parallel.DistributedDataParallel(build())
     data = dataset()
     loader = DataLoader(data, SIZE, sampler=DistributedSampler(data, shuffle=False))
-    recorder, stop = Recorder(N, visits="any"), PeakStop("input_gradient")
+    recorder, stop, norm = Recorder(N, visits="any"), PeakStop("input_gradient"), PeakStop()
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     for _ in range(EPOCHS):
         for index, x, y in loader:
@@ -151,9 +151,17 @@ def ddp_process(folder):
             recorder.update(index, x, logits, y)
         recorder.end_epoch()
         stop.update(net, recorder)
+        rank = torch.distributed.get_rank()
+        with torch.no_grad():  # as if sums had been taken in another order
+            net.module[0].bias *= 1 + 1e-3 * rank
+        norm.update(net, recorder)
+        with torch.no_grad():
+            net.module[0].bias /= 1 + 1e-3 * rank
     assert list(stop.best_state) == list(build().state_dict())  # without the wrapper's prefix
     share = recorder.visits.sum(1).tolist()
-    keep(folder, torch.distributed.get_rank(), recorder.gathered(), share, stop)
+    whole = recorder.gathered()
+    assert whole.merged and whole.gathered() is whole  # and not added up once more
+    keep(folder, rank, whole, share, stop, norm)
     torch.distributed.destroy_process_group()
 
 

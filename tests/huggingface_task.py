@@ -8,8 +8,8 @@ from foreign_loops import EPOCHS, RATE, SIZE, Dicts, N, build
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from memlens.indexing import with_index
 from memlens.integrations import TrainerRecorder
-from memlens.loops import with_index
 
 
 class Classifier(nn.Module):
@@ -38,7 +38,9 @@ class Counting(Classifier):
         return {"loss": total / num_items_in_batch, "logits": logits}
 
 
-def fit(folder, callback=None, net=None, train=None, validate=None, resume=None, **settings):
+def fit(
+    folder, callback=None, net=None, train=None, validate=None, resume=None, loss=None, **settings
+):
     callback, net = callback or TrainerRecorder(N), net or Classifier()
     settings = {
         "num_train_epochs": EPOCHS, "per_device_train_batch_size": SIZE, "use_cpu": True,
@@ -54,7 +56,8 @@ def fit(folder, callback=None, net=None, train=None, validate=None, resume=None,
             TrainingArguments(str(folder), **settings),
             train_dataset=train or with_index(Dicts()),
             eval_dataset=validate,
-            callbacks=[callback],
+            callbacks=callback if isinstance(callback, list) else [callback],
+            compute_loss_func=loss,
             optimizers=(torch.optim.SGD(net.parameters(), RATE), None),
         ).train(resume_from_checkpoint=resume)
     return callback

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import memlens as ml
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -37,6 +42,24 @@ def test_a_loop_of_ones_own(how):
     assert "Peak(peak_epoch=" in text
     aurocs = [float(value) for value in re.findall(r": (0\.\d+|1\.0+)$", text, re.MULTILINE)]
     assert len(aurocs) == 3 and min(aurocs[:2]) > 0.9
+
+
+def test_the_readmes_five_lines_run_as_they_stand():
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    section = readme.split("## Your own loop in five lines")[1]
+    block = section.split("```python\n")[1].split("```")[0]
+    assert re.findall(r"# (\d)", block) == list("12345")
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    names = {
+        "ml": ml, "DataLoader": DataLoader, "F": torch.nn.functional, "model": model, "epochs": 3,
+        "dataset": TensorDataset(torch.randn(20, 4), torch.arange(20) % 3),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }  # fmt: skip
+    before = model[0].weight.clone()
+    exec(block, names)
+    assert names["recorder"].n_epochs == len(names["stop"].values) == 3
+    assert len(names["scores"]) == 20 and names["scores"].notna().all().all()
+    assert not torch.equal(model[0].weight, before)
 
 
 def test_lightning():

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import memlens as ml
 from memlens import metrics, models, signals
@@ -11,6 +13,7 @@ from memlens.feeds import Feed
 from memlens.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.recorder import Recorder
 from memlens.training import train, train_step
+from memlens.watching import Watched
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -43,6 +46,37 @@ def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled):
             torch.cuda.set_sync_debug_mode("default")
         recorder.end_epoch()
     assert np.isfinite(recorder.trace.loss).all()
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+@pytest.mark.parametrize("visits", ["once", "any"])
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_no_step_of_a_loop_of_ones_own_waits_wherever_its_index_lies(hooks, visits, place):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)).cuda()
+    images, labels = torch.randn(256, 3, 4, 4, device="cuda"), torch.arange(256, device="cuda") % 4
+    recorder, scale = Recorder(256, visits=visits, flush_bytes=0), torch.tensor(0.25, device=place)
+    watched = Watched(net, recorder) if hooks else None
+    factor = scale.to("cuda")
+    for epoch in range(2):  # the first one loads kernels
+        batches = [
+            (part.to(place), images[part], labels[part]) for part in torch.arange(256).split(64)
+        ]
+        torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+        try:
+            for index, x, y in batches:
+                x = x if hooks else recorder.watch(x)
+                logits = net(x)
+                (F.cross_entropy(logits, y) * factor).backward()
+                if hooks:
+                    watched.update(index, y)
+                else:
+                    recorder.update(index, x, logits, y, loss_scale=scale)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        (watched or recorder).end_epoch()
+    assert recorder.trace.loss[1] == pytest.approx(recorder.trace.loss[0], rel=1e-4)
+    assert recorder.trace.grad_l2[1] == pytest.approx(recorder.trace.grad_l2[0], rel=1e-4)
+    assert (recorder.visits == 1).all()
 
 
 def test_the_numbers_are_those_of_the_cpu(tiny):

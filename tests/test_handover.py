@@ -1,5 +1,7 @@
 """What a loop of one's own hands over: all scores, sums and means over visits, label quality."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,7 +52,9 @@ def test_scores_of_a_complete_recorder_are_those_of_its_trace():
 
 def test_counted_single_visits_give_the_scores_of_the_plain_recorder():
     plain, counted = (recorded([range(N)] * 3, visits) for visits in ("once", "any"))
-    pd.testing.assert_frame_equal(handover.scores_of(plain), handover.scores_of(counted), rtol=1e-6)
+    found = handover.scores_of(counted)
+    assert (found.pop("visits") == 3).all()
+    pd.testing.assert_frame_equal(handover.scores_of(plain), found, rtol=1e-6)
 
 
 def test_forgetting_counts_between_visits_alone():
@@ -67,12 +71,63 @@ def test_forgetting_counts_between_visits_alone():
 
 def test_a_sample_never_visited_has_no_score_and_changes_no_other():
     recorder = recorded([[0, 1, 2, 3], [2, 3, 4, 4], [0, 1, 5, 5]], "any")
-    found = handover.scores_of(recorder, y_true=np.arange(N) % 3)
+    found = handover.scores_of(recorder)
+    assert found.pop("visits").tolist() == [2, 2, 2, 2, 2, 2] + [0] * 6
     assert found.iloc[6:].isna().all().all()
     assert found.iloc[:6].notna().all().all()
     part = recorder.trace.of(np.arange(6))
     alone = scores.score_frame(part, Peak(2, None), np.arange(6))
     pd.testing.assert_frame_equal(found.iloc[:6], alone, check_names=False)
+
+
+def test_a_share_that_is_not_merged_scores_what_it_saw():
+    share = Recorder(N, complete=False)
+    for order in ([0, 1, 2], [1, 2, 3]):
+        x, index = share.watch(torch.randn(3, 3)), torch.tensor(order)
+        F.cross_entropy(x, index % 3).backward()
+        share.update(index, x, x, index % 3)
+        share.end_epoch()
+    found = handover.scores_of(share)
+    assert found.iloc[:4].notna().all().all() and found.iloc[4:].isna().all().all()
+    alone = scores.score_frame(share.trace.of(np.arange(4)), Peak(1, None), np.arange(4))
+    pd.testing.assert_frame_equal(found.iloc[:4], alone, check_names=False)
+
+
+def test_a_sample_without_a_gradient_has_no_learning_time_and_changes_no_other():
+    trace = random_trace(0.0)
+    rows = dict(trace)
+    for name in ("grad_l2", "grad_l1"):
+        rows[name] = rows[name].copy()
+        rows[name][:, 3] = np.nan  # every step that saw it overflowed
+    found = scores.score_frame(Trace(rows, visits=trace.visits), Peak(5, None), np.arange(N))
+    assert found.columns[found.loc[3].isna()].tolist() == [
+        "csg", "csg_plain", "loss_sensitivity", "learning_time", "early_csg"
+    ]  # fmt: skip
+    rest = np.delete(np.arange(N), 3)
+    alone = scores.score_frame(trace.of(rest), Peak(5, None), rest)
+    pd.testing.assert_frame_equal(found.loc[rest], alone)
+    nothing = Trace({"grad_l2": np.full((2, 3), np.nan)})
+    assert np.isnan(scores.learning_time(nothing)).all()
+
+
+def test_nothing_from_after_the_peak_is_in_what_stops_there():
+    nan = np.nan
+    loss = np.array([[1, nan, 2], [3, nan, nan], [nan, 9, 5]])
+    trace = Trace({"loss": loss, "grad_l2": loss}, visits=(~np.isnan(loss)).astype(np.int64))
+    found = scores.score_frame(trace, Peak(1, 2), np.arange(3))
+    np.testing.assert_array_equal(found.sgal, [4, nan, 4])
+    np.testing.assert_array_equal(found.early_csg, [10, nan, 8])
+    np.testing.assert_array_equal(found.csl, [7, 27, 9])
+
+
+def test_the_share_of_one_process_of_several_is_not_taken_for_all(monkeypatch):
+    recorder = recorded([range(N)], "any")
+    monkeypatch.setattr(handover, "world_size", lambda: 2)
+    with pytest.warns(UserWarning, match=r"one process's share: give recorder.gathered\(\)"):
+        handover.scores_of(recorder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handover.scores_of(Recorder.merge(recorder))
 
 
 @pytest.mark.parametrize("holes", [0.0, 0.4])

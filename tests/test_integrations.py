@@ -21,7 +21,7 @@ from foreign_loops import (
 )  # fmt: skip
 from torch.utils.data import TensorDataset, WeightedRandomSampler
 
-from memlens.loops import with_index
+from memlens.indexing import with_index
 from memlens.stopping import PeakStop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,6 +190,52 @@ def test_lightning_resumes_from_a_checkpoint(lightning, tmp_path, validate, step
         assert_same(callback.recorder, plain()[0])
 
 
+def test_a_stop_that_is_called_as_lightning_resumes_adds_no_epoch(lightning, tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def fit(values, **how):
+        stop = PeakStop(**QUICK)
+        callback = lightning.LightningRecorder(N, stop=stop)
+        stop.update = lambda net, recorder: bool(values) and values.pop(0)
+        saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
+        lightning.fit([callback, saver], enable_checkpointing=True, max_epochs=4, **how)
+        return callback
+
+    fit([])
+    callback = fit([True], ckpt_path=tmp_path / "step=10.ckpt")
+    assert callback.recorder.n_epochs == 2 and not callback.recorder.in_epoch
+
+
+def test_a_lightning_callback_is_for_one_training(lightning, tmp_path):
+    callback = lightning.fit(max_epochs=1)
+    with pytest.raises(ValueError, match=r"holds 1 epochs .* new callback for each training"):
+        lightning.fit(callback)
+    state = callback.state_dict()
+    again = lightning.LightningRecorder(N, stop=PeakStop())
+    with pytest.raises(ValueError, match=r"written without a PeakStop"):
+        again.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"recorded by 2 processes, this training has 1"):
+        again.load_state_dict(state | {"world_size": 2})
+    assert again.recorder.n_epochs == 0
+
+
+def test_what_lies_before_a_watched_submodule_goes_on_training(lightning):
+    class Stemmed(lightning.Classifier):
+        def __init__(self):
+            super().__init__()
+            self.stem = torch.nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            return self.net(self.stem(x))
+
+    with pytest.raises(ValueError, match=r"or the whole net"):
+        lightning.fit(lightning.LightningRecorder(N, module="net"), net=Stemmed())
+    net = Stemmed()
+    before = net.stem.weight.clone()
+    assert lightning.fit(net=net).recorder.n_epochs == EPOCHS
+    assert not torch.equal(net.stem.weight, before)
+
+
 def test_what_lightning_does_not_tell_is_asked_for(lightning):
     bare = torch.utils.data.DataLoader(TensorDataset(X, Y), SIZE)
     with pytest.raises(ValueError, match=r"no index and labels \(list of 2\): wrap .*with_index"):
@@ -329,6 +375,50 @@ def test_the_trainer_resumes_from_a_checkpoint(huggingface, tmp_path, settings, 
         huggingface.fit(tmp_path, resume=str(checkpoint), **settings)
 
 
+def test_a_stop_that_is_called_as_the_trainer_resumes_adds_no_epoch(huggingface, tmp_path):
+    def fit(values, **how):
+        stop = PeakStop(**QUICK)
+        callback = huggingface.TrainerRecorder(N, stop=stop)
+        stop.update = lambda net, recorder: bool(values) and values.pop(0)
+        return huggingface.fit(
+            tmp_path, callback, num_train_epochs=4, save_strategy="steps", save_steps=5, **how
+        )
+
+    fit([])
+    callback = fit([True], resume=str(tmp_path / "checkpoint-10"))
+    assert callback.recorder.n_epochs == 2 and not callback.recorder.in_epoch
+
+
+def test_a_trainers_callback_is_for_one_training(huggingface, tmp_path):
+    callback = huggingface.fit(tmp_path, num_train_epochs=2, save_strategy="epoch")
+    with pytest.raises(ValueError, match=r"holds 2 epochs .* new callback for each training"):
+        huggingface.fit(tmp_path, callback)
+    checkpoint = tmp_path / "checkpoint-5"
+    with pytest.raises(ValueError, match=r"written without a PeakStop"):
+        again = huggingface.TrainerRecorder(N, stop=PeakStop())
+        huggingface.fit(tmp_path, again, resume=str(checkpoint))
+    path = checkpoint / "memlens_recorder_0.pt"
+    torch.save(torch.load(path) | {"world_size": 2}, path)
+    with pytest.raises(ValueError, match=r"recorded by 2 processes, this training has 1"):
+        huggingface.fit(tmp_path, resume=str(checkpoint))
+
+
+def test_the_next_training_takes_off_what_an_interrupted_one_left(huggingface, tmp_path):
+    from transformers import TrainerCallback
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    net, callback = huggingface.Classifier(), huggingface.TrainerRecorder(N)
+    with pytest.raises(KeyboardInterrupt):
+        huggingface.fit(tmp_path, [callback, Interrupt()], net)
+    assert net._forward_hooks
+    assert huggingface.fit(tmp_path, net=net).recorder.n_epochs == EPOCHS
+    assert not net._forward_hooks and not net._forward_pre_hooks
+
+
 def test_a_training_that_ends_within_an_epoch_keeps_what_it_saw(huggingface, tmp_path):
     callback = huggingface.fit(tmp_path, max_steps=7)
     assert callback.recorder.visits.sum(1).tolist() == [N, 2 * SIZE]
@@ -344,6 +434,9 @@ def test_what_the_trainer_does_not_tell_is_asked_for(huggingface, tmp_path):
     net.config = SimpleNamespace(problem_type=None)
     with pytest.raises(ValueError, match=r"label_smoothing_factor has to be 0"):
         huggingface.fit(tmp_path, net=net, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match=r"compute_loss_func takes them away"):
+        loss = lambda out, labels, **_: torch.nn.functional.cross_entropy(out["logits"], labels)  # noqa: E731
+        huggingface.fit(tmp_path, net=huggingface.Classifier(), loss=loss)
 
 
 def test_the_trainer_in_two_processes_records_what_one_does(huggingface, tmp_path):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from memlens import models, signals
+from memlens.epochs import Epoch
 from memlens.recorder import Recorder
 from memlens.traces import SIGNALS, Trace
 
@@ -249,7 +251,8 @@ def test_one_visit_each_is_the_same_counted_or_not(task):
     epoch_of(counted, task, order, 8)
     for name in SIGNALS:
         np.testing.assert_allclose(counted.trace[name], plain.trace[name], rtol=3e-7)
-    assert plain.trace.visits is None
+    assert counted.trace.counted and not plain.trace.counted
+    assert (plain.trace.visits == counted.trace.visits).all() and plain.trace.visited.all()
     assert plain.visits.tolist() == counted.visits.tolist() == [[1] * N]
     assert Recorder(N).visits.shape == (0, N)
 
@@ -318,7 +321,12 @@ def test_overflow_without_a_scaler_or_of_everything_is_divergence(task, visits):
         recorder.end_epoch()
     recorder = Recorder(N, visits=visits)
     visit(recorder, task, torch.arange(N), loss_scale=torch.nan)
-    with pytest.raises(FloatingPointError, match=r"37 samples in epoch 0: training has diverged"):
+    with pytest.raises(FloatingPointError, match=r"every gradient of epoch 0 .* lower init_scale"):
+        recorder.end_epoch()
+    recorder = Recorder(N, visits=visits)  # a scale that was measured, of a loss that had none
+    visit(recorder, task, torch.arange(8), loss_scale=torch.tensor(1.0002))
+    overflow(recorder, task, torch.arange(8, N), 1.0, loss_scale=torch.tensor(0.9998))
+    with pytest.raises(FloatingPointError, match=r"is NaN or infinite for 1 samples"):
         recorder.end_epoch()
     net, x, y = task
     recorder = Recorder(N, visits=visits)
@@ -372,6 +380,76 @@ def test_states_from_before_visits_were_counted_still_load(task):
         Recorder(N, visits="twice")
 
 
+def test_an_epoch_that_was_begun_without_counting_goes_on_with_it(task):
+    whole, old, new = Recorder(N), Recorder(N), Recorder(N, visits="any")
+    for recorder in (whole, old):
+        visit(recorder, task, torch.arange(8))
+    new.load_state_dict(old.state_dict(unfinished=True))
+    for recorder in (whole, new):
+        visit(recorder, task, torch.arange(8, N))
+        recorder.end_epoch()
+    assert new.visits.tolist() == [[1] * N]
+    for name in SIGNALS:
+        np.testing.assert_allclose(new.trace[name], whole.trace[name], rtol=1e-6)
+
+
+def test_an_unfinished_epoch_that_does_not_fit_changes_nothing(task):
+    counting, other, recorder = Recorder(N, visits="any"), Recorder(N + 1), Recorder(N)
+    for begun in (counting, other):
+        visit(begun, task, torch.arange(8))
+    epoch_of(recorder, task, torch.arange(N), 8)
+    for begun, message in (
+        (counting, r'unfinished epoch counts visits: load it into a Recorder with visits="any"'),
+        (other, r"unfinished epoch .*\(5, 38\).*; expected 37 samples and 5 signals"),
+    ):
+        state = begun.state_dict(unfinished=True) | {"rows": []}
+        state.pop("visits", None)
+        with pytest.raises(ValueError, match=message):
+            recorder.load_state_dict(state)
+        assert recorder.n_epochs == 1 and not recorder.in_epoch
+
+
+def test_buffers_that_a_loop_writes_to_again_are_not_read_later(task):
+    net, x, y = task
+    recorder, index, label = Recorder(N), torch.empty(1, dtype=torch.int64), y[:1].clone()
+    for i in range(N):
+        index[0], label[0] = i, y[i]
+        batch = recorder.watch(x[index])
+        logits = net(batch)
+        F.cross_entropy(logits, label).backward()
+        recorder.update(index, batch, logits, label)
+    recorder.end_epoch()
+    assert_is_oracle(recorder, task)
+
+
+def test_with_no_bytes_to_hold_nothing_of_a_step_is_kept(task):
+    recorder = Recorder(N, flush_bytes=0)
+    net, x, y = task
+    for indices in torch.arange(N).split(8):
+        batch = recorder.watch(x[indices])
+        logits = net(batch)
+        F.cross_entropy(logits, y[indices]).backward()
+        recorder.update(indices, batch, logits, y[indices])
+        logits.detach().fill_(torch.nan), batch.grad.fill_(torch.nan)  # as a CUDA graph does
+    recorder.end_epoch()
+    assert_is_oracle(recorder, task)
+
+
+@pytest.mark.parametrize("visits", ["once", "any"])
+@pytest.mark.parametrize("scale", [1.0, torch.tensor(2.0)])
+def test_index_and_labels_may_lie_on_the_cpu_and_the_net_elsewhere(visits, scale, monkeypatch):
+    """A device that is only imagined: it refuses to mix, as the real one does."""
+    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)  # there are no values to look at
+    recorder = Recorder(N, visits=visits, flush_bytes=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for places in (("cpu", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")):
+            index, y = (torch.zeros(4, dtype=torch.int64, device=place) for place in places)
+            x = torch.zeros(4, 3, device="cuda", requires_grad=True)
+            x.grad = torch.zeros(4, 3, device="cuda")
+            recorder.update(index, x, torch.zeros(4, 2, device="cuda"), y, loss_scale=scale)
+    assert {tensor.device.type for tensor in recorder._epoch._tensors()} == {"cuda"}
+
+
 def test_shares_that_overlap_are_averaged_and_not_doubled(task):
     left, right = Recorder(N, visits="any"), Recorder(N, visits="any")
     epoch_of(left, task, torch.tensor([0, 1, 2, 2]), 2)
@@ -396,7 +474,16 @@ def test_merged_halves_keep_every_bit(task):
 
 def test_alone_a_recorder_is_gathered_already(task):
     recorder = Recorder(N)
-    assert recorder.gathered() is recorder
+    assert recorder.gathered() is recorder and not recorder.merged
+
+
+def test_a_share_knows_what_it_did_not_see(task):
+    left, right = Recorder(N, complete=False), Recorder(N, complete=False)
+    epoch_of(left, task, torch.arange(8), 8)
+    epoch_of(right, task, torch.arange(8, N), 8)
+    assert left.visits.tolist() == left.trace.visits.tolist() == [[1] * 8 + [0] * (N - 8)]
+    assert left.trace.visited.tolist() == [True] * 8 + [False] * (N - 8)
+    assert Recorder.merge(left, right).merged
 
 
 # ---------------------------------------------------------------------------- traces with gaps
@@ -409,7 +496,7 @@ def test_a_gap_holds_the_last_earlier_value_and_before_the_first_visit_that_one(
     trace = Trace({"loss": rows}, lr=np.ones(3), visits=(~np.isnan(rows)).astype(np.int64))
     filled = trace.filled()
     np.testing.assert_array_equal(filled.loss, [[2, 1, NAN], [2, 1, NAN], [2, 3, NAN]])
-    assert filled.visits is trace.visits and filled.lr is trace.lr
+    assert filled.visits is trace.visits and filled.counted and filled.lr is trace.lr
 
 
 def test_a_trace_without_gaps_is_filled_already():

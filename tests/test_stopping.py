@@ -175,6 +175,17 @@ def test_a_stop_goes_on_from_its_state():
     assert float(stop.best_state["bias"][0]) == pytest.approx(4 / math.sqrt(8))
 
 
+@pytest.mark.parametrize("curve", ["weight_norm", "input_gradient"])
+def test_a_new_stop_beside_a_resumed_recorder_is_refused(curve):
+    net, recorder = nn.Linear(1, 1), Recorder(3, reduction="sum")
+    recorded(recorder, 1.0), recorded(recorder, 2.0)
+    with pytest.raises(ValueError, match=r"finished 2 epochs, .* looked at 0: .* resume both or"):
+        PeakStop(curve).update(net, recorder)
+    stop = PeakStop(curve)
+    stop.load_state_dict({"values": [1.0], "best_state": net.state_dict()})
+    assert stop.update(net, recorder) is False
+
+
 def test_a_stop_that_cannot_know_says_so():
     net, stop, recorder = nn.Linear(1, 1), PeakStop("input_gradient"), Recorder(3, reduction="sum")
     with pytest.raises(ValueError, match=r"curve is 'loss'; expected one of"):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from memlens.recorder import Recorder
+from memlens.resuming import check_new, kept, take_up
 from memlens.stopping import PeakStop
 from memlens.watching import Watched
 
@@ -25,7 +26,8 @@ class TrainerRecorder(TrainerCallback):
     The training set, of dicts, is wrapped with ``ml.with_index``, and the arguments have
     ``remove_unused_columns=False``, or the Trainer drops the index; the net does not see it.
     What the loss is multiplied by is measured (see `Watched`): the Trainer divides it by the number
-    of accumulated batches, or the net by ``num_items_in_batch``, depending on the net.
+    of accumulated batches, or the net by ``num_items_in_batch``, depending on the net. Make a new
+    one for each training.
 
     Parameters
     ----------
@@ -59,6 +61,7 @@ class TrainerRecorder(TrainerCallback):
         self.recorder, self.stop = Recorder(n_samples, visits=visits), stop
         self.input, self.loss_scale = input, loss_scale
         self._watched: Watched | None = None
+        self._ended = False  # before the epoch that has begun, which is then not recorded
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,8 +71,7 @@ class TrainerRecorder(TrainerCallback):
             raise ValueError(
                 f"one process drives {args.n_gpu} GPUs: start one for each, with torchrun"
             )
-        if self._watched:
-            self._watched.remove()
+        check_new(self.recorder, state.global_step)
         self._watched = Watched(
             kwargs["model"], self.recorder, input=self.input, loss_scale=self.loss_scale
         )
@@ -80,8 +82,10 @@ class TrainerRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close an epoch whose last step was in a checkpoint, and its end was not."""
+        self._ended = False
         if self.recorder.in_epoch and float(state.epoch).is_integer():
             self.on_epoch_end(args, state, control, **kwargs)
+            self._ended = control.should_training_stop  # the Trainer makes one more step
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -115,11 +119,11 @@ class TrainerRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep what is recorded beside the Trainer's checkpoint, each process its share."""
-        stop = self.stop.state_dict() if self.stop else None
-        kept = {"recorder": self.recorder.state_dict(unfinished=True), "stop": stop}
-        torch.save(kept, self._path(args, state))
+        torch.save(kept(self.recorder, self.stop, args.world_size), self._path(args, state))
 
     def _update(self) -> None:
+        if self._ended:
+            return self._watched.reset()
         if self._watched.index is None:
             raise ValueError(
                 "the batch holds no index: wrap the training set with ml.with_index, and set "
@@ -127,8 +131,9 @@ class TrainerRecorder(TrainerCallback):
             )
         if self._watched.y is None:
             raise ValueError(
-                "the net was given no labels: the training set's dicts need `labels`, and "
-                "label_smoothing_factor has to be 0"
+                "the net was given no labels: the training set's dicts need `labels`, "
+                "label_smoothing_factor has to be 0, and compute_loss_func takes them away: a loss "
+                "of your own goes into the net, or into compute_loss of a Trainer of your own"
             )
         self._watched.update()
 
@@ -143,7 +148,5 @@ class TrainerRecorder(TrainerCallback):
                 f"the training goes on from step {state.global_step}, but {path} is not there: "
                 "resume from a checkpoint that was written with this callback, or without it"
             )
-        kept = torch.load(path, weights_only=True)
-        self.recorder.load_state_dict(kept["recorder"])
-        if self.stop and kept["stop"]:
-            self.stop.load_state_dict(kept["stop"])
+        state = torch.load(path, weights_only=True)
+        take_up(state, self.recorder, self.stop, args.world_size)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from memlens.recorder import Recorder
+from memlens.resuming import check_new, kept, take_up
 from memlens.stopping import PeakStop
 from memlens.visits import world_size
 from memlens.watching import Watched
@@ -46,7 +47,10 @@ class LightningRecorder(Callback):
 
     The data loader's data set is wrapped with ``ml.with_index``, and `training_step` unpacks
     ``index, x, y``. Accumulation, mixed precision and several processes need nothing else: what the
-    loss is multiplied by is measured (see `Watched`).
+    loss is multiplied by is measured (see `Watched`). Make a new one for each training.
+
+    From a checkpoint within an epoch Lightning goes on with the batch of that number, while its
+    loader begins anew: what is read first is visited twice in that epoch, and counted so.
 
     Parameters
     ----------
@@ -84,9 +88,11 @@ class LightningRecorder(Callback):
         self.module, self.unpack, self.loss_scale = module, unpack, loss_scale
         self._watched: Watched | None = None
         self._batch: Any = None
+        self._ended = False  # before the epoch that has begun, which is then not recorded
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the net."""
+        check_new(self.recorder, trainer.global_step)
         self._remove()
         net = pl_module.get_submodule(self.module) if self.module else pl_module
         self._watched = Watched(net, self.recorder, loss_scale=self.loss_scale)
@@ -96,22 +102,20 @@ class LightningRecorder(Callback):
     ) -> None:
         """Keep the batch until its backward pass."""
         if batch_idx == 0:  # a checkpoint of an epoch's last step resumes with the next epoch
-            self.on_train_epoch_end(trainer, pl_module)
+            self._ended = self._close(trainer, pl_module)  # Lightning makes one more step
         self._watched.reset()  # of a step that was skipped
         self._batch = batch
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the step."""
+        if self._ended:
+            return
         index, y = self.unpack(self._batch)
         self._watched.update(index, y)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the epoch, and stop if the peak is called."""
-        if not self.recorder.in_epoch:
-            return
-        self._watched.end_epoch()
-        if self.stop and self.stop.update(pl_module, self.recorder):
-            trainer.should_stop = True
+        self._close(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the net as it was."""
@@ -125,8 +129,7 @@ class LightningRecorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: all epochs, and the one that has begun."""
-        stop = self.stop.state_dict() if self.stop else None
-        return {"recorder": self.recorder.state_dict(unfinished=True), "stop": stop}
+        return kept(self.recorder, self.stop, world_size())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -134,16 +137,24 @@ class LightningRecorder(Callback):
         Raises
         ------
         ValueError
-            With several processes: a checkpoint holds the share of one.
+            With several processes, or of several: a checkpoint holds the share of one. If a stop is
+            wanted and the checkpoint has none.
         """
         if world_size() > 1:
             raise ValueError(
                 "a checkpoint holds the recorded share of one process of several: resume without "
                 "LightningRecorder, or train in one process"
             )
-        self.recorder.load_state_dict(state_dict["recorder"])
-        if self.stop and state_dict["stop"]:
-            self.stop.load_state_dict(state_dict["stop"])
+        take_up(state_dict, self.recorder, self.stop, world_size())
+
+    def _close(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Close an epoch that has begun; whether the peak is called."""
+        if not self.recorder.in_epoch:
+            return False
+        self._watched.end_epoch()
+        called = bool(self.stop) and self.stop.update(pl_module, self.recorder)
+        trainer.should_stop |= called
+        return called
 
     def _remove(self) -> None:
         if self._watched:

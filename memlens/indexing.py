@@ -68,8 +68,10 @@ class Indexed(Dataset):
         return getattr(self.dataset, name)
 
     def _place(self, position: int) -> int:
-        position = int(position)
-        return position + len(self) if position < 0 else position
+        place, size = int(position), len(self)
+        if not -size <= place < size:
+            raise IndexError(f"position {place} in a data set of {size}")
+        return place + size if place < 0 else place
 
 
 def _labelled(position: int, item: Any) -> tuple | dict:
