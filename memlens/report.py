@@ -22,6 +22,7 @@ MOST_CLASSES = 100  # classes that get a row of pictures: of more the page would
 SHOWN = 48  # pairs of duplicates, and rare images, that are shown
 TOP = 0.1  # share of the samples that has "high scores"
 TELLING = 0.1  # rank correlation from which it is said that two things go together
+NEAR_DROP = 2  # epochs between a fall of the learning rate and a peak that it makes
 PLOTTED = ("csg", "csl", "aum", "loss_sensitivity")
 
 
@@ -270,6 +271,13 @@ def stopping_section(scored: Scored) -> str:
             f"after epoch {peak.detected_epoch}; training stopped there. No validation set is "
             "needed."
         )
+        recipe = scored.plan.recipe
+        drops = [int(share * recipe.epochs) for share in recipe.milestones]
+        if near := [drop for drop in drops if abs(drop - peak.peak_epoch) <= NEAR_DROP]:
+            told += (
+                f" But the learning rate falls at epoch {near[0]}, and the norm follows it: this "
+                "peak says when the plan slows down, and little about your images."
+            )
     if scored.histories:
         lowest = [int(history["val_loss"].argmin()) for history in scored.histories]
         accuracy = np.mean([history["val_accuracy"].iloc[-1] for history in scored.histories])
