@@ -33,7 +33,7 @@ from memlens.data import Dataset, from_arrays
 from memlens.forecast import of_scores
 from memlens.ranks import joined
 from memlens.recipes import Measure, Recipe
-from memlens.training import train_step
+from memlens.steps import train_step
 
 COUNTS, PROCESSES = (500, 1_000, 2_000, 5_000), (1, 2)
 SIDE, EPOCHS, BATCH, CLASSES = 32, 4, 100, 10  # of the images that are trained on
@@ -45,7 +45,7 @@ ROUNDS = 3
 YEAR, DAY, GB = 365.25 * 86_400, 86_400, 1e9
 # A large net, the side of its images, its classes, and samples in the step that is timed.
 STEPS = {"resnet50, ImageNet": ("resnet50", 224, 1_000, 4),
-         "resnet50, CIFAR-100": ("resnet50", 32, 100, 16),
+         "resnet18, CIFAR-100": ("resnet18", 32, 100, 16),
          "small_inception, CIFAR-100": ("small_inception", 32, 100, 64)}  # fmt: skip
 IMAGENET = {"n": 1_281_167, "epochs": 200}
 SWEEP = {"n": 50_000, "keep": 0.7, "nets": 4_000, "epochs": 160, "classes": 100}
@@ -92,7 +92,9 @@ def measure_trainings(counts: tuple[int, ...], work: Path) -> list[dict]:
     rows = []
     for n in counts:
         rows += trained("train", n, work, lambda out, n=n: [__file__, "--share", n, "--out", out])
-    return rows + slope(rows, "kept in the store", EPOCHS, "kept for a sample and epoch")
+    kept = slope(rows, "kept in the store", EPOCHS, "kept for a further sample and epoch")
+    busy = "processor time of a further sample and epoch, of all processes"
+    return rows + kept + slope(rows, "processor time", EPOCHS, busy)
 
 
 def measure_folder(counts: tuple[int, ...], work: Path) -> list[dict]:
@@ -124,20 +126,24 @@ def trained(part: str, n: int, work: Path, arguments: Callable[[Path], list]) ->
             {**own, "measure": "kept in the store", "value": kept, "unit": "bytes"},
         ]
         if "busy" in history:
-            busy = 1e6 * history["busy"].iloc[0] / n / EPOCHS
-            rows.append({**own, "measure": "processor time of a sample and epoch, validation "
-                         "included", "value": busy, "unit": "us"})  # fmt: skip
+            busy = history["busy"].iloc[0]
+            rows.append({**own, "measure": "processor time", "value": busy, "unit": "s"})
     return rows
 
 
 def slope(rows: list[dict], measure: str, per: int, name: str) -> list[dict]:
-    """How a measure in one process grows with the samples, from the fewest to the most."""
-    found = {row["n"]: row["value"] for row in rows
-             if row["measure"] == measure and row["processes"] == 1}  # fmt: skip
-    low, high = min(found), max(found)
-    value = (found[high] - found[low]) / (high - low) / per
-    own = {key: rows[0][key] for key in ("part", "case")}
-    return [{**own, "n": high, "processes": 1, "measure": name, "value": value, "unit": "bytes"}]
+    """How a measure grows with each sample, from the fewest to the most: what is fixed drops out.
+
+    In one process and in two; ``per``, so many epochs or nets.
+    """
+    found = []
+    for processes in PROCESSES:
+        own = [r for r in rows if (r["measure"], r["processes"]) == (measure, processes)]
+        low, high = (pick(own, key=lambda row: row["n"]) for pick in (min, max))
+        value = (high["value"] - low["value"]) / (high["n"] - low["n"]) / per
+        unit, factor = ("us", 1e6) if high["unit"] == "s" else (high["unit"], 1)
+        found.append({**high, "measure": name, "value": factor * value, "unit": unit})
+    return found
 
 
 def measure_sweeps(counts: tuple[int, ...], work: Path) -> list[dict]:
@@ -161,7 +167,7 @@ def measure_sweeps(counts: tuple[int, ...], work: Path) -> list[dict]:
                  "unit": "us"},
                 {**own, "measure": "kept in the store", "value": kept, "unit": "bytes"},
             ]  # fmt: skip
-    return rows + slope(rows, "kept in the store", SWEEP_NETS, "kept for a sample and net")
+    return rows + slope(rows, "kept in the store", SWEEP_NETS, "kept for a further sample and net")
 
 
 def in_memory(n: int, side: int) -> Dataset:
@@ -222,7 +228,7 @@ def forecast(table: pd.DataFrame) -> list[dict]:
     return rows + [
         {"part": "forecast", "case": "resnet50, ImageNet", "n": n, "measure":
          "in-step scores, in each process", "value": scores / GB, "unit": "GB"},
-        {"part": "forecast", "case": "resnet50, CIFAR-100", "n": SWEEP["n"], "measure":
+        {"part": "forecast", "case": "resnet18, CIFAR-100", "n": SWEEP["n"], "measure":
          "answers of all nets", "value": answers / GB, "unit": "GB"},
     ]  # fmt: skip
 

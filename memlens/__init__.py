@@ -34,6 +34,7 @@ plots          axes-level plots, one palette
 runs           ``Run``: what one training leaves
 forecast       how much memory a piece of work will take, said before it starts
 ranks          one training on many devices: what the loop asks, of one process or of several
+steps          one step of training: of a batch, or of a process's share of one
 training       the one training loop, ``train``
 workers        where a list of trainings is mapped: processes here, or a Dask cluster's workers
 jobs           ``train_many``: trainings done once, side by side, and found again in the store
@@ -97,11 +98,11 @@ _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
     "loops", "watching", "integrations", "scores", "handover", "devices", "recipes", "feeds",
-    "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "ranks", "training",
-    "workers", "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs",
-    "duplicates", "calibration", "detection", "shadows", "attacks", "privacy", "robustness",
-    "paper", "ledger", "charts", "profiles", "page", "finished", "reproduce", "pictures", "owndata",
-    "readings", "scoring", "elements", "report", "live", "outputs", "launch",
+    "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "ranks", "steps",
+    "training", "workers", "jobs", "together", "answers", "subsets", "retrainings", "proxies",
+    "costs", "duplicates", "calibration", "detection", "shadows", "attacks", "privacy",
+    "robustness", "paper", "ledger", "charts", "profiles", "page", "finished", "reproduce",
+    "pictures", "owndata", "readings", "scoring", "elements", "report", "live", "outputs", "launch",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

@@ -16,7 +16,7 @@ from memlens.workers import Made, elsewhere, keep_side_by_side
 _ROOMS = (
     "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "traces",
     "visits", "epochs", "recorder", "stopping", "devices", "recipes", "feeds", "probes", "runs",
-    "ranks", "training",
+    "ranks", "steps", "training",
 )  # fmt: skip
 
 

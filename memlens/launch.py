@@ -15,7 +15,7 @@ from memlens.drafts import Draft
 from memlens.folders import folder_dataset
 from memlens.imagesets import load
 from memlens.jobs import Job, train_many
-from memlens.profiles import get_profile
+from memlens.profiles import Profile, get_profile
 from memlens.ranks import Group, Ranks, joined
 from memlens.recipes import Measure
 from memlens.runs import Run
@@ -66,18 +66,18 @@ def make_job(
     changes = {name: value for name, value in changes.items() if value is not None}
     if "batch_size" in changes and "lr" not in changes:
         changes["lr"] = found.recipe.lr * changes["batch_size"] / found.recipe.batch_size
-    samples = _data(data or found.dataset, root, size)
+    samples = _data(found, data or found.dataset, root, size)
     if n_samples is not None:
         samples = samples.subset(n_samples)
     measure = found.measure if measured else Measure()
     return Job(model or found.model, samples, replace(found.recipe, **changes), measure)
 
 
-def _data(name: str, root: Path | None, size: int | None) -> Dataset:
+def _data(profile: Profile, name: str, root: Path | None, size: int | None) -> Dataset:
+    if root is None and size is not None:
+        raise ValueError(f"size={size} is of the images of a folder: pass its root, too")
     if root is None or (name == "imagenet" and size is None):
-        if size is not None:
-            raise ValueError(f"size={size} is of the images of a folder: pass its root, too")
-        return load(name, root=root)
+        return profile.load(root) if name == profile.dataset else load(name, root=root)
     side = 224 if size is None else size
     return folder_dataset(Path(root).name, root, size=side, resize=round(side * RESIZE))
 

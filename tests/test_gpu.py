@@ -10,7 +10,8 @@ from memlens.data import from_arrays
 from memlens.feeds import Feed
 from memlens.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.recorder import Recorder
-from memlens.training import train, train_step
+from memlens.steps import train_step
+from memlens.training import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
