@@ -25,7 +25,8 @@ from memlens.feeds import Feed
 from memlens.probes import Probes
 from memlens.recipes import OPTIMIZERS
 from memlens.recorder import Recorder
-from memlens.training import shuffled, train_step
+from memlens.steps import train_step
+from memlens.training import shuffled
 
 BATCHES = (128, 512)
 CASES = {f"resnet18, batch {size}": size for size in BATCHES}

@@ -20,7 +20,8 @@ from memlens.devices import Engine
 from memlens.feeds import Feed
 from memlens.recipes import OPTIMIZERS
 from memlens.recorder import Recorder
-from memlens.training import shuffled, train_step
+from memlens.steps import train_step
+from memlens.training import shuffled
 
 SCORES = ("csg", "csl", "loss_sensitivity", "aum")
 MEASURED, TRAINED = 2_000, 10_000  # samples

@@ -14,7 +14,8 @@ import memlens as ml
 from memlens import models
 from memlens.recipes import OPTIMIZERS, Recipe
 from memlens.recorder import Recorder
-from memlens.training import shuffled, train_step
+from memlens.steps import train_step
+from memlens.training import shuffled
 
 ROUNDS = 41
 

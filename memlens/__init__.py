@@ -34,7 +34,10 @@ metrics        similarity with bootstrap intervals, bins, fits, associations
 plots          axes-level plots, one palette
 runs           ``Run``: what one training leaves
 forecast       how much memory a piece of work will take, said before it starts
+ranks          one training on many devices: what the loop asks, of one process or of several
+steps          one step of training: of a batch, or of a process's share of one
 training       the one training loop, ``train``
+workers        where a list of trainings is mapped: processes here, or a Dask cluster's workers
 jobs           ``train_many``: trainings done once, side by side, and found again in the store
 together       many small nets trained in one batched pass
 answers        what nets trained together answer about every sample: at which stop, in which view
@@ -66,6 +69,7 @@ elements       pieces of an HTML page that needs nothing beside itself
 report         that as one page which opens without a network
 live           what a person sees while a net trains: a bar, or curves in a notebook
 outputs        ``memlens score``: from a path to a folder of results, and back
+launch         ``memlens train``: one training by a profile's recipe, on one device or on many
 
 Names are loaded on first use, so ``import memlens`` costs nothing.
 """
@@ -97,11 +101,12 @@ _ROOMS = (
     "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
     "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
     "indexing", "watching", "resuming", "integrations", "scores", "handover", "devices", "recipes",
-    "feeds", "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "training",
-    "jobs", "together", "answers", "subsets", "retrainings", "proxies", "costs", "duplicates",
-    "calibration", "detection", "shadows", "attacks", "privacy", "robustness", "paper", "ledger",
-    "charts", "profiles", "page", "finished", "reproduce", "pictures", "listings", "owndata",
-    "readings", "plans", "scoring", "elements", "report", "live", "outputs",
+    "feeds", "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "ranks", "steps",
+    "training", "workers", "jobs", "together", "answers", "subsets", "retrainings", "proxies",
+    "costs", "duplicates", "calibration", "detection", "shadows", "attacks", "privacy",
+    "robustness", "paper", "ledger", "charts", "profiles", "page", "finished", "reproduce",
+    "pictures", "listings", "owndata", "readings", "plans", "scoring", "elements", "report",
+    "live", "outputs", "launch",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

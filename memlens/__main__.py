@@ -1,10 +1,11 @@
-"""The command line: ``memlens score``, ``reproduce``, ``claims`` and ``scores``."""
+"""The command line: ``memlens score``, ``train``, ``reproduce``, ``claims`` and ``scores``."""
 
 import argparse
 import ast
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `memlens scores | head`: the reader has seen enough
         sys.stdout = None
         return 0
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, ImportError) as error:
         print(f"memlens: error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="memlens", description="See what a network memorizes.")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_score(commands)
+    add_train(commands)
     job = commands.add_parser("reproduce", help="run the notebooks: every figure, every claim")
     job.set_defaults(run=run_reproduce)
     job.add_argument("--profile", default="digits", help="data set, net, recipes (digits)")
@@ -52,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument(
         "-p", dest="parameters", action="append", default=[], type=parse_parameter,
         metavar="NAME=VALUE", help="another notebook parameter; may be repeated",
+    )  # fmt: skip
+    job.add_argument("--jobs", type=int, metavar="N", help="trainings side by side (one a core)")
+    job.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="a Dask scheduler, tcp://host:port, whose workers train (memlens[cluster])",
     )  # fmt: skip
     book = commands.add_parser("claims", help="the ledger: every claim, measured, with a verdict")
     book.set_defaults(run=run_claims)
@@ -90,6 +97,37 @@ def add_score(commands: Any) -> None:
     own.add_argument("--seed", type=int, default=0)
 
 
+def add_train(commands: Any) -> None:
+    """The parser of ``memlens train``."""
+    one = commands.add_parser(
+        "train", help="one training with its scores, on one device or, by torchrun, on many",
+        description="Train one net by a profile's recipe and score every sample. Under `torchrun "
+        "--nproc-per-node N -m memlens train ...` N processes train it, one a device.",
+    )  # fmt: skip
+    one.set_defaults(run=run_train)
+    one.add_argument("--profile", default="digits", help="data set, net, recipe (digits)")
+    one.add_argument("--data", metavar="NAME", help="another image set than the profile's")
+    one.add_argument("--root", type=Path, metavar="DIR",
+                     help="a folder of images: train/<class>/ and val/<class>/")  # fmt: skip
+    one.add_argument("--size", type=int, metavar="PIXELS", help="side of a folder's images (224)")
+    one.add_argument("--samples", type=int, metavar="N", help="only so many training samples")
+    one.add_argument("--model", help="another net by name")
+    one.add_argument("--epochs", type=int, metavar="N")
+    one.add_argument(
+        "--batch-size", type=int, metavar="N",
+        help="samples in a step of all devices together; without --lr the rate goes along",
+    )  # fmt: skip
+    one.add_argument("--lr", type=float, metavar="RATE")
+    one.add_argument("--device", help="cpu, cuda or auto (as the profile says)")
+    one.add_argument("--stop", metavar="PEAK", help="stop at the peak: weight_norm, input_gradient")
+    one.add_argument("--seed", type=int)
+    one.add_argument("--measure", action="store_true",
+                     help="after each epoch, too, as the notebooks do; on one device")  # fmt: skip
+    one.add_argument("--own-statistics", action="store_true",
+                     help="let each CPU process have its own batch norm")  # fmt: skip
+    one.add_argument("--out", type=Path, metavar="FOLDER", help="also scores.csv, history.csv here")
+
+
 def parse_parameter(text: str) -> tuple[str, Any]:
     """``"seeds=3"`` as ``("seeds", 3)``; what is no Python literal stays text."""
     name, equals, value = text.partition("=")
@@ -122,6 +160,25 @@ def run_score(options: argparse.Namespace) -> int:
     return int(scored is None)
 
 
+def run_train(options: argparse.Namespace) -> int:
+    """Train one net, or this process's share of it."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_score`
+    from memlens import launch
+
+    changes = {name: getattr(options, name)
+               for name in ("epochs", "batch_size", "lr", "device", "stop", "seed")}  # fmt: skip
+    job = launch.make_job(
+        options.profile, data=options.data, root=options.root, size=options.size,
+        n_samples=options.samples, model=options.model, measured=options.measure, **changes,
+    )  # fmt: skip
+    run = launch.train_here(job, own_statistics=options.own_statistics)
+    if run is not None:
+        print(run, flush=True)
+        if options.out:
+            launch.write(run, options.out)
+    return 0
+
+
 def ask(told: str) -> bool:
     """Whether a person says yes; where none can answer, an error says how to."""
     if not sys.stdin.isatty():
@@ -139,8 +196,18 @@ def run_reproduce(options: argparse.Namespace) -> int:
     asked = {"scale": options.scale, "n_samples": options.samples}
     asked = {name: value for name, value in asked.items() if value is not None}
     parameters = asked | dict(options.parameters)
-    report = reproduce(options.profile, options.only, options.fresh, options.save, parameters)
+    with asked_of(options):
+        report = reproduce(options.profile, options.only, options.fresh, options.save, parameters)
     return int((report["failure"] != "").any())
+
+
+def asked_of(options: argparse.Namespace) -> AbstractContextManager:
+    """Where trainings are mapped as the options ask, in the notebooks' kernels, too."""
+    if options.jobs is None and options.scheduler is None:
+        return nullcontext()
+    from memlens.workers import mapped  # loads torch, which only the kernels need else
+
+    return mapped(n_jobs=options.jobs, scheduler=options.scheduler)
 
 
 def run_claims(options: argparse.Namespace) -> int:

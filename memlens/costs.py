@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from memlens.data import Dataset
-from memlens.jobs import on_gpu
 from memlens.proxies import PROXIES
 from memlens.recipes import Measure, Recipe
 from memlens.retrainings import KINDS, train_kind
 from memlens.scores import CATALOGUE, EARLY_EPOCH, Score
 from memlens.traces import SIGNALS
 from memlens.training import thread_count, train
+from memlens.workers import on_gpu
 
 EVERY_SCORE: dict[str, Score] = CATALOGUE | PROXIES
 IN_STEP = "in-step (train mode, augmented, before the update)"

@@ -5,7 +5,7 @@ of a folder are read ahead of the loop. Crops and flips, drawn for a whole epoch
 there as well, so that no step of a training waits for the host.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -53,17 +53,24 @@ class Feed:
         return Moves(*(torch.cat(parts) for parts in zip(*drawn))).to(self.engine.device)
 
     def batches(
-        self, order: Tensor, seed: int, epoch: int
+        self,
+        order: Tensor,
+        seed: int,
+        epoch: int,
+        own: Callable[[Tensor], Tensor] = lambda batch: batch,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(index, x, y) of an epoch, all on the device; ``order`` (n,), int64, on the CPU."""
+        """(index, x, y) of an epoch, all on the device; ``order`` (n,), int64, on the CPU.
+
+        Of each batch of the order what ``own`` takes of it: a process's share.
+        """
         moves = self.moves([seed], epoch)
         size = self.recipe.batch_size
-        places = order.to(self.engine.device).split(size)
+        places = map(own, order.to(self.engine.device).split(size))
         if self.in_memory:
             for index in places:
                 yield index, self.inputs(index, moves), self.y[index]
             return
-        read = self.images.stream(order.split(size))
+        read = self.images.stream(map(own, order.split(size)))
         for index, images in zip(places, read, strict=True):
             images = images.to(self.engine.device, non_blocking=True)
             yield index, self._shown(images, moves and moves.of(index)), self.y[index]

@@ -129,8 +129,9 @@ class FolderImages:
         batches : iterable of Tensor (m,), int64 positions
             Read ahead of what is yielded, two batches a worker.
         workers : int, optional
-            Processes that decode, by default one a core; 0: none but this one. They end with the
-            last batch, with an error, and when the stream is dropped or closed.
+            Processes that decode, by default one a core, which the processes of a ``torchrun``
+            share; 0: none but this one. They end with the last batch, with an error, and when the
+            stream is dropped or closed.
 
         Yields
         ------
@@ -142,7 +143,8 @@ class FolderImages:
         ValueError
             If ``workers`` is negative, or a file cannot be decoded; the message has its path.
         """
-        workers = cpu_count() if workers is None else workers
+        if workers is None:
+            workers = max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         if workers < 0:
             raise ValueError(f"workers is {workers}; expected 0 (decode in this process) or more")
         loader = DataLoader(

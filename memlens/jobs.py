@@ -1,12 +1,9 @@
 """Trainings as jobs: done once, side by side, and found again in the store."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from joblib import Parallel, delayed
-from tqdm import tqdm
+from joblib import delayed
 
 from memlens import store
 from memlens.data import Dataset
@@ -14,11 +11,12 @@ from memlens.drafts import Draft
 from memlens.recipes import Measure, Recipe
 from memlens.runs import Run
 from memlens.training import Watch, train
+from memlens.workers import Made, elsewhere, keep_side_by_side
 
 _ROOMS = (
     "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "traces",
     "visits", "epochs", "recorder", "stopping", "devices", "recipes", "feeds", "probes", "runs",
-    "training",
+    "ranks", "steps", "training",
 )  # fmt: skip
 
 
@@ -51,8 +49,8 @@ def train_many(
     ----------
     jobs : sequence of Job
     n_jobs : int, optional
-        Trainings side by side, each in a process of its own; by default one a core. The results
-        do not depend on it.
+        Trainings side by side, each in a process of its own; by default as `workers` finds: a
+        cluster's workers, or one process a core. The results do not depend on it.
     shelf : Store, optional
         Where finished and unfinished trainings are kept; by default in the cache.
     watch : callable, optional
@@ -70,8 +68,12 @@ def train_many(
     pieces = {key: shelf.get(key) for key in keys}
     missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
     if missing:
-        calls = [delayed(_train_and_keep)(k, j, shelf, watch) for k, j in missing.items()]
-        side_by_side(calls, n_jobs, on_gpu(job.recipe for job in missing.values()))
+        near = None if elsewhere(n_jobs) else shelf
+        calls = [
+            delayed(_train_and_keep)(k, j.model, j.data, j.recipe, j.measure, near, watch)
+            for k, j in missing.items()
+        ]
+        keep_side_by_side(calls, shelf, n_jobs, [job.recipe for job in missing.values()])
         pieces |= {key: shelf.get(key) for key in missing}
     lost = [key for key in keys if pieces[key] is None]
     if lost:
@@ -79,29 +81,21 @@ def train_many(
     return [Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)]
 
 
-def on_gpu(recipes: Iterable[Recipe]) -> bool:
-    """Whether any of the trainings takes a GPU."""
-    return any(recipe.engine().device.type == "cuda" for recipe in recipes)
-
-
-def side_by_side(calls: Sequence[Any], n_jobs: int | None = None, one: bool = False) -> list[Any]:
-    """Results of joblib's ``delayed`` calls in their order, by default in one process a core.
-
-    With ``one``, which is for work on a GPU, the default is this process alone.
-    """
-    if not calls:
-        return []
-    n_jobs = n_jobs or (1 if one else os.cpu_count() or 1)
-    done = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator")(calls)
-    return list(tqdm(done, total=len(calls), **BAR))
-
-
-BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only where a person looks
-
-
-def _train_and_keep(key: str, job: Job, shelf: store.Store, watch: Watch | None) -> None:
-    # The shelf comes along: a worker that was started earlier may know another MEMLENS_CACHE.
-    draft = Draft.of(shelf, key)
-    run = train(job.model, job.data, job.recipe, job.measure, draft=draft, watch=watch)
-    shelf.put(key, store.Piece(run.arrays, run.meta))
+def _train_and_keep(
+    key: str,
+    model: str,
+    data: Dataset,
+    recipe: Recipe,
+    measure: Measure,
+    shelf: store.Store | None,
+    watch: Watch | None,
+) -> Made:
+    # The shelf comes along: a process that was started earlier may know another MEMLENS_CACHE. To
+    # another machine it does not: the caller keeps the piece, drafts lie in the worker's own cache.
+    draft = Draft.of(shelf or store.Store(), key)
+    run = train(model, data, recipe, measure, draft=draft, watch=watch)
+    piece = store.Piece(run.arrays, run.meta)
+    if shelf:
+        shelf.put(key, piece)
     draft.discard()
+    return key, None if shelf else piece

@@ -151,8 +151,14 @@ class Recorder:
         if self._epoch.pending_bytes > self.flush_bytes:
             self._epoch.flush()
 
-    def end_epoch(self) -> dict[str, float]:
+    def end_epoch(self, *, shared: bool = False) -> dict[str, float]:
         """Close the epoch; returns each signal's mean over its samples.
+
+        Parameters
+        ----------
+        shared : bool
+            Whether this is one epoch of all processes of `torch.distributed`, each of which has
+            recorded its share (``complete=False``). All of them call it, and hold the whole then.
 
         Raises
         ------
@@ -163,6 +169,13 @@ class Recorder:
             If a signal is NaN or infinite: the training has diverged.
         """
         row, visits, means = self._epoch.close()
+        if shared:
+            merged = Recorder(self.n_samples, visits="any" if self.counted else "once")
+            merged._append(Sums(*map(over_processes, Sums.of_means(row, visits))))
+            merged._check_merged()
+            (row,), visits = merged._rows, merged.visits[0]
+            seen = row[:, visits > 0]
+            means = dict(zip(SIGNALS, seen.nanmean(1).tolist(), strict=True))
         self._rows.append(row)
         if self.counted:
             self._counts.append(visits)

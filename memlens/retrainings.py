@@ -24,12 +24,12 @@ from torch import Tensor
 from memlens import devices, signals, store
 from memlens.data import Dataset
 from memlens.feeds import in_order
-from memlens.jobs import on_gpu, side_by_side
 from memlens.recipes import Recipe, mixed_seed
 from memlens.scores import EARLY_EPOCH
 from memlens.store import Arrays
 from memlens.together import Nets, size_of_stack, train_together
 from memlens.weightgrads import weight_gradient_norm
+from memlens.workers import side_by_side
 
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
@@ -91,7 +91,7 @@ def retrain(
     seeds : sequence of int, one a data set
         Of the split, the weights and the order of the samples.
     n_jobs : int, optional
-        Processes; by default one a core.
+        Processes; by default as in `jobs.train_many`.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def train_kind(
     calls = [
         delayed(_work)(kind, model, data, [parts[i][1] for i in chunk], recipe) for chunk in chunks
     ]
-    done = side_by_side(calls, n_jobs, on_gpu([recipe]))
+    done = side_by_side(calls, n_jobs, [recipe])
     left = {i: arrays for chunk, part in zip(chunks, done) for i, arrays in zip(chunk, part)}
     rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
     return {

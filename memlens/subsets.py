@@ -20,9 +20,9 @@ from memlens import store
 from memlens.answers import Questions, Stop, train_and_ask
 from memlens.data import Dataset
 from memlens.forecast import check
-from memlens.jobs import on_gpu, side_by_side
 from memlens.recipes import Recipe
 from memlens.together import Nets, size_of_stack
+from memlens.workers import Made, elsewhere, keep_side_by_side
 
 # Nets trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
@@ -216,7 +216,7 @@ def subset_sweep(
     questions : Questions
         At which stops the nets are asked, in which views; by default at the end, as they are.
     n_jobs : int, optional
-        Processes; by default one a core. The results do not depend on it.
+        Processes; by default as in `jobs.train_many`. The results do not depend on it.
     """
     origin = {"model": model, "keep": keep, **_flat(recipe), "data": store.fingerprint(data)}
     shaped_by = [origin, dataclasses.replace(recipe, seed=0), n_models, questions, seed]
@@ -238,14 +238,15 @@ def subset_sweep(
         n_chunks = -(-n_models // size_of_stack(model, data, recipe, TOGETHER))
         chunks = np.array_split(np.arange(n_models), n_chunks)
         parts = [f"{key}.{c[0]}-{c[-1]}" for c in chunks]  # a sweep of hours goes on where it was
+        near = None if elsewhere(n_jobs) else shelf
         calls = [
             delayed(_train_chunk)(
-                part, shelf, model, data, masks[c], recipe, c + (seed << 20), questions
+                part, near, model, data, masks[c], recipe, c + (seed << 20), questions
             )
             for part, c in zip(parts, chunks, strict=True)
             if part not in shelf
         ]
-        side_by_side(calls, n_jobs, on_gpu([recipe]))
+        keep_side_by_side(calls, shelf, n_jobs, [recipe])
         done = [shelf.get(part) for part in parts]
         if None in done:
             raise OSError(
@@ -271,15 +272,19 @@ def _flat(recipe: Recipe) -> dict[str, object]:
 
 def _train_chunk(
     key: str,
-    shelf: store.Store,
+    shelf: store.Store | None,
     model: str,
     data: Dataset,
     masks: np.ndarray,
     recipe: Recipe,
     seeds: np.ndarray,
     questions: Questions,
-) -> None:
-    """Train a net on each row of ``masks``, ask it, and keep its answers."""
+) -> Made:
+    """Train a net on each row of ``masks``, ask it, and keep its answers, or hand them over."""
     nets = Nets.build(model, data, seeds)
     arrays = train_and_ask(nets, data, masks, recipe, seeds, questions)
-    shelf.put(key, store.Piece(arrays, {"seeds": seeds.tolist()}))
+    piece = store.Piece(arrays, {"seeds": seeds.tolist()})
+    if shelf is None:
+        return key, piece
+    shelf.put(key, piece)
+    return key, None

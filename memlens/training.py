@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from memlens.drafts import Draft
 from memlens.feeds import Feed, in_order
 from memlens.forecast import check_memory
 from memlens.probes import Probes
-from memlens.recipes import OPTIMIZERS, Measure, Recipe, ascended, mixed_seed
-from memlens.recorder import Recorder
+from memlens.ranks import ALONE, Ranks, sizes
+from memlens.recipes import OPTIMIZERS, Measure, Recipe, mixed_seed
 from memlens.runs import Run
+from memlens.steps import train_step
 from memlens.stopping import PEAKS, PeakDetector
 
 Watch = Callable[[Mapping[str, float]], None]  # what is told of every epoch: a row of the history
@@ -82,6 +84,7 @@ def train(
     record: bool = True,
     draft: Draft | None = None,
     watch: Watch | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Train one net and score every training sample on the way.
 
@@ -101,11 +104,15 @@ def train(
         Called after every epoch with its row of ``Run.history``, in place of the progress bar;
         first with the rows of a training that is gone on with. It changes nothing in the training;
         what it raises stops it.
+    ranks : Ranks
+        The processes that train it together (`ranks.joined`), each of which calls this; the recipe
+        is that of all together, and so is the run that each returns. The first keeps the draft.
 
     Raises
     ------
     ValueError
-        If there are fewer samples than one batch, or the recipe's device is not there.
+        If there are fewer samples than one batch, the recipe's device is not there, or several
+        processes cannot train so.
     MemoryError
         If it needs more memory than there is; the message says what for.
     FloatingPointError
@@ -116,12 +123,15 @@ def train(
             f"{len(data.train)} training samples are fewer than a batch of {recipe.batch_size}; "
             "lower batch_size in the recipe"
         )
-    engine = recipe.engine()
+    ranks.check(recipe, measure)
+    engine = ranks.engine(recipe.engine())
+    draft, watch = (None if ranks.rank else helper for helper in (draft, watch))
     with thread_count(recipe.threads), engine.tuned():
-        session = _Session(model, data, recipe, measure, record, engine)
-        if draft and (state := draft.load()):
+        session = _Session(model, data, recipe, measure, record, engine, ranks)
+        if state := ranks.same(draft.load() if draft else None):
             session.load_state_dict(state)
-        with tqdm(total=recipe.epochs, initial=session.epoch, **_bar(watch)) as bar:
+        silent = bool(watch or ranks.rank)
+        with tqdm(total=recipe.epochs, initial=session.epoch, **_bar(silent)) as bar:
             for row in session.history if watch else ():
                 watch(row)
             while not session.finished:
@@ -135,9 +145,9 @@ def train(
         return session.finish()
 
 
-def _bar(watch: Watch | None) -> dict[str, Any]:
+def _bar(silent: bool) -> dict[str, Any]:
     # Only where a person looks, and where nothing else shows how far it is.
-    return {"unit": "epoch", "leave": False, "delay": 5, "disable": True if watch else None}
+    return {"unit": "epoch", "leave": False, "delay": 5, "disable": silent or None}
 
 
 TOLD = {"loss": "train_loss", "gradient": "input_gradient", "weight norm": "weight_norm"}
@@ -159,17 +169,19 @@ class _Session:
         measure: Measure,
         record: bool,
         engine: Engine,
+        ranks: Ranks,
     ) -> None:
-        self.name, self.data, self.recipe = model, data, recipe
+        self.name, self.data, self.recipe, self.ranks = model, data, recipe, ranks
         net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
-        self.net = engine.place(net).train()
+        self.net = ranks.prepare(engine.place(net)).train()
         one = torch.zeros(1, *data.in_shape, device=engine.device)
-        check_memory(self.net, one, data, recipe, measure)
+        share = replace(recipe, batch_size=-(-recipe.batch_size // ranks.world))
+        check_memory(self.net, one, data, share, measure)
         self.rows = devices.rows_at_once(self.net, one)
-        self.forward = engine.forward(self.net)
+        self.forward = engine.forward(ranks.wrap(self.net))
         self.feed = Feed(data, recipe, engine)
         self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
-        self.recorder = Recorder(len(data.train)) if record else None
+        self.recorder = ranks.recorder(len(data.train)) if record else None
         self.probes = Probes(data, measure, recipe.seed, self.rows) if measure.posthoc else None
         self.detectors = {name: PeakDetector(patience=recipe.patience) for name in PEAKS}
         self.history: list[dict[str, float]] = []
@@ -189,20 +201,23 @@ class _Session:
 
     def run_epoch(self) -> None:
         epoch, seed, start = self.epoch, self.recipe.seed, time.perf_counter()
-        torch.manual_seed(mixed_seed(seed, epoch, 2))  # of layers that draw: dropout
+        torch.manual_seed(mixed_seed(seed, epoch, 2, self.ranks.rank))  # of dropout
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(epoch)
         order = shuffled(len(self.data.train), seed, epoch)
-        for index, x, y in self.feed.batches(order, seed, epoch):
-            rho = self.recipe.sam_rho
-            train_step(self.forward, self.optimizer, x, y, self.recorder, index, rho)
-        row = {"epoch": epoch, "lr": self.recipe.lr_at(epoch)}
+        batches = self.feed.batches(order, seed, epoch, self.ranks.own)
+        whole = sizes(len(order), self.recipe.batch_size)
+        for size, (index, x, y) in zip(whole, batches, strict=True):
+            rho, scale = self.recipe.sam_rho, self.ranks.scale(size)
+            train_step(self.forward, self.optimizer, x, y, self.recorder, index, rho, scale)
+        row = {}
         if self.recorder:
-            means = self.recorder.end_epoch()
+            means = self.ranks.end_epoch(self.recorder)
             row |= {"train_loss": means["loss"], "input_gradient": means["grad_l2"]}
             row["train_accuracy"] = float((self.recorder.last("margin") > 0).float().mean())
         seconds = time.perf_counter() - start
         row |= self._validate() | {"weight_norm": signals.weight_norm(self.net).item()}
+        row = {"epoch": epoch, "lr": self.recipe.lr_at(epoch)} | self.ranks.agreed(row)
         self.history.append(row | {"seconds": seconds})
         self._watch_peaks(epoch, row)
         if self.probes:
@@ -212,12 +227,15 @@ class _Session:
         test = self.data.test
         if not len(test):
             return {"val_loss": math.nan, "val_accuracy": math.nan}
+        if self.ranks.world > 1:
+            test = test[self.ranks.own(torch.arange(len(test)))]
         logits = predict(self.net, self.data, test, self.rows)
         y = test.labels.to(logits.device)
-        return {
+        means = {
             "val_loss": F.cross_entropy(logits, y).item(),
             "val_accuracy": (logits.argmax(1) == y).float().mean().item(),
         }
+        return self.ranks.mean(means, len(test))
 
     def _watch_peaks(self, epoch: int, row: Mapping[str, float]) -> None:
         self._update_detectors(row)
@@ -275,32 +293,3 @@ class _Session:
             "checkpoints": {name: epoch for name, (epoch, _) in self.kept.items()},
         }
         return Run(self.name, self.data, arrays, meta)
-
-
-def train_step(
-    net: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    recorder: Recorder | None,
-    index: Tensor,
-    sam_rho: float = 0.0,
-) -> None:
-    """One step of training; with a recorder, one that also leaves each sample's signals there.
-
-    With ``sam_rho`` the weights move by the gradient at the worst point nearby; what is recorded
-    belongs to the weights as they were.
-    """
-    if recorder:
-        x = recorder.watch(x)
-    logits = net(x)
-    loss = F.cross_entropy(logits, y)
-    optimizer.zero_grad()
-    loss.backward()
-    if sam_rho:
-        weights = [w for group in optimizer.param_groups for w in group["params"]]
-        with ascended(weights, sam_rho):
-            F.cross_entropy(net(x.detach()), y).backward()
-    optimizer.step()
-    if recorder:
-        recorder.update(index, x, logits, y)

@@ -238,3 +238,19 @@ def test_without_a_gpu_the_parts_are_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["speed"])
     assert "--tiny" in capsys.readouterr().err
+
+
+def test_what_grows_is_measured_and_forecast_in_miniature(tmp_path, monkeypatch):
+    """One process each: two are tried in the tests of `ranks` and `workers`."""
+    import growth
+
+    monkeypatch.setattr(growth, "PROCESSES", (1,))
+    monkeypatch.setattr(growth, "SWEEP_NETS", 4)
+    assert growth.main(["--counts", "100", "200", "--parts", "sweep", "step", "--tiny", "--out",
+                        str(tmp_path)]) == 0  # fmt: skip
+    growth.main(["--parts", "step", "--tiny", "--out", str(tmp_path)])  # the sweep's rows stay
+    table = pd.read_csv(tmp_path / "growth.csv").set_index(["part", "measure"])["value"]
+    assert table["sweep", "kept for a further sample and net"].item() == pytest.approx(40, rel=0.1)
+    assert table["forecast", "in-step scores, in each process"].item() == pytest.approx(5.125)
+    assert table["forecast", "answers of all nets"].item() == 80
+    assert len(table["step", "a sample"]) == len(table["forecast", "all trainings"]) == 3

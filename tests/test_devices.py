@@ -15,7 +15,8 @@ from memlens.devices import Engine
 from memlens.feeds import Feed
 from memlens.recipes import OPTIMIZERS, Recipe
 from memlens.recorder import Recorder
-from memlens.training import train, train_step
+from memlens.steps import train_step
+from memlens.training import train
 
 CUDA = torch.cuda.is_available()
 COMPILER = shutil.which("g++") or shutil.which("clang++")

@@ -17,7 +17,8 @@ from memlens.epochs import Epoch
 from memlens.feeds import Feed, in_order
 from memlens.recipes import OPTIMIZERS, Recipe, mixed_seed
 from memlens.recorder import Recorder
-from memlens.training import train, train_step
+from memlens.steps import train_step
+from memlens.training import train
 from memlens.watching import Watched, from_loss
 
 RECIPE = Recipe(batch_size=7, augment="crop_flip")

@@ -12,7 +12,8 @@ from memlens.data import from_arrays
 from memlens.feeds import Feed
 from memlens.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.recorder import Recorder
-from memlens.training import train, train_step
+from memlens.steps import train_step
+from memlens.training import train
 from memlens.watching import Watched
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

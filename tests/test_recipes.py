@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memlens import models, training
+from memlens import models, steps
 from memlens.recipes import Measure, Recipe, ascended, mixed_seed
 
 RHO = 0.05
@@ -43,7 +43,7 @@ def test_a_step_of_sam_by_hand():
     net.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     batch = torch.tensor(x), torch.tensor(y)
-    training.train_step(net, optimizer, *batch, None, torch.arange(7), RHO)
+    steps.train_step(net, optimizer, *batch, None, torch.arange(7), RHO)
     for found, value in zip((net.weight, net.bias), expected, strict=True):
         assert found.detach().numpy() == pytest.approx(value, rel=1e-12)
 

@@ -81,7 +81,7 @@ def test_importing_memlens_loads_nothing_heavy():
 # What shapes no number of a finished piece: where it lies, how it is shown, what is only asked of
 # a finished run, and what refuses to begin.
 SHAPELESS = {"store", "drafts", "checks", "metrics", "plots", "scores", "forecast", "passes",
-             "jobs", "imagesets"}  # fmt: skip
+             "jobs", "workers", "imagesets"}  # fmt: skip
 
 
 def behind(rooms):
@@ -99,6 +99,6 @@ def behind(rooms):
 def test_a_key_knows_every_room_that_shapes_the_result(room):
     own = set(getattr(memlens, room)._ROOMS)
     # A sweep and a retraining record nothing in the step, and hand over no run.
-    unused = set() if room == "jobs" else {"traces", "visits", "epochs", "recorder", "stopping",
-                                           "runs", "probes", "weightgrads", "folders"}  # fmt: skip
+    unused = {"traces", "visits", "epochs", "recorder", "stopping", "runs", "probes", "weightgrads",
+              "folders", "ranks", "steps"} if room != "jobs" else set()  # fmt: skip
     assert behind(own) - unused - SHAPELESS <= own

@@ -14,7 +14,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "[test,confident,adversarial,lightning,huggingface]"
+EXTRAS = "[test,confident,adversarial,lightning,huggingface,cluster]"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -73,7 +73,8 @@ def commands(installer: str) -> "tuple[list[str], list[str]]":
     # inside an active environment, the Python that it was made from
     base = getattr(sys, "_base_executable", None) or sys.executable
     inside = str(VENV / "bin" / "python")
-    what = ["-c", "constraints.txt", "-e", ".[test,confident,adversarial,lightning,huggingface]"]
+    extras = "[test,confident,adversarial,lightning,huggingface,cluster]"
+    what = ["-c", "constraints.txt", "-e", "." + extras]
     if installer == "auto":
         installer = "uv" if shutil.which("uv") else "pip"
     if installer == "uv":

@@ -1,0 +1,74 @@
+"""What `test_ranks` lets two processes of ``torchrun`` do; each keeps what it found in a folder."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import memlens as ml
+from memlens import __main__, drafts, launch, store
+from memlens.data import Dataset
+from memlens.drafts import Draft
+from memlens.ranks import joined
+from memlens.recipes import Measure, Recipe
+from memlens.training import train
+
+# 101 samples in batches of 20: the last has one, so that the second process has none of it.
+UNEVEN = Recipe(epochs=4, batch_size=20, augment="crop", sam_rho=0.05)
+STOPPED = Recipe(epochs=40, batch_size=33, lr=0.3, stop="input_gradient", patience=2)
+REFUSED = {
+    "batch_norm": ("mlp_bn", Recipe(epochs=1), Measure()),
+    "posthoc": ("mlp", Recipe(epochs=1), Measure(posthoc=True)),
+    "small": ("mlp", Recipe(epochs=1, batch_size=1), Measure()),
+}
+
+
+def few() -> Dataset:
+    """The first 101 digits, and as many to validate on."""
+    data = ml.load("digits")
+    some = torch.arange(101)
+    return replace(data, train=data.train[some], test=data.test[some])
+
+
+def main(folder: Path) -> None:
+    data, drafts.SECONDS, drafts.SHARE = few(), 0.0, 1e9
+    with joined(UNEVEN) as ranks:
+        found = {}
+
+        def keep(name, run):
+            found.update({f"{name}/{key}": values for key, values in run.arrays.items()})
+
+        draft, earlier = Draft(folder / "a.draft"), folder / "earlier.draft"
+
+        def watch(row):
+            if row["epoch"] == 3:
+                shutil.copy(draft.path, earlier)  # of three epochs: the fourth is not yet kept
+
+        keep("uneven", train("mlp", data, UNEVEN, draft=draft, watch=watch, ranks=ranks))
+        if ranks.rank == 0:
+            assert len(Draft(earlier).load()["history"]) == 3
+        keep("resumed", train("mlp", data, UNEVEN, draft=Draft(earlier), ranks=ranks))
+        keep("stopped", train("small_cnn", data, STOPPED, ranks=ranks))
+        for name, (model, recipe, measure) in REFUSED.items():
+            try:
+                train(model, data, recipe, measure, ranks=ranks)
+            except ValueError as error:
+                found[f"refused/{name}"] = np.array(str(error))
+        np.savez(folder / f"{ranks.rank}.npz", **found)
+        ranks.own_statistics = True
+        job = ml.Job("mlp_bn", data, Recipe(epochs=2, batch_size=40))
+        once, again = (launch._train_together(job, ranks, store.Store()) for _ in range(2))
+        assert (once is None) == (again is None) == (ranks.rank == 1)
+        if once:
+            assert np.array_equal(once.trace.loss, again.trace.loss)  # found, and not trained again
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    if sys.argv[2:]:
+        sys.exit(__main__.main(sys.argv[2:]))
+    main(place)
