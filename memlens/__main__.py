@@ -1,4 +1,4 @@
-"""The command line: ``memlens score``, ``reproduce``, ``claims`` and ``scores``."""
+"""The command line: ``memlens score``, ``reproduce``, ``claims``, ``scores``, ``cache``."""
 
 import argparse
 import ast
@@ -12,7 +12,8 @@ from typing import Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code.
 
-    0; 1: a notebook failed, or a page is out of date; 2: wrong use; 130: stopped by hand.
+    0; 1: a notebook failed, a page is out of date, finished work is damaged; 2: wrong use;
+    130: stopped by hand.
     """
     options = build_parser().parse_args(arguments)
     try:
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     book.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
     table = commands.add_parser("scores", help="the catalogue: every score, its cost, its source")
     table.set_defaults(run=run_scores)
+    add_cache(commands)
     return parser
 
 
@@ -83,6 +85,20 @@ def add_score(commands: Any) -> None:
     own.add_argument("--epochs", type=int, metavar="N", help="at most so many a training")
     own.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (auto)")
     own.add_argument("--seed", type=int, default=0)
+
+
+def add_cache(commands: Any) -> None:
+    """The parser of ``memlens cache``."""
+    shelf = commands.add_parser("cache", help="finished and unfinished work: list, verify, clear")
+    shelf.set_defaults(run=run_cache)
+    shelf.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
+                       help="list it (what, size, age, cost), check every byte, remove it")  # fmt: skip
+    shelf.add_argument("--folder", type=Path, help="another: the --out of `memlens score`, say")
+    shelf.add_argument("--by", choices=("age", "size"), default="age",
+                       help="list the newest or the largest first (age)")  # fmt: skip
+    shelf.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
+    shelf.add_argument("--kind", help="only such: run, sweep, folds, draft, part, damaged, ...")
+    shelf.add_argument("--yes", action="store_true", help="do not ask before removing")
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:
@@ -119,9 +135,14 @@ def run_score(options: argparse.Namespace) -> int:
 
 def ask(told: str) -> bool:
     """Whether a person says yes; where none can answer, an error says how to."""
+    return confirmed(told, "Start", "start it, or --epochs, --size, --device for less")
+
+
+def confirmed(told: str, do: str, ways: str) -> bool:
+    """Whether a person answers yes; where none can, an error says what to pass."""
     if not sys.stdin.isatty():
-        raise ValueError(f"{told} Pass --yes to start it, or --epochs, --size, --device for less")
-    return input(f"{told} Start? [y/N] ").strip().lower() in ("y", "yes")
+        raise ValueError(f"{told} Pass --yes to {ways}")
+    return input(f"{told} {do}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def run_reproduce(options: argparse.Namespace) -> int:
@@ -157,6 +178,29 @@ def run_scores(options: argparse.Namespace) -> int:
     from memlens.costs import catalogue
 
     print(catalogue().to_string(max_colwidth=60), flush=True)
+    return 0
+
+
+def run_cache(options: argparse.Namespace) -> int:
+    """List, verify or clear finished work; 1 if some is damaged, or its removal not confirmed."""
+    from memlens import inventory
+
+    folder = inventory.shelf_of(options.folder)
+    entries = inventory.chosen(inventory.entries(folder), options.kind, options.older_than)
+    if options.action == "verify":
+        problems = inventory.verify(entries)
+        print("\n".join([*problems, f"{len(entries)} looked at, {len(problems)} damaged"]))
+        return int(bool(problems))
+    print(f"{folder}\n{inventory.table(entries, options.by)}", flush=True)
+    if options.action == "list" or not entries:
+        return 0
+    told = f"This removes {inventory.total(entries)}."
+    if not options.yes and not confirmed(told, "Remove", "remove it, or --kind, --older-than"):
+        return 1
+    removed, busy = inventory.clear(entries)
+    print(f"removed {inventory.total(removed)}")
+    if busy:
+        print("left, for a process is at work on it: " + ", ".join(e.name for e in busy))
     return 0
 
 

@@ -47,6 +47,8 @@ def train_many(
 ) -> list[Run]:
     """The runs of all jobs, in their order; finished ones come from the store.
 
+    One that another process trains at this moment is waited for, and not trained twice.
+
     Parameters
     ----------
     jobs : sequence of Job
@@ -76,7 +78,8 @@ def train_many(
     lost = [key for key in keys if pieces[key] is None]
     if lost:
         raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")
-    return [Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)]
+    found = zip(jobs, (pieces[key] for key in keys), strict=True)
+    return [Run(job.model, job.data, piece.arrays, piece.meta) for job, piece in found]
 
 
 def on_gpu(recipes: Iterable[Recipe]) -> bool:
@@ -101,7 +104,16 @@ BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only 
 
 def _train_and_keep(key: str, job: Job, shelf: store.Store, watch: Watch | None) -> None:
     # The shelf comes along: a worker that was started earlier may know another MEMLENS_CACHE.
-    draft = Draft.of(shelf, key)
-    run = train(job.model, job.data, job.recipe, job.measure, draft=draft, watch=watch)
-    shelf.put(key, store.Piece(run.arrays, run.meta))
-    draft.discard()
+    with shelf.claim(key):
+        if key in shelf:  # another process has trained it meanwhile
+            return
+        draft = Draft.of(shelf, key)
+        run = train(job.model, job.data, job.recipe, job.measure, draft=draft, watch=watch)
+        what = described(job.model, job.data, job.recipe)
+        shelf.put(key, store.Piece(run.arrays, run.meta, what, draft.seconds))
+        draft.discard()
+
+
+def described(model: str, data: Dataset, recipe: Recipe) -> str:
+    """A training in words, for a person who looks through the store."""
+    return f"{model}, {len(data.train):,} samples of {data.name}, {recipe.epochs} epochs"
