@@ -92,7 +92,7 @@ def add_cache(commands: Any) -> None:
     shelf = commands.add_parser("cache", help="finished and unfinished work: list, verify, clear")
     shelf.set_defaults(run=run_cache)
     shelf.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
-                       help="list it (what, size, age, cost), check every byte, remove it")  # fmt: skip
+                       help="list (what, size, age, cost), check each byte, or remove")  # fmt: skip
     shelf.add_argument("--folder", type=Path, help="another: the --out of `memlens score`, say")
     shelf.add_argument("--by", choices=("age", "size"), default="age",
                        help="list the newest or the largest first (age)")  # fmt: skip

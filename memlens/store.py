@@ -231,9 +231,12 @@ class Store:
 
 def unwritable(place: Path, error: Exception) -> OSError:
     """The error that says what could not be written, why, and the ways out."""
-    why = getattr(error, "strerror", None) or error
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):  # torch and zipfile hide it behind their own
+        cause = cause.__cause__ or cause.__context__
+    number, why = (cause.errno, cause.strerror) if cause else (errno.EIO, error)
     return OSError(
-        getattr(error, "errno", None),
+        number,
         f"cannot write the work to {place} ({why}); free some space, or keep it in a folder that "
         "can be written (MEMLENS_CACHE, --out). What was there before is intact: the same call "
         "goes on from it",

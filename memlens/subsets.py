@@ -41,7 +41,7 @@ def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -
 
     Every model gets round(keep * n_samples) samples, uniform without replacement.
     """
-    size = round(keep * n_samples)
+    size = round(keep * n_samples) if np.isfinite(keep) else keep
     if not 0 < size < n_samples:
         raise ValueError(
             f"keep={keep} of {n_samples} samples is {size}; expected at least one kept and one "
