@@ -241,9 +241,9 @@ def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int) -> Rows:
     ]
 
 
-def _kills(job: str, n: int) -> Rows:
+def _kills(job: str, n: int, seed: int = 0) -> Rows:
     with tempfile.TemporaryDirectory() as work:
-        return [(job, name, value) for name, value in kills(job, n, Path(work)).items()]
+        return [(job, name, value) for name, value in kills(job, n, Path(work), seed).items()]
 
 
 def _flips() -> Rows:
@@ -263,7 +263,7 @@ def _fuzz() -> Rows:
 
 
 PARTS = {
-    "training": lambda: _kills("training", 100),
+    **{f"training {k}": lambda k=k: _kills("training", 25, k) for k in range(1, 5)},
     "sweep": lambda: _kills("sweep", 30),
     "retraining": lambda: _kills("retraining", 30),
     "flips": _flips,

@@ -27,7 +27,7 @@ def training() -> None:
     import memlens as ml
 
     data = ml.load("digits").subset(300)
-    jobs = [ml.Job("small_cnn_bn", data, ml.Recipe(epochs=8, seed=seed)) for seed in (0, 1)]
+    jobs = [ml.Job("small_cnn_bn", data, ml.Recipe(epochs=5, seed=seed)) for seed in (0, 1)]
     ml.train_many(jobs, n_jobs=1)
 
 
@@ -164,7 +164,7 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
         seen, folder = set(), work / "0"
         while not counts["finished"] or counts["kills"] < n or inventory.entries(folder):
             last = counts["kills"] >= n
-            done = victims.run(job, folder, None if last else rng.uniform(0, length))
+            done = victims.run(job, folder, None if last else rng.uniform(0, 1.3 * length))
             counts["kills"] += not done
             counts["corrupt"] += len(inventory.verify(inventory.entries(folder)))
             counts["corrupt"] += sum(e.kind == "damaged" for e in inventory.entries(folder))
