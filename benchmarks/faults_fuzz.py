@@ -305,14 +305,14 @@ def judge(call: Call, arguments: tuple) -> bool:
 
 
 def fuzz(n: int, calls: list[Call] = CALLS) -> dict[str, int]:
-    """So many random calls; how many returned and how many raised.
+    """So many random calls; how many returned and raised, and of how many functions.
 
     Raises
     ------
     AssertionError
         At the first call that fails the oracle, made as small as can be.
     """
-    tally = {"returned": 0, "raised": 0}
+    tally, reached = {"returned": 0, "raised": 0}, set()
     one = st.sampled_from(calls).flatmap(lambda call: st.tuples(st.just(call), call.arguments))
 
     @settings(
@@ -321,7 +321,8 @@ def fuzz(n: int, calls: list[Call] = CALLS) -> dict[str, int]:
     )  # fmt: skip
     @given(one)
     def check(made: tuple[Call, tuple]) -> None:
+        reached.add(made[0].name)
         tally["returned" if judge(*made) else "raised"] += 1
 
     check()
-    return tally
+    return tally | {"functions": len(reached)}

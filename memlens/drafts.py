@@ -17,7 +17,7 @@ import torch
 from memlens import files, store
 
 SECONDS = 1.0  # of work that an interruption may cost, or an epoch where that takes longer
-SHARE = 0.01  # of the time that saving may take: a large state is saved less often
+SHARE = 0.01  # of the time that saving may take: what takes long to save is saved less often
 
 
 class Draft:
@@ -84,9 +84,9 @@ class Draft:
             return state
         except FileNotFoundError:
             return None
-        except (MemoryError, PermissionError):
-            raise
         except Exception as error:  # whatever a foreign file makes its readers say
+            if not store.is_damage(error):
+                raise
             aside = self.path.with_suffix(".damaged")
             with suppress(FileNotFoundError):  # another process found it at the same time
                 os.replace(self.path, aside)

@@ -38,7 +38,7 @@ class Entry:
     kind : str
         ``run``, ``sweep``, ``folds``, ... of a finished piece; ``part``: nets of a sweep or of
         retrainings that is not finished; ``draft``: a training that is not; ``damaged``: set aside;
-        ``leftover``: what a killed process was writing.
+        ``leftover``: what a killed process was writing, or had finished with.
     path : Path
     key : str, the piece that it is or belongs to
     nbytes : int
@@ -91,6 +91,8 @@ def entries(folder: Path) -> list[Entry]:
         for path in place.iterdir() if place.is_dir() else ():
             for kind, pattern in names.items():
                 if match := re.fullmatch(pattern, path.name):
+                    if kind in ("part", "draft") and (folder / match[1]).is_dir():
+                        kind = "leftover"  # killed after the last write, before it tidied up
                     found.append(_entry(match[2] if kind == "piece" else kind, path, match[1]))
     return sorted((e for e in found if e), key=lambda e: (-e.modified, e.name))
 

@@ -75,6 +75,8 @@ def train_many(
         calls = [delayed(_train_and_keep)(k, j, shelf, watch) for k, j in missing.items()]
         side_by_side(calls, n_jobs, on_gpu(job.recipe for job in missing.values()))
         pieces |= {key: shelf.get(key) for key in missing}
+    for key in keys:
+        shelf.tidy(key)
     lost = [key for key in keys if pieces[key] is None]
     if lost:
         raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")

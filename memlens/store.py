@@ -128,15 +128,11 @@ class Store:
             with np.load(place / ARRAYS, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return Piece(arrays, config["meta"], config.get("what", ""), config.get("seconds"))
-        except MemoryError:
-            raise
-        except OSError as error:
-            if error.errno not in _DAMAGE:
+        except Exception as error:  # whatever a foreign file makes its readers say
+            if not is_damage(error):
                 raise
             self._set_aside(place, error)
-        except Exception as error:  # whatever a foreign file makes its readers say
-            self._set_aside(place, error)
-        return None
+            return None
 
     def put(self, key: str, piece: Piece) -> None:
         """Write the piece; a reader finds all of it or nothing.
@@ -206,6 +202,12 @@ class Store:
         """Remove a piece, if it is there, so that a kill leaves all of it or nothing."""
         files.remove(self.folder / key)
 
+    def tidy(self, key: str) -> None:
+        """Remove the parts and the draft of a finished piece, which a kill may have left."""
+        for path in (*self.folder.glob(f"{key}.*"), *self.folder.glob(f"{DRAFTS}/{key}.draft")):
+            with suppress(OSError):  # of a store that is only read, it is no business of ours
+                files.remove(path)
+
     def clear(self) -> int:
         """Remove every piece, and what interrupted writers left; returns how many pieces."""
         if not self.folder.is_dir():
@@ -227,6 +229,13 @@ class Store:
             "computed again",
             stacklevel=3,
         )
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether what was read is damaged; no permission or no memory says nothing against it."""
+    if isinstance(error, OSError):
+        return error.errno in _DAMAGE
+    return not isinstance(error, MemoryError)
 
 
 def unwritable(place: Path, error: Exception) -> OSError:

@@ -231,6 +231,7 @@ def subset_sweep(
             piece = shelf.get(key)  # another process may have finished it meanwhile
             if piece is None:
                 piece = _sweep(key, shelf, (model, data, recipe, questions), masks, seed, n_jobs)
+    shelf.tidy(key)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
     return Sweep(masks, y_true, index, questions, piece.arrays, origin)
 
@@ -271,8 +272,6 @@ def _sweep(
     seconds = sum(part.seconds or 0.0 for part in done.values())
     piece = store.Piece(arrays, {"n_models": n_models}, what, seconds)
     shelf.put(key, piece)
-    for part in parts:
-        shelf.remove(part)
     return piece
 
 

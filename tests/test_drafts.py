@@ -203,6 +203,16 @@ def test_a_finished_job_leaves_no_draft(tiny, tmp_path, monkeypatch):
     assert np.array_equal(run.trace.loss, train("mlp", tiny, SHORT).trace.loss)
 
 
+def test_a_draft_that_outlived_its_training_is_removed(tiny, tmp_path):
+    """A kill between the last write and the tidying."""
+    shelf, job = store.Store(tmp_path), ml.Job("mlp", tiny, SHORT)
+    ml.train_many([job], n_jobs=1, shelf=shelf)
+    Draft.of(shelf, job.key).save({})
+    (run,) = ml.train_many([job], n_jobs=1, shelf=shelf)
+    assert not Draft.of(shelf, job.key).path.exists()
+    assert len(run.history) == SHORT.epochs
+
+
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)

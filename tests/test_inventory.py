@@ -14,6 +14,7 @@ from memlens.drafts import Draft
 from memlens.store import Piece, Store
 
 RUN, SWEEP, FOLDS = (f"{kind}-{k:016x}" for k, kind in enumerate(("run", "sweep", "second_split")))
+BEGUN, DRAFTED = f"sweep-{7:016x}", f"run-{8:016x}"  # unfinished
 OTHERS = ("notes.txt", "run-1", "run-xyz", "asked.json", ".hidden", "photos")
 
 
@@ -26,9 +27,11 @@ def shelf(tmp_path, monkeypatch):
     shelf.put(RUN, Piece({"x": np.zeros(20)}, {}, "mlp, 300 samples", 7300.0))
     shelf.put(SWEEP, Piece(big, {}, "4 x mlp", 100.0))
     shelf.put(FOLDS, Piece({}, {}))
-    shelf.put(f"{SWEEP}.0-49", Piece({}, {}, "50 x mlp", 20.0))
-    shelf.put(f"{FOLDS}.3-nets", Piece({}, {}, "3 x mlp", 30.0))
-    Draft.of(shelf, RUN).save({"net": torch.arange(3)})
+    shelf.put(f"{BEGUN}.0-49", Piece({}, {}, "50 x mlp", 20.0))
+    shelf.put(f"{SWEEP}.0-49", Piece({}, {}, "50 x mlp"))  # finished
+    shelf.put(f"folds-{9:016x}.3-nets", Piece({}, {}, "3 x mlp", 30.0))
+    for key in (DRAFTED, RUN):  # the second is finished
+        Draft.of(shelf, key).save({"net": torch.arange(3)})
     (tmp_path / ".drafts" / f".{RUN}.draft.77.part").write_bytes(b"half")
     (tmp_path / f".{RUN}.77.part").mkdir()
     (tmp_path / f"..damaged-{RUN}.77.part").mkdir()
@@ -48,7 +51,7 @@ def kinds(shelf):
 
 
 ALL = sorted(["run", "sweep", "second_split", "part", "part", "draft", *["damaged"] * 2,
-              *["leftover"] * 3])  # fmt: skip
+              *["leftover"] * 5])  # fmt: skip
 
 
 def test_everything_of_the_store_is_seen_and_nothing_else(shelf):
@@ -67,25 +70,25 @@ def test_a_table_says_what_size_age_and_cost(shelf, capsys):
     assert "unknown" in next(line for line in lines if line.startswith("second_split"))
     old = [re.split(" +", line)[0] for line in lines if "days" in line]
     assert old == ["second_split", "sweep", "run"]  # the newest first
-    assert lines[-1].startswith("in all 11 entries, ") and lines[-1].endswith("2 h of computing")
+    assert lines[-1].startswith("in all 13 entries, ") and lines[-1].endswith("2 h of computing")
     assert main(["cache", "list", "--by", "size"]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("sweep ")
 
 
 def test_verify_names_what_is_damaged(shelf, capsys):
     assert main(["cache", "verify"]) == 0
-    assert capsys.readouterr().out == "11 looked at, 0 damaged\n"
-    for path in (shelf.folder / RUN / "config.json", Draft.of(shelf, RUN).path):
+    assert capsys.readouterr().out == "13 looked at, 0 damaged\n"
+    for path in (shelf.folder / RUN / "config.json", Draft.of(shelf, DRAFTED).path):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    (shelf.folder / f"{SWEEP}.0-49" / "arrays.npz").unlink()
+    (shelf.folder / f"{BEGUN}.0-49" / "arrays.npz").unlink()
     before = kinds(shelf)
     assert main(["cache", "verify"]) == 1
     told = capsys.readouterr().out
-    for name in (f"{RUN}:", f"{RUN}.draft:", f"{SWEEP}.0-49: FileNotFoundError"):
+    for name in (f"{RUN}:", f"{DRAFTED}.draft:", f"{BEGUN}.0-49: FileNotFoundError"):
         assert name in told
-    assert told.endswith("11 looked at, 3 damaged\n")
+    assert told.endswith("13 looked at, 3 damaged\n")
     assert kinds(shelf) == before  # it only looks
 
 
@@ -120,7 +123,7 @@ def test_what_a_process_is_at_work_on_is_left(shelf, capsys):
         assert main(["cache", "clear", "--yes"]) == 0
     left = f"left, for a process is at work on it: {SWEEP}"
     assert left in capsys.readouterr().out
-    assert set(kinds(shelf)) == {"sweep", "part", "damaged"}
+    assert set(kinds(shelf)) == {"sweep", "leftover", "damaged"}
 
 
 def test_the_folder_of_a_score_is_looked_into(shelf, tmp_path, capsys):

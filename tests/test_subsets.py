@@ -154,6 +154,17 @@ def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp
     assert sweep.logits_at("last").shape == (4, 1, 80, 10)
 
 
+def test_parts_that_outlived_their_sweep_are_removed(small, tmp_path, monkeypatch):
+    """A kill between the last write and the tidying."""
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    (piece,) = tmp_path.glob("sweep-*")
+    for name in (f"{piece.name}.0-3", f"{piece.name}0.0-3"):
+        store.Store().put(name, store.Piece({}, {}))
+    ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    assert {p.name for p in tmp_path.glob("sweep-*")} == {piece.name, f"{piece.name}0.0-3"}
+
+
 def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "TOGETHER", 2)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "whole"))
