@@ -262,9 +262,10 @@ def _fuzz() -> Rows:
 
 
 PARTS = {
-    **{f"training {k}": lambda k=k: _kills("training", 25, k) for k in range(1, 5)},
-    "sweep": lambda: _kills("sweep", 30),
-    "retraining": lambda: _kills("retraining", 30),
+    # In batches, so that a call that is cut short has left its rows.
+    **{f"training {k}": lambda k=k: _kills("training", 10, k) for k in range(1, 11)},
+    **{f"sweep {k}": lambda k=k: _kills("sweep", 10, k) for k in range(1, 4)},
+    **{f"retraining {k}": lambda k=k: _kills("retraining", 10, k) for k in range(1, 4)},
     "flips": _flips,
     "disk": _disk,
     "fuzz": _fuzz,
