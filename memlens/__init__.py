@@ -2,7 +2,10 @@
 
 The rooms, from the ground up; each imports only from those above it:
 
-store          where finished work lies, written so that a kill leaves the old state or the new one
+files          written so that a kill leaves the old state or the new one
+locks          one process at a time, however it ends
+store          where finished work lies, by the hash of everything that shaped it
+inventory      ``memlens cache``: what lies there, whether it is whole, and rid of it
 drafts         unfinished work, kept so that an interruption costs seconds and not hours
 data           ``Samples`` and ``Dataset``: images and labels that you can see and edit
 folders        ``FolderImages``: a folder of images that memory cannot hold, decoded when asked for
@@ -98,15 +101,15 @@ _HOME = {
     "load_own": "owndata", "score": "scoring", "load_scored": "outputs", "LivePlot": "live",
 }  # fmt: skip
 _ROOMS = (
-    "store", "drafts", "data", "folders", "imagesets", "published", "architectures", "vit",
-    "models", "signals", "weightgrads", "traces", "visits", "epochs", "recorder", "stopping",
-    "indexing", "watching", "resuming", "integrations", "scores", "handover", "devices", "recipes",
-    "feeds", "passes", "probes", "checks", "metrics", "plots", "runs", "forecast", "ranks", "steps",
-    "training", "workers", "jobs", "together", "answers", "subsets", "retrainings", "proxies",
-    "costs", "duplicates", "calibration", "detection", "shadows", "attacks", "privacy",
-    "robustness", "paper", "ledger", "charts", "profiles", "page", "finished", "reproduce",
-    "pictures", "listings", "owndata", "readings", "plans", "scoring", "elements", "report",
-    "live", "outputs", "launch",
+    "files", "locks", "store", "inventory", "drafts", "data", "folders", "imagesets", "published",
+    "architectures", "vit", "models", "signals", "weightgrads", "traces", "visits", "epochs",
+    "recorder", "stopping", "indexing", "watching", "resuming", "integrations", "scores",
+    "handover", "devices", "recipes", "feeds", "passes", "probes", "checks", "metrics", "plots",
+    "runs", "forecast", "ranks", "steps", "training", "workers", "jobs", "together", "answers",
+    "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "detection",
+    "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "charts", "profiles", "page",
+    "finished", "reproduce", "pictures", "listings", "owndata", "readings", "plans", "scoring",
+    "elements", "report", "live", "outputs", "launch",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

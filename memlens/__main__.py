@@ -1,4 +1,4 @@
-"""The command line: ``memlens score``, ``train``, ``reproduce``, ``claims`` and ``scores``."""
+"""The command line: ``memlens score``, ``train``, ``reproduce``, ``cache`` and two tables."""
 
 import argparse
 import ast
@@ -13,7 +13,8 @@ from typing import Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code.
 
-    0; 1: a notebook failed, or a page is out of date; 2: wrong use; 130: stopped by hand.
+    0; 1: a notebook failed, a page is out of date, finished work is damaged; 2: wrong use;
+    130: stopped by hand.
     """
     options = build_parser().parse_args(arguments)
     try:
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     book.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
     table = commands.add_parser("scores", help="the catalogue: every score, its cost, its source")
     table.set_defaults(run=run_scores)
+    add_cache(commands)
     return parser
 
 
@@ -128,6 +130,20 @@ def add_train(commands: Any) -> None:
     one.add_argument("--out", type=Path, metavar="FOLDER", help="also scores.csv, history.csv here")
 
 
+def add_cache(commands: Any) -> None:
+    """The parser of ``memlens cache``."""
+    shelf = commands.add_parser("cache", help="finished and unfinished work: list, verify, clear")
+    shelf.set_defaults(run=run_cache)
+    shelf.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
+                       help="list (what, size, age, cost), check each byte, or remove")  # fmt: skip
+    shelf.add_argument("--folder", type=Path, help="another: the --out of `memlens score`, say")
+    shelf.add_argument("--by", choices=("age", "size"), default="age",
+                       help="list the newest or the largest first (age)")  # fmt: skip
+    shelf.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
+    shelf.add_argument("--kind", help="only such: run, sweep, folds, draft, part, damaged, ...")
+    shelf.add_argument("--yes", action="store_true", help="do not ask before removing")
+
+
 def parse_parameter(text: str) -> tuple[str, Any]:
     """``"seeds=3"`` as ``("seeds", 3)``; what is no Python literal stays text."""
     name, equals, value = text.partition("=")
@@ -135,7 +151,7 @@ def parse_parameter(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return name, value
 
 
@@ -181,10 +197,15 @@ def run_train(options: argparse.Namespace) -> int:
 
 def ask(told: str) -> bool:
     """Whether a person says yes; where none can answer, an error says how to."""
+    return confirmed(told, "Start", "start it, or --epochs, --size, --device for less")
+
+
+def confirmed(told: str, do: str, ways: str) -> bool:
+    """Whether a person answers yes; where none can, an error says what to pass."""
     if not sys.stdin.isatty():
-        raise ValueError(f"{told} Pass --yes to start it, or --epochs, --size, --device for less")
+        raise ValueError(f"{told} Pass --yes to {ways}")
     try:
-        return input(f"{told} Start? [y/N] ").strip().lower() in ("y", "yes")
+        return input(f"{told} {do}? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
 
@@ -232,6 +253,29 @@ def run_scores(options: argparse.Namespace) -> int:
     from memlens.costs import catalogue
 
     print(catalogue().to_string(max_colwidth=60), flush=True)
+    return 0
+
+
+def run_cache(options: argparse.Namespace) -> int:
+    """List, verify or clear finished work; 1 if some is damaged, or its removal not confirmed."""
+    from memlens import inventory
+
+    folder = inventory.shelf_of(options.folder)
+    entries = inventory.chosen(inventory.entries(folder), options.kind, options.older_than)
+    if options.action == "verify":
+        problems = inventory.verify(entries)
+        print("\n".join([*problems, f"{len(entries)} looked at, {len(problems)} damaged"]))
+        return int(bool(problems))
+    print(f"{folder}\n{inventory.table(entries, options.by)}", flush=True)
+    if options.action == "list" or not entries:
+        return 0
+    told = f"This removes {inventory.total(entries)}."
+    if not options.yes and not confirmed(told, "Remove", "remove it, or --kind, --older-than"):
+        return 1
+    removed, busy = inventory.clear(entries)
+    print(f"removed {inventory.total(removed)}")
+    if busy:
+        print("left, for a process is at work on it: " + ", ".join(e.name for e in busy))
     return 0
 
 

@@ -45,6 +45,8 @@ def vectors(frame: pd.DataFrame, kind: str) -> dict[str, np.ndarray]:
 
 def aligned(values: pd.Series | ArrayLike, frame: pd.DataFrame, name: str) -> np.ndarray:
     """One float64 a row of the frame, of a Series matched by index or an array in row order."""
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"{name} belongs to {type(frame).__name__}: pass a DataFrame")
     if isinstance(values, pd.Series):
         if values.index.has_duplicates or frame.index.has_duplicates:
             raise ValueError(f"{name} or its frame has an index label twice: keep each sample once")

@@ -41,6 +41,8 @@ class Samples:
     clean_labels: Tensor
 
     def __post_init__(self) -> None:
+        if not all(hasattr(self.images, name) for name in ("ndim", "shape", "dtype")):
+            raise TypeError(f"images are {type(self.images).__name__}; pass a Tensor")
         if self.images.ndim != 4:
             raise ValueError(
                 f"images have shape {tuple(self.images.shape)}; expected (n, channels, height, "
@@ -72,6 +74,8 @@ class Samples:
 
 
 def _check_vector(name: str, values: Tensor, n: int) -> None:
+    if not torch.is_tensor(values):
+        raise TypeError(f"{name} are {type(values).__name__}; pass a Tensor of int64")
     if values.shape != (n,):
         raise ValueError(f"{name} have shape {tuple(values.shape)} for {n} images; expected ({n},)")
     if values.dtype != torch.int64:

@@ -4,23 +4,20 @@ A state is one file with its checksum: model, optimizer, accumulators and histor
 no two of them can be of different epochs. Reading it runs no code.
 """
 
-import hashlib
 import os
-import pickle
 import time
 import warnings
 from collections.abc import Mapping
-from io import BytesIO
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from memlens import store
+from memlens import files, store
 
-SECONDS = 10.0  # of work that an interruption may cost, or an epoch where that takes longer
-DIGEST = 32  # bytes of the checksum, which come first
-SHARE = 0.02  # of the time that saving may take: a large state is saved less often
+SECONDS = 1.0  # of work that an interruption may cost, or an epoch where that takes longer
+SHARE = 0.01  # of the time that saving may take: what takes long to save is saved less often
 
 
 class Draft:
@@ -33,16 +30,22 @@ class Draft:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._saved, self._cost = time.perf_counter(), 0.0
+        self._begun = self._saved = time.perf_counter()
+        self._cost = self._before = 0.0
 
     @classmethod
     def of(cls, shelf: store.Store, key: str) -> "Draft":
         """Where the unfinished piece of that key is kept."""
-        return cls(shelf.folder / ".drafts" / f"{key}.draft")
+        return cls(shelf.folder / store.DRAFTS / f"{key}.draft")
 
     def is_due(self) -> bool:
         """Whether enough was done since the last `save` to be worth another."""
         return time.perf_counter() - self._saved >= max(SECONDS, self._cost / SHARE)
+
+    @property
+    def seconds(self) -> float:
+        """How long the work has taken, that of interrupted processes up to their last save."""
+        return self._before + time.perf_counter() - self._begun
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace what is kept.
@@ -53,28 +56,40 @@ class Draft:
             Tensors, numbers, text, None, and lists, tuples and dicts of them.
         """
         start = time.perf_counter()
-        with store.replacing(self.path) as file:  # not by a copy in memory: it may be a gigabyte
-            file.write(bytes(DIGEST))
-            torch.save(dict(state), file)
-            file.seek(DIGEST)
-            digest = hashlib.file_digest(file, "sha256").digest()
-            file.seek(0)
-            file.write(digest)
+        whole = {"state": dict(state), "seconds": self.seconds}
+        try:
+            # Into the file and not by a copy in memory: it may be a gigabyte.
+            with files.replacing(self.path) as file:
+                files.begin_sealed(file)
+                torch.save(whole, file)
+                files.seal(file, self.path.name)
+        except (OSError, RuntimeError) as error:  # torch makes the one of the other
+            raise store.unwritable(self.path, error) from error
         self._saved = time.perf_counter()
         self._cost = self._saved - start
 
     def load(self) -> dict[str, Any] | None:
-        """What was kept, or None: nothing was, or it is damaged, and then set aside."""
+        """What was kept, or None: nothing was, or it is damaged, and then set aside.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read for want of a permission, say: that is no damage.
+        """
         try:
-            data = memoryview(self.path.read_bytes())
-            if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
-                raise ValueError("its checksum differs")
-            return torch.load(BytesIO(data[DIGEST:]), map_location="cpu", weights_only=True)
+            with open(self.path, "rb") as file:
+                files.check_seal(file, self.path.name)
+                whole = torch.load(file, map_location="cpu", weights_only=True)
+            state, self._before = whole["state"], float(whole["seconds"])
+            return state
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # whatever a foreign file makes its readers say
+            if not store.is_damage(error):
+                raise
             aside = self.path.with_suffix(".damaged")
-            os.replace(self.path, aside)
+            with suppress(FileNotFoundError):  # another process found it at the same time
+                os.replace(self.path, aside)
             warnings.warn(
                 f"the unfinished work in {self.path} is damaged ({error}); set aside as "
                 f"{aside.name} and begun again",

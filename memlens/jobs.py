@@ -45,6 +45,8 @@ def train_many(
 ) -> list[Run]:
     """The runs of all jobs, in their order; finished ones come from the store.
 
+    One that another process trains at this moment is waited for, and not trained twice.
+
     Parameters
     ----------
     jobs : sequence of Job
@@ -75,10 +77,13 @@ def train_many(
         ]
         keep_side_by_side(calls, shelf, n_jobs, [job.recipe for job in missing.values()])
         pieces |= {key: shelf.get(key) for key in missing}
+    for key in keys:
+        shelf.tidy(key)
     lost = [key for key in keys if pieces[key] is None]
     if lost:
         raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")
-    return [Run(job.model, job.data, *pieces[key]) for key, job in zip(keys, jobs, strict=True)]
+    found = zip(jobs, (pieces[key] for key in keys), strict=True)
+    return [Run(job.model, job.data, piece.arrays, piece.meta) for job, piece in found]
 
 
 def _train_and_keep(
@@ -92,10 +97,20 @@ def _train_and_keep(
 ) -> Made:
     # The shelf comes along: a process that was started earlier may know another MEMLENS_CACHE. To
     # another machine it does not: the caller keeps the piece, drafts lie in the worker's own cache.
-    draft = Draft.of(shelf or store.Store(), key)
-    run = train(model, data, recipe, measure, draft=draft, watch=watch)
-    piece = store.Piece(run.arrays, run.meta)
-    if shelf:
-        shelf.put(key, piece)
-    draft.discard()
+    own = shelf or store.Store()
+    with own.claim(key):
+        if shelf and key in shelf:  # another process has trained it meanwhile
+            return key, None
+        draft = Draft.of(own, key)
+        run = train(model, data, recipe, measure, draft=draft, watch=watch)
+        what = described(model, data, recipe)
+        piece = store.Piece(run.arrays, run.meta, what, draft.seconds)
+        if shelf:
+            shelf.put(key, piece)
+        draft.discard()
     return key, None if shelf else piece
+
+
+def described(model: str, data: Dataset, recipe: Recipe) -> str:
+    """A training in words, for a person who looks through the store."""
+    return f"{model}, {len(data.train):,} samples of {data.name}, {recipe.epochs} epochs"

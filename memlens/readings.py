@@ -5,6 +5,8 @@ nets that never saw the sample make of it, and how the net that trained on it we
 it is right depends on the data; `precision` measures it on flips planted there.
 """
 
+import operator
+
 import numpy as np
 import pandas as pd
 
@@ -120,6 +122,8 @@ def precision(table: pd.DataFrame, planted: pd.Series, known: pd.Series) -> pd.D
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Bounds of a share that was seen ``successes`` times in ``n`` (Wilson 1927); NaN for none."""
+    if not 0 <= operator.index(successes) <= operator.index(n):
+        raise ValueError(f"{successes} successes in {n}: pass counts, at most as many as there are")
     if not n:
         return np.nan, np.nan
     share = successes / n

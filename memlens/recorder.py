@@ -137,7 +137,7 @@ class Recorder:
         ValueError
             If ``x`` was not watched or has no gradient yet, or the lengths differ.
         """
-        if x.grad is None:
+        if getattr(x, "grad", None) is None:
             raise ValueError(
                 "x has no gradient: call x = recorder.watch(x) before the forward pass and "
                 "update() after loss.backward()"

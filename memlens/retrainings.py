@@ -2,7 +2,8 @@
 
 Each kind trains several nets for one (data, seed); the nets of many data sets (noise rates, seeds)
 that share their images are stacked and trained together. What a kind leaves is kept in the store,
-so that any score can be made of it later.
+so that any score can be made of it later; each stack is kept there as well until all are done, so
+that an interruption costs the one that is being trained.
 
 kind            trainings for one seed               leaves
 ``folds``       3 folds                              ``logits`` (n_samples, n_classes), held out
@@ -12,6 +13,7 @@ kind            trainings for one seed               leaves
 ``repeats``     10 nets, stopped early               ``el2n``, ``weight_grad`` (10, n_samples)
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,13 +26,15 @@ from torch import Tensor
 from memlens import devices, signals, store
 from memlens.data import Dataset
 from memlens.feeds import in_order
+from memlens.jobs import described
 from memlens.recipes import Recipe, mixed_seed
 from memlens.scores import EARLY_EPOCH
 from memlens.store import Arrays
 from memlens.together import Nets, size_of_stack, train_together
 from memlens.weightgrads import weight_gradient_norm
-from memlens.workers import side_by_side
+from memlens.workers import elsewhere, side_by_side
 
+Wanted = dict[str, tuple[Dataset, int]]  # by key: data and seed
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
 _ROOMS = (
@@ -114,59 +118,132 @@ def retrain(
         for data, seed in zip(datasets, seeds)
     ]
     found = {key: shelf.get(key) for key in keys}
-    missing = {k: (d, s) for k, d, s in zip(keys, datasets, seeds) if found[k] is None}
-    for same in _by_images(missing):
-        for key, arrays in train_kind(KINDS[kind], model, same, recipe, n_jobs).items():
-            found[key] = store.Piece(arrays, {"kind": kind})
-            shelf.put(key, found[key])
+    if any(piece is None for piece in found.values()):
+        with shelf.claim(*keys):
+            found = {key: found[key] or shelf.get(key) for key in keys}  # or finished meanwhile
+            wanted = dict(zip(keys, zip(datasets, seeds)))
+            for same in _by_images(wanted):
+                if missing := {key: same[key] for key in same if found[key] is None}:
+                    found |= _finish(kind, model, same, missing, recipe, n_jobs, shelf)
     labels = [data.train.labels.numpy() for data in datasets]
     return [found[key].arrays | {"y_true": y} for key, y in zip(keys, labels)]
 
 
-def _by_images(missing: dict[str, tuple[Dataset, int]]) -> list[dict[str, tuple[Dataset, int]]]:
-    groups: dict[tuple, dict[str, tuple[Dataset, int]]] = {}
-    for key, (data, seed) in missing.items():
+def _by_images(wanted: Wanted) -> list[Wanted]:
+    groups: dict[tuple, Wanted] = {}
+    for key, (data, seed) in wanted.items():
         scale = data.pixel_max, data.mean, data.std, data.class_names
         groups.setdefault((id(data.train.images), *scale), {})[key] = (data, seed)
     return list(groups.values())
 
 
+def _finish(
+    kind: str,
+    model: str,
+    same: Wanted,
+    missing: Wanted,
+    recipe: Recipe,
+    n_jobs: int | None,
+    shelf: store.Store,
+) -> dict[str, store.Piece]:
+    """Train what is missing and keep it; nets that an interrupted call has trained are found."""
+    _, chunks = _chunks(KINDS[kind], model, same, recipe)
+    # A call that was killed while it put its pieces has left all its chunks. To train what is
+    # missing alone would be another stack, and other last bits.
+    wanted = same if all(name in shelf for name in chunks) else missing
+    _, chunks = _chunks(KINDS[kind], model, wanted, recipe)
+    pieces = train_kind(KINDS[kind], model, wanted, recipe, n_jobs, shelf)
+    for key in missing:
+        what = f"{kind}: {described(model, wanted[key][0], recipe)}"
+        pieces[key] = pieces[key]._replace(meta={"kind": kind}, what=what)
+        shelf.put(key, pieces[key])
+    for name in chunks:
+        shelf.remove(name)
+    return {key: pieces[key] for key in missing}
+
+
 def train_kind(
     kind: Kind,
     model: str,
-    wanted: dict[str, tuple[Dataset, int]],
+    wanted: Wanted,
     recipe: Recipe,
     n_jobs: int | None,
-) -> dict[str, Arrays]:
-    """What a kind leaves for each wanted (data, seed), trained afresh; they share their images."""
+    shelf: store.Store | None = None,
+) -> dict[str, store.Piece]:
+    """What a kind leaves for each wanted (data, seed); they share their images.
+
+    With a shelf each chunk of nets is kept there until the caller removes it, and taken from there.
+    """
+    parts, chunks = _chunks(kind, model, wanted, recipe)
+    done = {name: shelf.get(name) if shelf else None for name in chunks}
+    missing = [name for name in chunks if done[name] is None]
+    data = next(iter(wanted.values()))[0]
+    near = None if elsewhere(n_jobs) else shelf
+    calls = [
+        delayed(_work)(kind, model, data, [parts[i][1] for i in chunks[name]], recipe, near, name)
+        for name in missing
+    ]
+    done |= zip(missing, side_by_side(calls, n_jobs, [recipe]))
+    if shelf and near is None:  # no folder is shared with a cluster's workers
+        for name in missing:
+            shelf.put(name, done[name])
+    left, seconds = {}, {}
+    for name, chunk in chunks.items():
+        for at, i in enumerate(chunk):
+            arrays = done[name].arrays
+            left[i] = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{at}/")}
+            seconds[i] = done[name].seconds / len(chunk)
+    rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
+    gathered = {
+        k: kind.gather([parts[i][1] for i in r], [left[i] for i in r]) for k, r in rows.items()
+    }
+    return {
+        key: store.Piece(arrays, {}, seconds=sum(seconds[i] for i in rows[key]))
+        for key, arrays in gathered.items()
+    }
+
+
+def _chunks(
+    kind: Kind, model: str, wanted: Wanted, recipe: Recipe
+) -> tuple[list[tuple[str, Part]], dict[str, list[int]]]:
+    """All nets to train, and which of them are stacked, by the name under which a stack is kept.
+
+    The name says who is in the stack: who is beside a net decides the last bits of its weights.
+    """
     parts = [(key, part) for key, (data, s) in wanted.items() for part in kind.plan(data, s)]
     data = next(iter(wanted.values()))[0]
     by_size: dict[int, list[int]] = {}
     for i, (_, part) in enumerate(parts):
         by_size.setdefault(int(part.mask.sum()), []).append(i)
-    chunks = [
-        chunk
-        for rows in by_size.values()
-        for chunk in np.array_split(
-            rows, -(-len(rows) // size_of_stack(model, data, recipe, TOGETHER))
-        )
-    ]
-    calls = [
-        delayed(_work)(kind, model, data, [parts[i][1] for i in chunk], recipe) for chunk in chunks
-    ]
-    done = side_by_side(calls, n_jobs, [recipe])
-    left = {i: arrays for chunk, part in zip(chunks, done) for i, arrays in zip(chunk, part)}
-    rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
-    return {
-        key: kind.gather([parts[i][1] for i in own], [left[i] for i in own])
-        for key, own in rows.items()
-    }
+    stack, chunks = size_of_stack(model, data, recipe, TOGETHER), {}
+    first = {key: i for i, (key, _) in reversed(list(enumerate(parts)))}
+    for rows in by_size.values():
+        for chunk in np.array_split(rows, -(-len(rows) // stack)):
+            members = [[parts[i][0], int(i - first[parts[i][0]])] for i in chunk]
+            name = members[0][0].partition("-")[0]
+            chunks[f"{name}-{store.fingerprint(members)}.{len(members)}-nets"] = chunk.tolist()
+    return parts, chunks
 
 
-def _work(kind: Kind, model: str, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+def _work(
+    kind: Kind,
+    model: str,
+    data: Dataset,
+    parts: list[Part],
+    recipe: Recipe,
+    shelf: store.Store | None,
+    name: str,
+) -> store.Piece:
+    start = time.perf_counter()
     nets = Nets.build(model, data, [part.seed for part in parts])
     with devices.exact_float32():
-        return kind.work(nets, data, parts, recipe)
+        left = kind.work(nets, data, parts, recipe)
+    arrays = {f"{at}/{k}": values for at, rows in enumerate(left) for k, values in rows.items()}
+    what = f"{len(parts)} x {described(model, data, recipe)}"
+    piece = store.Piece(arrays, {}, what, time.perf_counter() - start)
+    if shelf:
+        shelf.put(name, piece)
+    return piece
 
 
 def fit_parts(

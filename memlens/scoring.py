@@ -203,7 +203,8 @@ class Work:
 
     def _found(self, data: Dataset, keys: Sequence[str]) -> Scored:
         held_out, histories = np.full((len(data.train), data.n_classes), np.nan), []
-        run = Run(self.plan.model, data, *self._piece(keys[0]))
+        whole = self._piece(keys[0])
+        run = Run(self.plan.model, data, whole.arrays, whole.meta)
         inside = self._piece(_answers_of(keys[0])).arrays["probability"]
         parts = folds(data, self.alike, self.plan.n_folds)
         for fold, key in zip(parts, keys[1:], strict=True):

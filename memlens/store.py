@@ -1,27 +1,35 @@
 """Where finished work lies, and how it gets there.
 
 A finished piece (a run, a sweep) is a folder named by the hash of everything that shaped it, with
-two files: ``arrays.npz`` and ``config.json``, which holds the checksum of the first. It is written
-under a temporary name, flushed and renamed, so that a kill at any moment leaves no half piece.
-Nothing in it is pickled: opening a piece never runs code.
+three files: ``arrays.npz``, ``config.json`` and ``SHA256SUMS``, the checksums of both. It is
+written under a temporary name, flushed and renamed, so that a kill at any moment leaves no half
+piece. Nothing in it is pickled: opening a piece never runs code.
 """
 
 import ast
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from memlens import files, locks
+from memlens.files import write_atomic
+
 Arrays = dict[str, np.ndarray]
+ARRAYS, CONFIG, SUMS = "arrays.npz", "config.json", "SHA256SUMS"  # the files of a piece
+LOCKS, DRAFTS = ".locks", ".drafts"  # where locks and unfinished work lie
+# What the system says of a piece that is not whole; anything else (no permission, too many open
+# files) is no reason to throw finished work away.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 
 def root() -> Path:
@@ -43,39 +51,6 @@ def cache_dir() -> Path:
 def figures_dir(profile: str) -> Path:
     """Folder of one profile's figures; ``MEMLENS_FIGURES`` overrides its parent."""
     return Path(os.environ.get("MEMLENS_FIGURES") or root() / "figures") / profile
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written or the disk is full; the old file is intact.
-    """
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """An empty file to write and read, which takes the place of ``path`` at the end, in one move.
-
-    Raises
-    ------
-    OSError
-        As `write_atomic`; then, or if the body raises, the old file is intact.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -118,10 +93,15 @@ def code_version(*rooms: str) -> str:
 
 
 class Piece(NamedTuple):
-    """A finished piece of work: named arrays, and what a person wants to know about them."""
+    """A finished piece of work: named arrays, and what a person wants to know about them.
+
+    ``what`` says in words what it is, ``seconds`` what it took one process; both may be unknown.
+    """
 
     arrays: Arrays
     meta: dict[str, Any]
+    what: str = ""
+    seconds: float | None = None
 
 
 class Store:
@@ -131,18 +111,26 @@ class Store:
         self.folder = folder or cache_dir()
 
     def get(self, key: str) -> Piece | None:
-        """The piece, or None when it is not there or turns out damaged (then it is set aside)."""
+        """The piece, or None when it is not there or turns out damaged (then it is set aside).
+
+        Raises
+        ------
+        OSError
+            If it cannot be read for want of a permission, say: that is no damage.
+        MemoryError
+            If there is no room for its arrays.
+        """
         place = self.folder / key
-        if not place.is_dir():
+        if not place.exists():
             return None
         try:
-            config = json.loads((place / "config.json").read_text())
-            data = (place / "arrays.npz").read_bytes()
-            if hashlib.sha256(data).hexdigest() != config["sha256"]:
-                raise ValueError("checksum of arrays.npz differs")
-            with np.load(place / "arrays.npz", allow_pickle=False) as file:
-                return Piece({name: file[name] for name in file.files}, config["meta"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            config = verified(place)
+            with np.load(place / ARRAYS, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            return Piece(arrays, config["meta"], config.get("what", ""), config.get("seconds"))
+        except Exception as error:  # whatever a foreign file makes its readers say
+            if not is_damage(error):
+                raise
             self._set_aside(place, error)
             return None
 
@@ -154,65 +142,150 @@ class Store:
         OSError
             If the cache cannot be written; the message says where and how to move it.
         """
-        place, part = self.folder / key, self.folder / f".{key}.{os.getpid()}.part"
+        place = self.folder / key
+        part = files.part_of(place)
         try:
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            _write_piece(part, piece)
-            if place.exists():  # another process finished the same piece first
-                return
-            os.replace(part, place)
-            _flush_folder(self.folder)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot write the finished work to {place} ({error.strerror}); free some space, "
-                "or set MEMLENS_CACHE to a folder that can be written",
-            ) from error
+            files.make_folder(part)
+            _write_piece(part, key, piece)
+            if not place.is_dir():  # else another process finished the same piece first
+                self._move(part, place)
+        except (OSError, ValueError) as error:  # a full disk makes zipfile say ValueError
+            raise unwritable(place, error) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _move(self, part: Path, place: Path) -> None:
+        if place.exists():
+            self._set_aside(place, "it is no folder")
+        try:
+            os.replace(part, place)
+        except OSError:
+            if not place.is_dir():  # else another process was quicker by a moment
+                raise
+        files.flush_folder(self.folder)
+
+    @contextmanager
+    def claim(self, *keys: str) -> Iterator[None]:
+        """Compute these pieces alone: another process that claims one of them waits outside.
+
+        Look again inside whether they are there: who held the claim before may have finished them.
+        What killed writers of the same pieces left is removed. See `locks` for where there is no
+        lock.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written.
+        """
+        with ExitStack() as held:
+            for key in sorted(set(keys)):  # in one order, so that no two wait for each other
+                try:
+                    alone = held.enter_context(locks.locked(self.lock_of(key), key))
+                except OSError as error:
+                    raise unwritable(self.folder / key, error) from error
+                if alone:
+                    for part in (*self.folder.glob(f".{key}.*part"),
+                                 *self.folder.glob(f"{DRAFTS}/.{key}.*part")):  # fmt: skip
+                        files.remove_part(part)
+            yield
+
+    def lock_of(self, key: str) -> Path:
+        """The file that stands for who computes the piece."""
+        return self.folder / LOCKS / f"{key}.lock"
 
     def __contains__(self, key: str) -> bool:
         """Whether a piece lies there, damaged or not."""
         return (self.folder / key).is_dir()
 
     def remove(self, key: str) -> None:
-        """Remove a piece, if it is there."""
-        shutil.rmtree(self.folder / key, ignore_errors=True)
+        """Remove a piece, if it is there, so that a kill leaves all of it or nothing."""
+        files.remove(self.folder / key)
+
+    def tidy(self, key: str) -> None:
+        """Remove the parts and the draft of a finished piece, which a kill may have left."""
+        for path in (*self.folder.glob(f"{key}.*"), *self.folder.glob(f"{DRAFTS}/{key}.draft")):
+            with suppress(OSError):  # of a store that is only read, it is no business of ours
+                files.remove(path)
 
     def clear(self) -> int:
         """Remove every piece, and what interrupted writers left; returns how many pieces."""
         if not self.folder.is_dir():
             return 0
-        entries = [p for p in self.folder.iterdir() if p.is_dir()]
+        entries = [p for p in self.folder.iterdir() if p.is_dir() and p.name != LOCKS]
         for entry in entries:
-            shutil.rmtree(entry)
+            files.remove(entry)
+        with suppress(OSError):  # not empty: somebody is at work
+            (self.folder / LOCKS).rmdir()
         return sum(not p.name.startswith(".") for p in entries)
 
-    def _set_aside(self, place: Path, error: Exception) -> None:
+    def _set_aside(self, place: Path, why: Exception | str) -> None:
         aside = place.with_name(f".damaged-{place.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(place, aside)
+        files.remove(aside)
+        with suppress(FileNotFoundError):  # another process found it at the same time
+            os.replace(place, aside)
         warnings.warn(
-            f"the cached piece {place.name} is damaged ({error}); set aside as {aside.name} and "
+            f"the cached piece {place.name} is damaged ({why}); set aside as {aside.name} and "
             "computed again",
             stacklevel=3,
         )
 
 
-def _write_piece(folder: Path, piece: Piece) -> None:
-    with open(folder / "arrays.npz", "wb") as file:
+def is_damage(error: Exception) -> bool:
+    """Whether what was read is damaged; no permission or no memory says nothing against it."""
+    if isinstance(error, OSError):
+        return error.errno in _DAMAGE
+    return not isinstance(error, MemoryError)
+
+
+def unwritable(place: Path, error: Exception) -> OSError:
+    """The error that says what could not be written, why, and the ways out."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):  # torch and zipfile hide it behind their own
+        cause = cause.__cause__ or cause.__context__
+    number, why = (cause.errno, cause.strerror) if cause else (errno.EIO, error)
+    return OSError(
+        number,
+        f"cannot write the work to {place} ({why}); free some space, or keep it in a folder that "
+        "can be written (MEMLENS_CACHE, --out). What was there before is intact: the same call "
+        "goes on from it",
+    )
+
+
+def verified(place: Path) -> dict[str, Any]:
+    """The configuration of the piece in a folder, after every byte of its files was checked.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError
+        If a file is not what was written, or is another piece's.
+    OSError
+        If a file is missing or cannot be read.
+    """
+    text = (place / CONFIG).read_bytes()
+    config = json.loads(text)
+    if "sha256" in config:  # a piece of before there were sums: only its arrays can be checked
+        if files.checksum(place / ARRAYS) != config["sha256"]:
+            raise ValueError(f"checksum of {ARRAYS} differs")
+        return config
+    if (place / SUMS).read_bytes() != _sums(place):
+        raise ValueError(f"checksums differ from those in {SUMS}")
+    if config["key"] != place.name:
+        raise ValueError(f"it is the piece {config['key']}")
+    return config
+
+
+def _write_piece(folder: Path, key: str, piece: Piece) -> None:
+    with open(folder / ARRAYS, "wb") as file:
         np.savez(file, **piece.arrays)
         file.flush()
         os.fsync(file.fileno())
-    digest = hashlib.sha256((folder / "arrays.npz").read_bytes()).hexdigest()
-    config = json.dumps({"sha256": digest, "meta": piece.meta}, indent=1, sort_keys=True)
-    write_atomic(folder / "config.json", config.encode())
+    config = {"key": key, "what": piece.what, "seconds": piece.seconds, "meta": piece.meta}
+    write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
+    write_atomic(folder / SUMS, _sums(folder))
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sums(folder: Path) -> bytes:
+    """What ``sha256sum`` prints of the files of a piece: ``sha256sum -c`` can check it, too."""
+    lines = (f"{files.checksum(folder / name)}  {name}\n" for name in (ARRAYS, CONFIG))
+    return "".join(lines).encode()

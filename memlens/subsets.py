@@ -6,6 +6,7 @@ C-score and membership inference as well.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from memlens import store
 from memlens.answers import Questions, Stop, train_and_ask
 from memlens.data import Dataset
 from memlens.forecast import check
+from memlens.jobs import described
 from memlens.recipes import Recipe
 from memlens.together import Nets, size_of_stack
 from memlens.workers import Made, elsewhere, keep_side_by_side
@@ -40,7 +42,7 @@ def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -
 
     Every model gets round(keep * n_samples) samples, uniform without replacement.
     """
-    size = round(keep * n_samples)
+    size = round(keep * n_samples) if np.isfinite(keep) else keep
     if not 0 < size < n_samples:
         raise ValueError(
             f"keep={keep} of {n_samples} samples is {size}; expected at least one kept and one "
@@ -226,41 +228,56 @@ def subset_sweep(
     shelf = store.Store()
     piece = shelf.get(key)
     if piece is None:
-        check(
-            {
-                "answers of the nets": 2
-                * questions.nbytes(n_models, len(data.train), data.n_classes)
-            },
-            torch.device("cpu"),
-            f"a sweep of {n_models} nets over {len(data.train):,} samples",
-            "ask at fewer stops, in fewer views, or train fewer nets",
-        )
-        n_chunks = -(-n_models // size_of_stack(model, data, recipe, TOGETHER))
-        chunks = np.array_split(np.arange(n_models), n_chunks)
-        parts = [f"{key}.{c[0]}-{c[-1]}" for c in chunks]  # a sweep of hours goes on where it was
-        near = None if elsewhere(n_jobs) else shelf
-        calls = [
-            delayed(_train_chunk)(
-                part, near, model, data, masks[c], recipe, c + (seed << 20), questions
-            )
-            for part, c in zip(parts, chunks, strict=True)
-            if part not in shelf
-        ]
-        keep_side_by_side(calls, shelf, n_jobs, [recipe])
-        done = [shelf.get(part) for part in parts]
-        if None in done:
-            raise OSError(
-                "a part of the sweep was damaged and is set aside, or another process has just "
-                "finished the same sweep: run it again"
-            )
-        names = done[0].arrays
-        arrays = {name: np.concatenate([part.arrays[name] for part in done]) for name in names}
-        piece = store.Piece(arrays, {"n_models": n_models})
-        shelf.put(key, piece)
-        for part in parts:
-            shelf.remove(part)
+        with shelf.claim(key):
+            piece = shelf.get(key)  # another process may have finished it meanwhile
+            if piece is None:
+                piece = _sweep(key, shelf, (model, data, recipe, questions), masks, seed, n_jobs)
+    shelf.tidy(key)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
     return Sweep(masks, y_true, index, questions, piece.arrays, origin)
+
+
+def _sweep(
+    key: str,
+    shelf: store.Store,
+    asked: tuple[str, Dataset, Recipe, Questions],
+    masks: np.ndarray,
+    seed: int,
+    n_jobs: int | None,
+) -> store.Piece:
+    """Train the sweep's chunks that are not there, and keep all of them as one piece."""
+    model, data, recipe, questions = asked
+    n_models, n_samples = masks.shape
+    check(
+        {"answers of the nets": 2 * questions.nbytes(n_models, n_samples, data.n_classes)},
+        torch.device("cpu"),
+        f"a sweep of {n_models} nets over {n_samples:,} samples",
+        "ask at fewer stops, in fewer views, or train fewer nets",
+    )
+    n_chunks = -(-n_models // size_of_stack(model, data, recipe, TOGETHER))
+    chunks = np.array_split(np.arange(n_models), n_chunks)
+    parts = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}  # a sweep of hours goes on where it was
+    done = {part: shelf.get(part) for part in parts}
+    missing = [part for part in parts if done[part] is None]
+    near = None if elsewhere(n_jobs) else shelf
+    calls = [
+        delayed(_train_chunk)(
+            part, near, model, data, masks[parts[part]], parts[part] + (seed << 20), recipe,
+            questions,
+        )
+        for part in missing
+    ]  # fmt: skip
+    keep_side_by_side(calls, shelf, n_jobs, [recipe])
+    done |= {part: shelf.get(part) for part in missing}
+    if lost := [part for part in parts if done[part] is None]:
+        raise OSError(f"parts of the sweep vanished from the cache meanwhile: {lost}; run it again")
+    names = done[next(iter(parts))].arrays
+    arrays = {name: np.concatenate([done[part].arrays[name] for part in parts]) for name in names}
+    what = f"{n_models} x {described(model, data, recipe)}"
+    seconds = sum(part.seconds or 0.0 for part in done.values())
+    piece = store.Piece(arrays, {"n_models": n_models}, what, seconds)
+    shelf.put(key, piece)
+    return piece
 
 
 def _flat(recipe: Recipe) -> dict[str, object]:
@@ -276,14 +293,17 @@ def _train_chunk(
     model: str,
     data: Dataset,
     masks: np.ndarray,
-    recipe: Recipe,
     seeds: np.ndarray,
+    recipe: Recipe,
     questions: Questions,
 ) -> Made:
     """Train a net on each row of ``masks``, ask it, and keep its answers, or hand them over."""
+    start = time.perf_counter()
     nets = Nets.build(model, data, seeds)
     arrays = train_and_ask(nets, data, masks, recipe, seeds, questions)
-    piece = store.Piece(arrays, {"seeds": seeds.tolist()})
+    what = f"{len(masks)} x {described(model, data, recipe)}"
+    seconds = time.perf_counter() - start
+    piece = store.Piece(arrays, {"seeds": seeds.tolist()}, what, seconds)
     if shelf is None:
         return key, piece
     shelf.put(key, piece)

@@ -120,10 +120,62 @@ def test_a_draft_runs_no_code(tmp_path):
             return os.mkdir, (str(tmp_path / "evil"),)
 
     data = pickle.dumps(Evil(), protocol=2)
-    (tmp_path / "d.draft").write_bytes(hashlib.sha256(data).digest() + data)
-    with pytest.warns(UserWarning, match="damaged"):
+    seal = hashlib.sha256(b"d.draft\0" + data).digest()  # the seal is right, the content evil
+    (tmp_path / "d.draft").write_bytes(seal + data)
+    with pytest.warns(UserWarning, match="damaged .*weights_only|damaged .*Weights only"):
         assert Draft(tmp_path / "d.draft").load() is None
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_draft_in_anothers_place_is_set_aside(tmp_path):
+    Draft(tmp_path / "a.draft").save({"x": torch.arange(3)})
+    os.replace(tmp_path / "a.draft", tmp_path / "b.draft")
+    with pytest.warns(UserWarning, match="damaged .*checksum"):
+        assert Draft(tmp_path / "b.draft").load() is None
+    assert (tmp_path / "b.damaged").exists()
+
+
+def test_a_draft_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+    draft = Draft(tmp_path / "a.draft")
+    draft.save({"x": 1})
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(drafts.files, "check_seal", refuse)
+    with pytest.raises(PermissionError):
+        draft.load()
+    assert draft.path.exists()
+
+
+def test_the_time_of_interrupted_processes_counts(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(drafts.time, "perf_counter", lambda: clock[0])
+    first = Draft(tmp_path / "a.draft")
+    clock[0] += 5
+    first.save({})
+    clock[0] += 100  # lost by a kill
+    second = Draft(tmp_path / "a.draft")
+    second.load()
+    clock[0] += 2
+    assert second.seconds == 7
+
+
+def test_a_failed_save_says_what_to_do_and_leaves_the_last_one(tmp_path, monkeypatch):
+    draft = Draft(tmp_path / "a.draft")
+    draft.save({"x": 1})
+
+    def full(*_):  # as torch says it
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+    monkeypatch.setattr(drafts.torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device.*free some space"):
+        draft.save({"x": 2})
+    assert draft.load() == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.draft"]
 
 
 def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
@@ -149,6 +201,16 @@ def test_a_finished_job_leaves_no_draft(tiny, tmp_path, monkeypatch):
     assert not list((tmp_path / ".drafts").iterdir())
     assert store.Store().clear() == 1
     assert np.array_equal(run.trace.loss, train("mlp", tiny, SHORT).trace.loss)
+
+
+def test_a_draft_that_outlived_its_training_is_removed(tiny, tmp_path):
+    """A kill between the last write and the tidying."""
+    shelf, job = store.Store(tmp_path), ml.Job("mlp", tiny, SHORT)
+    ml.train_many([job], n_jobs=1, shelf=shelf)
+    Draft.of(shelf, job.key).save({})
+    (run,) = ml.train_many([job], n_jobs=1, shelf=shelf)
+    assert not Draft.of(shelf, job.key).path.exists()
+    assert len(run.history) == SHORT.epochs
 
 
 SCRIPT = """

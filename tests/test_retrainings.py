@@ -8,7 +8,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from memlens import retrainings
+from memlens import retrainings, store
 from memlens.recipes import Recipe, mixed_seed
 from memlens.retrainings import KINDS, plan_folds, plan_halves, plan_repeats, retrain
 from memlens.scores import EARLY_EPOCH
@@ -254,6 +254,62 @@ def test_the_same_images_on_another_scale_are_not_mixed(double, monkeypatch, tmp
     for i, data in enumerate(all_three):
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(i)))
         same(retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1)[0], left[i], **CLOSE)
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def stopped_after(n, real, calls):
+    def work(*given):
+        if len(calls) == n:
+            raise Stopped
+        calls.append(1)
+        return real(*given)
+
+    return work
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_interruption_costs_the_stack_that_is_trained(tiny, monkeypatch, tmp_path, kind):
+    data, recipe = [tiny, tiny.with_noise(0.2)], replace(SHORT, epochs=3)
+    settings = {"seeds": [0, 1], "n_jobs": 1}
+    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    whole = retrain(kind, "mlp", data, recipe, **settings)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    real, calls = retrainings._work, []
+    monkeypatch.setattr(retrainings, "_work", stopped_after(1, real, calls))
+    with pytest.raises(Stopped):
+        retrain(kind, "mlp", data, recipe, **settings)
+    monkeypatch.setattr(retrainings, "_work", stopped_after(99, real, calls))
+    for one, two in zip(whole, retrain(kind, "mlp", data, recipe, **settings), strict=True):
+        same(one, two)  # bit for bit
+    plans = [len(KINDS[kind].plan(d, s)) for d, s in zip(data, (0, 1), strict=True)]
+    assert sum(plans) // 2 <= len(calls) <= sum(plans) // 2 + 1  # each stack once
+    assert store.Store().clear() == 2  # what was asked for: the stacks are gone
+
+
+def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tmp_path):
+    """What is still missing alone would be another stack, with other last bits."""
+    data, real = [tiny, tiny.with_noise(0.2)], store.Store.put
+    settings = {"seeds": [0, 1], "n_jobs": 1}
+    whole = retrain("folds", "mlp", data, SHORT, **settings)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    put = []
+
+    def full(self, key, piece):
+        put.extend([] if "." in key else [key])
+        if len(put) == 2:
+            raise Stopped
+        real(self, key, piece)
+
+    monkeypatch.setattr(store.Store, "put", full)
+    with pytest.raises(Stopped):
+        retrain("folds", "mlp", data, SHORT, **settings)
+    monkeypatch.setattr(store.Store, "put", real)
+    monkeypatch.setattr(retrainings, "_work", None)
+    for one, two in zip(whole, retrain("folds", "mlp", data, SHORT, **settings), strict=True):
+        same(one, two)
 
 
 def test_bad_requests_are_named(double):

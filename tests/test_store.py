@@ -1,8 +1,10 @@
 """The store: atomic writes, keys, damaged pieces."""
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -57,6 +59,108 @@ def test_a_truncated_or_missing_file_is_detected(shelf, name):
         harm(shelf.folder / "run-1" / name)
         with pytest.warns(UserWarning, match="damaged"):
             assert shelf.get("run-1") is None
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "config.json", "SHA256SUMS"])
+def test_any_changed_byte_of_any_file_is_detected(shelf, name):
+    shelf.put("run-1", PIECE)
+    path = shelf.folder / "run-1" / name
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 5):
+        changed = bytearray(whole)
+        changed[at] ^= 32  # of a letter the case, of a space nothing that JSON would miss
+        path.write_bytes(changed)
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            store.verified(path.parent)
+    path.write_bytes(whole)
+    assert store.verified(path.parent)["meta"] == PIECE.meta
+
+
+def test_another_pieces_folder_under_this_name_is_detected(shelf):
+    shelf.put("run-1", PIECE)
+    os.replace(shelf.folder / "run-1", shelf.folder / "run-2")
+    with pytest.warns(UserWarning, match="run-2 is damaged .*it is the piece run-1"):
+        assert shelf.get("run-2") is None
+
+
+def test_a_file_where_a_piece_should_be_is_set_aside(shelf):
+    for read in (True, False):
+        (shelf.folder / "run-1").write_text("foreign")
+        with pytest.warns(UserWarning, match="run-1 is damaged"):
+            if read:
+                assert shelf.get("run-1") is None
+            shelf.put("run-1", PIECE)
+        assert shelf.get("run-1").meta == PIECE.meta
+        shelf.remove("run-1")
+
+
+@pytest.mark.parametrize("config", ["[]", "3", "{}", '{"sha256": 1}', "[" * 99_999, "\0"])
+def test_a_foreign_config_is_damage_and_no_crash(shelf, config):
+    shelf.put("run-1", PIECE)
+    (shelf.folder / "run-1" / "config.json").write_text(config)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert shelf.get("run-1") is None
+
+
+def test_a_piece_of_before_there_were_sums_is_still_read(shelf):
+    shelf.put("run-1", PIECE)
+    place = shelf.folder / "run-1"
+    old = {"sha256": store.files.checksum(place / "arrays.npz"), "meta": PIECE.meta}
+    (place / "config.json").write_text(json.dumps(old))
+    (place / "SHA256SUMS").unlink()
+    assert (shelf.get("run-1").meta, shelf.get("run-1").seconds) == (PIECE.meta, None)
+    (place / "arrays.npz").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="checksum of arrays.npz differs"):
+        assert shelf.get("run-1") is None
+
+
+def test_too_many_open_files_is_no_damage(shelf, monkeypatch):
+    shelf.put("run-1", PIECE)
+
+    def refuse(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(store, "verified", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        shelf.get("run-1")
+    assert "run-1" in shelf
+
+
+def test_who_was_quicker_by_a_moment_wins(shelf, monkeypatch):
+    """The other process finishes between the look and the move."""
+    real = os.replace
+
+    def late(source, target):
+        if target == shelf.folder / "run-1" and not target.exists():
+            monkeypatch.setattr(os, "replace", real)
+            shelf.put("run-1", PIECE)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    shelf.put("run-1", Piece({"x": np.zeros(3)}, {}))
+    assert shelf.get("run-1").meta == PIECE.meta
+    assert [p.name for p in shelf.folder.iterdir()] == ["run-1"]
+
+
+def test_a_removal_that_is_killed_leaves_no_half_piece(shelf, monkeypatch):
+    shelf.put("run-1", PIECE)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before
+    shelf.remove("run-1")
+    assert "run-1" not in shelf
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux names open files so")
+def test_names_reach_the_disk_too(shelf, monkeypatch):
+    """Each new name is followed by an fsync of the folder that holds it, each file by its own."""
+    done, synced = [], []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(b.parent), real(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda n: synced.append(os.readlink(f"/proc/self/fd/{n}")))
+    monkeypatch.setattr(store.files, "flush_folder", lambda f: synced.append(str(f)))
+    shelf.put("run-1", PIECE)
+    assert [str(folder) for folder in done if str(folder) not in synced] == []
+    assert {os.path.basename(name).split(".")[0] for name in synced} >= {"arrays"}
+    assert synced[-1] == str(shelf.folder)  # the last of all: then the piece is there
 
 
 def test_no_pickle_is_ever_loaded(shelf):

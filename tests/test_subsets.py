@@ -154,6 +154,41 @@ def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp
     assert sweep.logits_at("last").shape == (4, 1, 80, 10)
 
 
+def test_parts_that_outlived_their_sweep_are_removed(small, tmp_path, monkeypatch):
+    """A kill between the last write and the tidying."""
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    (piece,) = tmp_path.glob("sweep-*")
+    for name in (f"{piece.name}.0-3", f"{piece.name}0.0-3"):
+        store.Store().put(name, store.Piece({}, {}))
+    ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    assert {p.name for p in tmp_path.glob("sweep-*")} == {piece.name, f"{piece.name}0.0-3"}
+
+
+def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "whole"))
+    whole = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    real, calls = subsets.train_and_ask, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(subsets, "train_and_ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    (part,) = (tmp_path / "other").glob("sweep-*.0-1")
+    (part / "arrays.npz").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        again = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    assert len(calls) == 4
+    assert np.array_equal(again.logits, whole.logits)
+
+
 def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monkeypatch):
     whole = ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))

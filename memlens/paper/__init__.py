@@ -91,6 +91,8 @@ def split_source(source: str) -> tuple[str, str]:
     ValueError
         If it does not start with a key of `PAPERS` (in any case), or names no place.
     """
+    if not isinstance(source, str):
+        raise TypeError(f"source is {type(source).__name__}: pass text such as 'CSG Table 1'")
     name, _, place = source.strip().partition(" ")
     papers = {known.lower(): known for known in PAPERS}
     if name.lower() not in papers or not place.strip():

@@ -1,0 +1,193 @@
+"""Processes that are killed at random instants, and what their stores hold afterwards.
+
+A server without threads has loaded everything, and forks a victim in a moment; the victim trains
+until it is done or SIGKILL meets it. It keeps its draft after every epoch, so that many of the
+instants lie within a write.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+from memlens import inventory
+from memlens.store import Store
+
+HERE = Path(__file__).resolve()
+
+
+def training() -> None:
+    """Two runs, one after the other: the first must outlive the kills of the second."""
+    import memlens as ml
+
+    data = ml.load("digits").subset(300)
+    jobs = [ml.Job("small_cnn_bn", data, ml.Recipe(epochs=5, seed=seed)) for seed in (0, 1)]
+    ml.train_many(jobs, n_jobs=1)
+
+
+def sweep() -> None:
+    """Twelve nets in chunks of three."""
+    import memlens as ml
+    from memlens import subsets
+
+    subsets.TOGETHER = 3
+    data = ml.load("digits").subset(300)
+    ml.subset_sweep("mlp", data, n_models=12, recipe=ml.Recipe(epochs=8), n_jobs=1)
+
+
+def retraining() -> None:
+    """Folds of two labellings, six nets in chunks of two."""
+    import memlens as ml
+    from memlens import retrainings
+
+    retrainings.TOGETHER = 2
+    data = ml.load("digits").subset(300)
+    asked = [data, data.with_noise(0.2)]
+    retrainings.retrain("folds", "mlp", asked, ml.Recipe(epochs=8), seeds=[0, 1], n_jobs=1)
+
+
+JOBS = {"training": training, "sweep": sweep, "retraining": retraining}
+
+
+def serve() -> None:
+    """Fork a victim a line ("job folder"), tell its number, reap it when told to."""
+    import torch
+
+    import memlens as ml
+    from memlens import drafts, proxies, subsets  # noqa: F401  what a victim will need is loaded
+
+    torch.set_num_threads(1)
+    drafts.SECONDS, drafts.SHARE = 0.0, 1e9  # a draft after every epoch
+    ml.load("digits")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job, folder = line.split(maxsplit=1)
+        pid = os.fork()
+        if not pid:
+            os.environ["MEMLENS_CACHE"] = folder.strip()
+            _be_victim(job)
+        print(pid, flush=True)
+        sys.stdin.readline()
+        print(os.waitpid(pid, 0)[1], flush=True)
+
+
+def _be_victim(job: str) -> None:
+    try:
+        JOBS[job]()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+class Victims:
+    """The server, from the other side."""
+
+    def __enter__(self) -> "Victims":
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.server = subprocess.Popen(
+            [sys.executable, str(HERE)], env=environment, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.server.stdout.readline()  # ready
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.communicate(timeout=60)
+
+    def run(self, job: str, folder: Path, seconds: float | None = None) -> bool:
+        """Let a victim live so long; whether it was done before.
+
+        Raises
+        ------
+        RuntimeError
+            If it failed by itself: that is a fault.
+        """
+        print(job, folder, file=self.server.stdin, flush=True)
+        pid = int(self.server.stdout.readline())
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)  # nobody else has the number: it is not reaped yet
+        print("reap", file=self.server.stdin, flush=True)
+        status = int(self.server.stdout.readline())
+        if status not in (0, signal.SIGKILL):
+            raise RuntimeError(f"the {job} in {folder} failed with status {status}")
+        return status == 0
+
+
+def content(folder: Path) -> dict[str, str]:
+    """The hash of all arrays of every finished piece, without the times that were measured."""
+    found = {}
+    for entry in inventory.entries(folder):
+        if entry.kind in ("part", "draft", "damaged", "leftover"):
+            continue
+        digest = hashlib.sha256()
+        for name, values in sorted(Store(folder).get(entry.name).arrays.items()):
+            if name != "history/seconds":
+                digest.update(f"{name} {values.dtype} {values.shape}".encode())
+                digest.update(np.ascontiguousarray(values))
+        found[entry.name] = digest.hexdigest()
+    return found
+
+
+def whole_names(folder: Path) -> set[str]:
+    """Names of the pieces and parts that are finished."""
+    kinds = ("draft", "damaged", "leftover")
+    return {entry.name for entry in inventory.entries(folder) if entry.kind not in kinds}
+
+
+def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]:
+    """Kill a job so often, going on with it each time, and again from nothing once it is done.
+
+    Returns
+    -------
+    dict
+        kills; corrupt (damaged pieces, parts and drafts, seen after each kill), lost (finished
+        pieces gone), finished (jobs that came to their end), differ (of them, those with one bit
+        other than the undisturbed one), leftovers (at an end), seconds (of the undisturbed one).
+    """
+    rng, counts = np.random.default_rng(seed), dict.fromkeys(("kills", "corrupt", "lost"), 0)
+    counts |= {"finished": 0, "differ": 0, "leftovers": 0}
+    with Victims() as victims:
+        start = time.perf_counter()
+        victims.run(job, work / "whole")
+        length, right = time.perf_counter() - start, content(work / "whole")
+        seen, folder, lives = set(), work / "0", 0
+        while not counts["finished"] or counts["kills"] < n or inventory.entries(folder):
+            last, lives = counts["kills"] >= n, lives + 1
+            spared = last or lives % 5 == 0  # else a busy machine would finish nothing
+            done = victims.run(job, folder, None if spared else rng.uniform(0, 1.3 * length))
+            counts["kills"] += not done
+            counts["corrupt"] += len(inventory.verify(inventory.entries(folder)))
+            counts["corrupt"] += sum(e.kind == "damaged" for e in inventory.entries(folder))
+            names = whole_names(folder)
+            lost = {name for name in seen - names if not _became_whole(name, names, right)}
+            counts["lost"] += len(lost)
+            seen = names
+            if done:
+                counts["finished"] += 1
+                counts["differ"] += content(folder) != right
+                left = [e for e in inventory.entries(folder) if e.kind in ("draft", "leftover")]
+                counts["leftovers"] += len(left)
+                seen, folder = set(), work / str(counts["finished"])
+            if last:
+                break
+    return counts | {"seconds": length}
+
+
+def _became_whole(name: str, names: set[str], right: dict[str, str]) -> bool:
+    """Whether a part is gone because what it is a part of is finished."""
+    return "." in name and (name.split(".")[0] in names or set(right) <= names)
+
+
+if __name__ == "__main__":
+    serve()

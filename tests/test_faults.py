@@ -1,0 +1,110 @@
+"""Kills, flipped bytes, a full disk, bad inputs: the short form of ``benchmarks/faults.py``."""
+
+import faults
+import faults_fuzz
+import numpy as np
+import pytest
+from faults_fuzz import Call, deadline, fuzz, judge
+from faults_kills import JOBS, kills
+from hypothesis import strategies as st
+
+from memlens import drafts, store
+
+
+@pytest.mark.parametrize("job, n", [("training", 10), ("sweep", 4), ("retraining", 3)])
+def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, job, n):
+    found = kills(job, n, tmp_path)
+    assert found["kills"] == n and found["finished"] >= 1
+    faults_seen = {k: found[k] for k in ("corrupt", "lost", "differ", "leftovers")}
+    assert not any(faults_seen.values()), faults_seen
+
+
+def test_the_kills_notice_a_store_that_loses_work(tmp_path, monkeypatch):
+    """Planted: a job that writes other numbers each time is seen to differ."""
+    assert set(JOBS) == {"training", "sweep", "retraining"}
+    monkeypatch.setattr("faults_kills.Victims", _Careless)
+    found = kills("training", 2, tmp_path)
+    assert found["differ"] == found["finished"] > 0 and found["lost"] > 0
+
+
+class _Careless:
+    """Stands for victims whose pieces change, and vanish with a kill."""
+
+    def __enter__(self):
+        self.n = 0
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, job, folder, seconds=None):
+        self.n += 1
+        shelf = store.Store(folder)
+        names = [f"run-{k:016x}" for k in range(2)]
+        if seconds is not None and names[0] in shelf:
+            shelf.remove(names[0])
+            return False
+        for name in names[: 1 if seconds is not None else 2]:
+            shelf.put(name, store.Piece({"x": np.array([self.n])}, {}))
+        return seconds is None
+
+
+def test_every_flipped_byte_is_detected_and_named(tmp_path):
+    assert faults.flips(20, tmp_path) == {"flips": 20, "undetected": 0, "unnamed": 0}
+
+
+def test_the_flips_notice_a_store_that_checks_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_sums", lambda place: b"same")
+    faults.filled(tmp_path / "a")
+    found = faults.flips(16, tmp_path / "b")
+    assert found["unnamed"] > 0
+
+
+def test_a_full_disk_is_told_and_gone_on_from():
+    try:
+        found = faults.full_disk(3)
+    except PermissionError as reason:
+        pytest.skip(str(reason))
+    assert found["failures"] > 0
+    assert (found["unclear"], found["damaged"], found["differ"]) == (0, 0, 0), found
+
+
+def test_bad_inputs_are_named():
+    tally = fuzz(200)
+    assert tally["returned"] > 10 and tally["raised"] > 50 and tally["functions"] > 40, tally
+
+
+@pytest.mark.parametrize(
+    "fault, match",
+    [
+        (lambda folder, x: x.missing, "AttributeError"),
+        (lambda folder, x: (_ for _ in ()).throw(ValueError()), "says nothing"),
+        (lambda folder, x: (folder / ".x.7.part").write_text(""), "left"),
+    ],
+)
+def test_the_fuzz_notices(fault, match):
+    call = Call("planted", fault, st.tuples(st.integers()), in_folder=True)
+    with pytest.raises(AssertionError, match=match):
+        fuzz(5, [call])
+
+
+def test_the_fuzz_notices_a_hang(monkeypatch):
+    monkeypatch.setattr(faults_fuzz, "deadline", lambda _: deadline(1))
+    call = Call("planted", lambda: [None for _ in iter(int, 1)], st.tuples())
+    with pytest.raises(AssertionError, match="hangs"):
+        judge(call, ())
+
+
+@pytest.mark.parametrize("cost, most", [(0.002, 0.01), (0.05, 0.011), (2.0, 0.011)])
+def test_keeping_costs_a_small_share(tmp_path, monkeypatch, cost, most):
+    """By a clock of its own: epochs of 50 ms, saves of 2 ms, 50 ms and 2 s."""
+    clock = [0.0]
+    monkeypatch.setattr(drafts.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(drafts.torch, "save", lambda *_: clock.__setitem__(0, clock[0] + cost))
+    draft, spent = drafts.Draft(tmp_path / "d.draft"), 0.0
+    for _ in range(20_000):
+        clock[0] += 0.05
+        if draft.is_due():
+            draft.save({})
+            spent += cost
+    assert 0 < spent / clock[0] < most
