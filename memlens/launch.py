@@ -126,7 +126,7 @@ def _train_together(job: Job, ranks: Group, shelf: store.Store) -> Run | None:
             piece = store.Piece(run.arrays, run.meta)
             shelf.put(key, piece)
             draft.discard()
-    return Run(job.model, job.data, *piece) if piece else None
+    return Run(job.model, job.data, piece.arrays, piece.meta) if piece else None
 
 
 def key_of(job: Job, ranks: Group) -> str:

@@ -41,7 +41,8 @@ def main(folder: Path) -> None:
         def keep(name, run):
             found.update({f"{name}/{key}": values for key, values in run.arrays.items()})
 
-        draft, earlier = Draft(folder / "a.draft"), folder / "earlier.draft"
+        draft, earlier = Draft(folder / "a.draft"), folder / "earlier" / "a.draft"
+        earlier.parent.mkdir(exist_ok=True)  # a draft is sealed with its name
 
         def watch(row):
             if row["epoch"] == 3:

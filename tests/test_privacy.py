@@ -224,7 +224,7 @@ def test_a_sweep_asked_otherwise_is_another_piece(noise, tmp_path, monkeypatch):
     first = ml.subset_sweep("mlp", noise, **short)
     other = ml.subset_sweep("mlp", noise, questions=Questions(("last", 1)), **short)
     assert np.array_equal(first.logits, other.logits)
-    assert len(list(store.Store().folder.iterdir())) == 2
+    assert len(list(store.Store().folder.glob("sweep-*"))) == 2
     with pytest.raises(ValueError, match=r"nothing was asked at 1; there is: \('last',\)"):
         first.logits_at(1)
     again = ml.subset_sweep("mlp", noise, **(short | {"recipe": Recipe(epochs=2, seed=7)}))
@@ -280,7 +280,7 @@ def test_what_shapes_a_sweep_is_in_its_key(noise, tmp_path, monkeypatch, change)
     setting = {"n_models": 2, "recipe": Recipe(epochs=1), "n_jobs": 1}
     first = ml.subset_sweep("mlp", noise, **setting)
     other = ml.subset_sweep("mlp", noise, **(setting | change))
-    assert len(list(store.Store().folder.iterdir())) == 2
+    assert len(list(store.Store().folder.glob("sweep-*"))) == 2
     assert not np.array_equal(first.logits, other.logits)
 
 
