@@ -50,7 +50,7 @@ def score_path(
     out : str or Path
         The folder of the results. What an interrupted call left there is gone on with.
     model, epochs, device, seed
-        As in `scoring.plan_for`.
+        As in `plans.plan_for`.
     calibrate : bool
         Whether to measure how often suggestions are right, on planted flips: twice the time.
     confirm : callable
@@ -65,7 +65,7 @@ def score_path(
     Raises
     ------
     ValueError, FileNotFoundError, MemoryError
-        As `owndata.load_own` and `scoring.plan_for`.
+        As `owndata.load_own` and `plans.plan_for`.
     OSError
         If the folder cannot be written: before any work.
     """
@@ -88,7 +88,7 @@ def score_path(
     scored = work.do(progress)
     progress.close()
     write_outputs(scored, out)
-    _record(out, asked | {"plan": asdict(plan), "keys": [job.key for job in work.jobs()]})
+    _record(out, asked | {"plan": asdict(plan), "keys": work.keys})
     tell(_found(scored, out))
     return scored
 
@@ -101,8 +101,7 @@ def _agreed(work: Work, confirm: Callable[[str], bool], tell: Callable[[str], No
         return True
     seconds = seconds_of(work.plan, work.own.data, n_samples)
     recipe = work.plan.recipe
-    told = f"{n} trainings of {work.plan.model} on {recipe.device}, up to {_time(seconds)}"
-    tell(told)
+    tell(f"{n} trainings of {work.plan.model} on {recipe.device}, up to {_time(seconds)}")
     return seconds <= LONG or confirm(f"This takes up to {_time(seconds)}.")
 
 

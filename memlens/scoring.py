@@ -117,6 +117,10 @@ class Work:
     ------
     ValueError
         If a calibration is asked for and no class is large enough to plant a flip in.
+
+    Attributes
+    ----------
+    keys : list of str, of the trainings that `do` has done, in the order of `jobs`
     """
 
     def __init__(
@@ -135,6 +139,7 @@ class Work:
         self.pairs = _pairs(own, self.near)
         self.alike = duplicates.groups(self.pairs) if len(self.pairs) else []
         self.flipped = self._planted() if calibrate else None
+        self.keys: list[str] = []
 
     def _planted(self) -> Dataset:
         """A copy with flips, none of them in a sample that there is another copy of."""
@@ -162,7 +167,7 @@ class Work:
 
     def do(self, watch: Watcher | None = None) -> Scored:
         """Train what is not done yet, and put together what was found."""
-        watch, keys = watch or (lambda *_: None), []
+        watch, self.keys = watch or (lambda *_: None), []
         n = (1 + self.plan.n_folds) * (1 if self.flipped is None else 2)
         for number, job in enumerate(self.jobs()):
             twin, fold = divmod(number, 1 + self.plan.n_folds)
@@ -171,8 +176,8 @@ class Work:
             told = watch(what, number + 1, n)
             (run,) = train_many([job], n_jobs=1, shelf=self.shelf, watch=told)
             self._ask(job, run, job.data.test if fold else job.data.train)
-            keys.append(job.key)
-        return self.found(keys)
+            self.keys.append(job.key)
+        return self.found(self.keys)
 
     def _ask(self, job: Job, run: Run, samples: Samples) -> None:
         """Keep what the net, as it ended, says of samples."""
