@@ -266,6 +266,7 @@ PARTS = {
     **{f"training {k}": lambda k=k: _kills("training", 10, k) for k in range(1, 11)},
     **{f"sweep {k}": lambda k=k: _kills("sweep", 10, k) for k in range(1, 4)},
     **{f"retraining {k}": lambda k=k: _kills("retraining", 10, k) for k in range(1, 4)},
+    **{f"parallel {k}": lambda k=k: _kills("parallel", 10, k) for k in range(1, 4)},
     "flips": _flips,
     "disk": _disk,
     "fuzz": _fuzz,

@@ -5,6 +5,7 @@ until it is done or SIGKILL meets it. It keeps its draft after every epoch, so t
 instants lie within a write.
 """
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -52,7 +53,21 @@ def retraining() -> None:
     retrainings.retrain("folds", "mlp", asked, ml.Recipe(epochs=8), seeds=[0, 1], n_jobs=1)
 
 
-JOBS = {"training": training, "sweep": sweep, "retraining": retraining}
+def parallel() -> None:
+    """Three runs and six nets in chunks of two, in two processes of joblib."""
+    import memlens as ml
+    from memlens import subsets
+
+    subsets.TOGETHER = 2
+    data = ml.load("digits").subset(300)
+    ml.train_many([ml.Job("mlp", data, ml.Recipe(epochs=20, seed=s)) for s in range(3)], n_jobs=2)
+    ml.subset_sweep("mlp", data, n_models=6, recipe=ml.Recipe(epochs=20), n_jobs=2)
+
+
+JOBS = {"training": training, "sweep": sweep, "retraining": retraining, "parallel": parallel}
+# Whom a kill meets: who called, one of its processes, or all at once; alone, a caller is all there
+# is. What a dead caller's processes have in hand they finish beside the next life.
+WHOM = {"parallel": ("caller", "one of its processes", "all")}
 
 
 def serve() -> None:
@@ -70,6 +85,7 @@ def serve() -> None:
         job, folder = line.split(maxsplit=1)
         pid = os.fork()
         if not pid:
+            os.setpgid(0, 0)
             os.environ["MEMLENS_CACHE"] = folder.strip()
             _be_victim(job)
         print(pid, flush=True)
@@ -99,29 +115,55 @@ class Victims:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self.server.stdout.readline()  # ready
+        self.groups: list[int] = []  # of processes, one a victim
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end_orphans()
         self.server.communicate(timeout=60)
 
-    def run(self, job: str, folder: Path, seconds: float | None = None) -> bool:
+    def run(
+        self, job: str, folder: Path, seconds: float | None = None, whom: str = "caller"
+    ) -> bool:
         """Let a victim live so long; whether it was done before.
 
         Raises
         ------
         RuntimeError
-            If it failed by itself: that is a fault.
+            If it failed by itself: that is a fault. That it failed because one of its processes was
+            killed is none.
         """
         print(job, folder, file=self.server.stdin, flush=True)
         pid = int(self.server.stdout.readline())
+        one = None
         if seconds is not None:
             time.sleep(seconds)
-            os.kill(pid, signal.SIGKILL)  # nobody else has the number: it is not reaped yet
+            one = _kill(pid, whom)
         print("reap", file=self.server.stdin, flush=True)
         status = int(self.server.stdout.readline())
-        if status not in (0, signal.SIGKILL):
+        expected = (0, signal.SIGKILL, 1 << 8) if one else (0, signal.SIGKILL)
+        if status not in expected:
             raise RuntimeError(f"the {job} in {folder} failed with status {status}")
+        self.groups.append(pid)
         return status == 0
+
+    def end_orphans(self) -> None:
+        """Kill what processes of dead callers are still at work."""
+        for group in self.groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self.groups = []
+
+
+def _kill(pid: int, whom: str) -> bool:
+    """Kill a victim, or part of it; whether it was one of its processes and not itself."""
+    # Nobody else has the number: it is not reaped yet.
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if whom == "one of its processes" and (found := children.read_text().split()):
+        os.kill(int(found[-1]), signal.SIGKILL)  # the last: the first keeps joblib's accounts
+        return True
+    (os.killpg if whom == "all" else os.kill)(pid, signal.SIGKILL)
+    return False
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -153,7 +195,8 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
     dict
         kills; corrupt (damaged pieces, parts and drafts, seen after each kill), lost (finished
         pieces gone), finished (jobs that came to their end), differ (of them, those with one bit
-        other than the undisturbed one), leftovers (at an end), seconds (of the undisturbed one).
+        other than the undisturbed one), leftovers (at an end), seconds (of the
+        shortest undisturbed life).
     """
     rng, counts = np.random.default_rng(seed), dict.fromkeys(("kills", "corrupt", "lost"), 0)
     counts |= {"finished": 0, "differ": 0, "leftovers": 0}
@@ -165,7 +208,11 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
         while not counts["finished"] or counts["kills"] < n or inventory.entries(folder):
             last, lives = counts["kills"] >= n, lives + 1
             spared = last or lives % 5 == 0  # else a busy machine would finish nothing
-            done = victims.run(job, folder, None if spared else rng.uniform(0, 1.3 * length))
+            whom = str(rng.choice(WHOM.get(job, ("caller",))))
+            start = time.perf_counter()
+            done = victims.run(job, folder, None if spared else rng.uniform(0, 1.3 * length), whom)
+            if spared:  # the first life may have been slow: that of a cold machine
+                length = min(length, time.perf_counter() - start)
             counts["kills"] += not done
             counts["corrupt"] += len(inventory.verify(inventory.entries(folder)))
             counts["corrupt"] += sum(e.kind == "damaged" for e in inventory.entries(folder))
@@ -174,6 +221,9 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
             counts["lost"] += len(lost)
             seen = names
             if done:
+                if job in WHOM:  # what orphans left is tidied up by who looks for the pieces next
+                    victims.end_orphans()
+                    victims.run(job, folder)
                 counts["finished"] += 1
                 counts["differ"] += content(folder) != right
                 left = [e for e in inventory.entries(folder) if e.kind in ("draft", "leftover")]

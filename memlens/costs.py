@@ -8,6 +8,8 @@ input is three, a backward pass alone two) and measured, in rounds that take all
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -16,6 +18,7 @@ from memlens.proxies import PROXIES
 from memlens.recipes import Measure, Recipe
 from memlens.retrainings import KINDS, train_kind
 from memlens.scores import CATALOGUE, EARLY_EPOCH, Score
+from memlens.store import Store
 from memlens.traces import SIGNALS
 from memlens.training import thread_count, train
 from memlens.workers import on_gpu
@@ -50,9 +53,12 @@ def _training(record: bool = True, **measure: object) -> Callable[[str, Dataset,
 
 
 def _again(kind: str) -> Callable[[str, Dataset, Recipe], object]:
-    return lambda model, data, recipe: train_kind(
-        KINDS[kind], model, {"": (data, recipe.seed)}, recipe, 1
-    )
+    def run(model: str, data: Dataset, recipe: Recipe) -> None:
+        with TemporaryDirectory() as folder:  # nothing that was trained before is there
+            wanted = {kind: (data, recipe.seed)}
+            train_kind(KINDS[kind], model, wanted, recipe, 1, Store(Path(folder)))
+
+    return run
 
 
 def _constant(value: float) -> Callable[[int], float]:

@@ -56,7 +56,7 @@ class Draft:
             Tensors, numbers, text, None, and lists, tuples and dicts of them.
         """
         start = time.perf_counter()
-        whole = {"state": dict(state), "seconds": self.seconds}
+        whole = {"state": dict(state), "seconds": self.seconds, "by": store.software()}
         try:
             # Into the file and not by a copy in memory: it may be a gigabyte.
             with files.replacing(self.path) as file:
@@ -81,6 +81,7 @@ class Draft:
                 files.check_seal(file, self.path.name)
                 whole = torch.load(file, map_location="cpu", weights_only=True)
             state, self._before = whole["state"], float(whole["seconds"])
+            self._tell_of_other(whole.get("by", {}))
             return state
         except FileNotFoundError:
             return None
@@ -96,6 +97,14 @@ class Draft:
                 stacklevel=2,
             )
             return None
+
+    def _tell_of_other(self, by: Mapping[str, str]) -> None:
+        if other := {k: v for k, v in by.items() if v != store.software()[k]}:
+            warnings.warn(
+                f"the unfinished work in {self.path} was begun with {other} and goes on with "
+                f"{store.software()}: its last bits may be neither's",
+                stacklevel=4,
+            )
 
     def discard(self) -> None:
         """Remove what is kept: the work is finished."""

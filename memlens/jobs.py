@@ -11,7 +11,7 @@ from memlens.drafts import Draft
 from memlens.recipes import Measure, Recipe
 from memlens.runs import Run
 from memlens.training import Watch, train
-from memlens.workers import Made, elsewhere, keep_side_by_side
+from memlens.workers import Made, elsewhere, handed_over, side_by_side
 
 _ROOMS = (
     "data", "folders", "architectures", "vit", "models", "signals", "weightgrads", "traces",
@@ -67,21 +67,17 @@ def train_many(
         raise ValueError(f"watch sees one training at a time: pass n_jobs=1, not {n_jobs}")
     keys = [job.key for job in jobs]
     shelf = shelf or store.Store()
-    pieces = {key: shelf.get(key) for key in keys}
-    missing = {k: j for k, j in zip(keys, jobs, strict=True) if pieces[k] is None}
-    if missing:
-        near = None if elsewhere(n_jobs) else shelf
-        calls = [
-            delayed(_train_and_keep)(k, j.model, j.data, j.recipe, j.measure, near, watch)
-            for k, j in missing.items()
-        ]
-        keep_side_by_side(calls, shelf, n_jobs, [job.recipe for job in missing.values()])
-        pieces |= {key: shelf.get(key) for key in missing}
+    near = None if elsewhere(n_jobs) else shelf
+    calls = {
+        k: delayed(_train_and_keep)(k, j.model, j.data, j.recipe, j.measure, near, watch)
+        for k, j in zip(keys, jobs, strict=True)
+    }
+    # A process of this machine claims what it trains; for a cluster the caller does.
+    claimed = () if near else [key for key in keys if key not in shelf]
+    with shelf.claim(*claimed):
+        pieces = side_by_side(calls, shelf, n_jobs, [job.recipe for job in jobs])
     for key in keys:
         shelf.tidy(key)
-    lost = [key for key in keys if pieces[key] is None]
-    if lost:
-        raise OSError(f"finished pieces vanished from the cache while they were read: {lost}")
     found = zip(jobs, (pieces[key] for key in keys), strict=True)
     return [Run(job.model, job.data, piece.arrays, piece.meta) for job, piece in found]
 
@@ -105,10 +101,9 @@ def _train_and_keep(
         run = train(model, data, recipe, measure, draft=draft, watch=watch)
         what = described(model, data, recipe)
         piece = store.Piece(run.arrays, run.meta, what, draft.seconds)
-        if shelf:
-            shelf.put(key, piece)
+        made = handed_over(key, piece, shelf)
         draft.discard()
-    return key, None if shelf else piece
+    return made
 
 
 def described(model: str, data: Dataset, recipe: Recipe) -> str:

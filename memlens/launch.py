@@ -4,7 +4,8 @@ Started by ``torchrun``, its processes train one net together; by itself it is o
 leaves is in the store either way, and a call that was interrupted goes on from its last draft.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from memlens.data import Dataset
 from memlens.drafts import Draft
 from memlens.folders import folder_dataset
 from memlens.imagesets import load
-from memlens.jobs import Job, train_many
+from memlens.jobs import Job, described, train_many
 from memlens.profiles import Profile, get_profile
 from memlens.ranks import Group, Ranks, joined
 from memlens.recipes import Measure
@@ -120,13 +121,42 @@ def _train_together(job: Job, ranks: Group, shelf: store.Store) -> Run | None:
     key = ranks.same(None if ranks.rank else key_of(job, ranks))
     piece = shelf.get(key) if ranks.rank == 0 else None
     if not ranks.same(piece is not None):
-        draft = Draft.of(shelf, key)
-        run = train(job.model, job.data, job.recipe, job.measure, draft=draft, ranks=ranks)
-        if ranks.rank == 0:
-            piece = store.Piece(run.arrays, run.meta)
-            shelf.put(key, piece)
-            draft.discard()
-    return Run(job.model, job.data, piece.arrays, piece.meta) if piece else None
+        with _claimed(key, ranks, shelf):
+            piece = shelf.get(key) if ranks.rank == 0 else None  # or finished meanwhile
+            if not ranks.same(piece is not None):
+                piece = _trained(key, job, ranks, shelf)
+    if ranks.rank:
+        return None
+    shelf.tidy(key)
+    return Run(job.model, job.data, piece.arrays, piece.meta)
+
+
+@contextmanager
+def _claimed(key: str, ranks: Group, shelf: store.Store) -> Iterator[None]:
+    """The first process claims the piece, the others wait with it.
+
+    It tells them all the while: processes that hear nothing of each other for long give up.
+    """
+    if ranks.rank:
+        while not ranks.same(None):
+            pass
+        yield
+    else:
+        with shelf.claim(key, meanwhile=lambda: ranks.same(False)):
+            ranks.same(True)
+            yield
+
+
+def _trained(key: str, job: Job, ranks: Group, shelf: store.Store) -> store.Piece | None:
+    draft = Draft.of(shelf, key)
+    run = train(job.model, job.data, job.recipe, job.measure, draft=draft, ranks=ranks)
+    if ranks.rank:
+        return None
+    what = f"{described(job.model, job.data, job.recipe)}, {ranks.world} processes"
+    piece = store.Piece(run.arrays, run.meta, what, draft.seconds)
+    shelf.put(key, piece)
+    draft.discard()
+    return piece
 
 
 def key_of(job: Job, ranks: Group) -> str:

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,17 +27,17 @@ _NONE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINV
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[bool]:
+def locked(path: Path, what: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Hold the lock inside; wait for it first, and after some seconds say for whom.
 
-    Yields whether there is a lock at all.
+    Yields whether there is a lock at all. ``meanwhile`` is called again and again while it waits.
 
     Raises
     ------
     OSError
         If the file of the lock cannot be made.
     """
-    file = _acquire(path, what)
+    file = _acquire(path, what, meanwhile)
     try:
         yield file is not None
     finally:
@@ -59,7 +59,7 @@ def is_held(path: Path) -> bool:
         os.close(file)
 
 
-def _acquire(path: Path, what: str) -> int | None:
+def _acquire(path: Path, what: str, meanwhile: Callable[[], object]) -> int | None:
     """The descriptor of the locked file, or None where there are no locks."""
     if fcntl is None:
         return None
@@ -85,6 +85,7 @@ def _acquire(path: Path, what: str) -> int | None:
             print(f"waiting for {what}: process {owner} is at it", file=sys.stderr, flush=True)
         os.close(file)
         if not got:
+            meanwhile()
             time.sleep(STEP)
 
 

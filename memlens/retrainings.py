@@ -32,7 +32,7 @@ from memlens.scores import EARLY_EPOCH
 from memlens.store import Arrays
 from memlens.together import Nets, size_of_stack, train_together
 from memlens.weightgrads import weight_gradient_norm
-from memlens.workers import elsewhere, side_by_side
+from memlens.workers import Made, elsewhere, handed_over, side_by_side
 
 Wanted = dict[str, tuple[Dataset, int]]  # by key: data and seed
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
@@ -168,25 +168,20 @@ def train_kind(
     wanted: Wanted,
     recipe: Recipe,
     n_jobs: int | None,
-    shelf: store.Store | None = None,
+    shelf: store.Store,
 ) -> dict[str, store.Piece]:
     """What a kind leaves for each wanted (data, seed); they share their images.
 
-    With a shelf each chunk of nets is kept there until the caller removes it, and taken from there.
+    Each stack of nets is kept on the shelf until the caller removes it, and taken from there.
     """
     parts, chunks = _chunks(kind, model, wanted, recipe)
-    done = {name: shelf.get(name) if shelf else None for name in chunks}
-    missing = [name for name in chunks if done[name] is None]
     data = next(iter(wanted.values()))[0]
     near = None if elsewhere(n_jobs) else shelf
-    calls = [
-        delayed(_work)(kind, model, data, [parts[i][1] for i in chunks[name]], recipe, near, name)
-        for name in missing
-    ]
-    done |= zip(missing, side_by_side(calls, n_jobs, [recipe]))
-    if shelf and near is None:  # no folder is shared with a cluster's workers
-        for name in missing:
-            shelf.put(name, done[name])
+    calls = {
+        name: delayed(_work)(name, near, kind, model, data, [parts[i][1] for i in chunk], recipe)
+        for name, chunk in chunks.items()
+    }
+    done = side_by_side(calls, shelf, n_jobs, [recipe])
     left, seconds = {}, {}
     for name, chunk in chunks.items():
         for at, i in enumerate(chunk):
@@ -226,14 +221,15 @@ def _chunks(
 
 
 def _work(
+    name: str,
+    shelf: store.Store | None,
     kind: Kind,
     model: str,
     data: Dataset,
     parts: list[Part],
     recipe: Recipe,
-    shelf: store.Store | None,
-    name: str,
-) -> store.Piece:
+) -> Made:
+    """Train a stack of nets, and keep what they leave, or hand it over."""
     start = time.perf_counter()
     nets = Nets.build(model, data, [part.seed for part in parts])
     with devices.exact_float32():
@@ -241,9 +237,7 @@ def _work(
     arrays = {f"{at}/{k}": values for at, rows in enumerate(left) for k, values in rows.items()}
     what = f"{len(parts)} x {described(model, data, recipe)}"
     piece = store.Piece(arrays, {}, what, time.perf_counter() - start)
-    if shelf:
-        shelf.put(name, piece)
-    return piece
+    return handed_over(name, piece, shelf)
 
 
 def fit_parts(

@@ -12,10 +12,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,10 +169,11 @@ class Store:
         files.flush_folder(self.folder)
 
     @contextmanager
-    def claim(self, *keys: str) -> Iterator[None]:
+    def claim(self, *keys: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
         """Compute these pieces alone: another process that claims one of them waits outside.
 
         Look again inside whether they are there: who held the claim before may have finished them.
+        While it waits, ``meanwhile`` is called some times a second.
         What killed writers of the same pieces left is removed. See `locks` for where there is no
         lock.
 
@@ -181,7 +185,7 @@ class Store:
         with ExitStack() as held:
             for key in sorted(set(keys)):  # in one order, so that no two wait for each other
                 try:
-                    alone = held.enter_context(locks.locked(self.lock_of(key), key))
+                    alone = held.enter_context(locks.locked(self.lock_of(key), key, meanwhile))
                 except OSError as error:
                     raise unwritable(self.folder / key, error) from error
                 if alone:
@@ -280,9 +284,17 @@ def _write_piece(folder: Path, key: str, piece: Piece) -> None:
         np.savez(file, **piece.arrays)
         file.flush()
         os.fsync(file.fileno())
-    config = {"key": key, "what": piece.what, "seconds": piece.seconds, "meta": piece.meta}
+    config = {"key": key, "what": piece.what, "seconds": piece.seconds, "meta": piece.meta,
+              "made_by": software()}  # fmt: skip
     write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
     write_atomic(folder / SUMS, _sums(folder))
+
+
+@cache
+def software() -> dict[str, str]:
+    """Versions of what computes, by name: other ones may round otherwise."""
+    versions = {name: metadata.version(name) for name in ("numpy", "torch")}
+    return {"python": platform.python_version(), **versions}
 
 
 def _sums(folder: Path) -> bytes:

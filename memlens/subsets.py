@@ -24,7 +24,7 @@ from memlens.forecast import check
 from memlens.jobs import described
 from memlens.recipes import Recipe
 from memlens.together import Nets, size_of_stack
-from memlens.workers import Made, elsewhere, keep_side_by_side
+from memlens.workers import Made, elsewhere, handed_over, side_by_side
 
 # Nets trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
@@ -257,20 +257,14 @@ def _sweep(
     n_chunks = -(-n_models // size_of_stack(model, data, recipe, TOGETHER))
     chunks = np.array_split(np.arange(n_models), n_chunks)
     parts = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}  # a sweep of hours goes on where it was
-    done = {part: shelf.get(part) for part in parts}
-    missing = [part for part in parts if done[part] is None]
     near = None if elsewhere(n_jobs) else shelf
-    calls = [
-        delayed(_train_chunk)(
-            part, near, model, data, masks[parts[part]], parts[part] + (seed << 20), recipe,
-            questions,
+    calls = {
+        part: delayed(_train_chunk)(
+            part, near, model, data, masks[c], c + (seed << 20), recipe, questions
         )
-        for part in missing
-    ]  # fmt: skip
-    keep_side_by_side(calls, shelf, n_jobs, [recipe])
-    done |= {part: shelf.get(part) for part in missing}
-    if lost := [part for part in parts if done[part] is None]:
-        raise OSError(f"parts of the sweep vanished from the cache meanwhile: {lost}; run it again")
+        for part, c in parts.items()
+    }
+    done = side_by_side(calls, shelf, n_jobs, [recipe])
     names = done[next(iter(parts))].arrays
     arrays = {name: np.concatenate([done[part].arrays[name] for part in parts]) for name in names}
     what = f"{n_models} x {described(model, data, recipe)}"
@@ -304,7 +298,4 @@ def _train_chunk(
     what = f"{len(masks)} x {described(model, data, recipe)}"
     seconds = time.perf_counter() - start
     piece = store.Piece(arrays, {"seeds": seeds.tolist()}, what, seconds)
-    if shelf is None:
-        return key, piece
-    shelf.put(key, piece)
-    return key, None
+    return handed_over(key, piece, shelf)

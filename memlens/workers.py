@@ -8,7 +8,7 @@ When one dies, Dask gives its trainings to another, and they give the same bits 
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -94,14 +94,19 @@ def elsewhere(n_jobs: int | None) -> bool:
 
 
 def side_by_side(
-    calls: Sequence[Call], n_jobs: int | None = None, recipes: Sequence[Recipe] = ()
-) -> list[Any]:
-    """Results of joblib's ``delayed`` calls in their order.
+    calls: Mapping[str, Call],
+    shelf: store.Store,
+    n_jobs: int | None = None,
+    recipes: Sequence[Recipe] = (),
+) -> dict[str, store.Piece]:
+    """The pieces of that many keys: those on the shelf, and the others made and kept as they come.
 
     Parameters
     ----------
-    calls : sequence of calls
-        Of one function, which a worker can import.
+    calls : mapping of key to call
+        As joblib's ``delayed`` makes them, of one function, which a worker can import and which
+        returns what `handed_over` gives: what is not yet kept, this process keeps.
+    shelf : Store
     n_jobs : int, optional
         Processes. By default a cluster's workers, else ``MEMLENS_JOBS``, else one a core, and this
         process alone where a recipe takes a GPU.
@@ -115,33 +120,38 @@ def side_by_side(
     RuntimeError
         If a worker has other code or another device, or trains in several threads.
     OSError
-        If no scheduler answers.
+        If no scheduler answers, or pieces were removed meanwhile.
     """
-    return list(_results(calls, n_jobs, recipes, "generator"))
-
-
-def keep_side_by_side(
-    calls: Sequence[Call],
-    shelf: store.Store,
-    n_jobs: int | None = None,
-    recipes: Sequence[Recipe] = (),
-) -> None:
-    """The same for calls that return `Made`; a piece handed over is kept as soon as it comes."""
-    for key, piece in _results(calls, n_jobs, recipes, "generator_unordered"):
+    found = {key: shelf.get(key) for key in calls}
+    missing = [key for key in calls if found[key] is None]
+    for key, piece in _results([calls[key] for key in missing], n_jobs, recipes):
         if piece is not None:
             shelf.put(key, piece)
+    found |= {key: shelf.get(key) for key in missing}
+    if lost := [key for key in missing if found[key] is None]:
+        raise OSError(f"finished work vanished from the cache meanwhile: {lost}; run it again")
+    return found
+
+
+def handed_over(key: str, piece: store.Piece, shelf: store.Store | None) -> Made:
+    """A finished piece, kept on the shelf; without one (a cluster's worker) the caller keeps it."""
+    if shelf is None:
+        return key, piece
+    shelf.put(key, piece)
+    return key, None
 
 
 def _results(
-    calls: Sequence[Call], n_jobs: int | None, recipes: Sequence[Recipe], order: str
+    calls: Sequence[Call], n_jobs: int | None = None, recipes: Sequence[Recipe] = ()
 ) -> Iterator[Any]:
+    """What the calls return, as it comes."""
     if not calls:
         return
     if elsewhere(n_jobs):
-        done = _on_cluster(calls, recipes, order)
+        done = _on_cluster(calls, recipes)
     else:
         n_jobs = n_jobs or _processes(on_gpu(recipes))
-        done = Parallel(n_jobs=min(n_jobs, len(calls)), return_as=order)(calls)
+        done = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator_unordered")(calls)
     yield from tqdm(done, total=len(calls), **BAR)
 
 
@@ -154,7 +164,7 @@ def _processes(one: bool) -> int:
     return int(text)
 
 
-def _on_cluster(calls: Sequence[Call], recipes: Sequence[Recipe], order: str) -> Iterator[Any]:
+def _on_cluster(calls: Sequence[Call], recipes: Sequence[Recipe]) -> Iterator[Any]:
     with _client() as client:
         shared: dict[int, Any] = {}  # data sets travel to a worker once, not with every call
 
@@ -173,7 +183,7 @@ def _on_cluster(calls: Sequence[Call], recipes: Sequence[Recipe], order: str) ->
         ]
         with parallel_config("dask", client=client, wait_for_workers_timeout=SECONDS):
             # One call at a time: what is rerun after a worker's death is as little as can be.
-            yield from Parallel(n_jobs=-1, batch_size=1, return_as=order)(asked)
+            yield from Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")(asked)
 
 
 def _client() -> Any:

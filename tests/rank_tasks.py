@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import memlens as ml
-from memlens import __main__, drafts, launch, store
+from memlens import __main__, drafts, inventory, launch, store
 from memlens.data import Dataset
 from memlens.drafts import Draft
 from memlens.ranks import joined
@@ -64,6 +64,8 @@ def main(folder: Path) -> None:
         once, again = (launch._train_together(job, ranks, store.Store()) for _ in range(2))
         assert (once is None) == (again is None) == (ranks.rank == 1)
         if once:
+            (entry,) = inventory.entries(store.cache_dir())
+            assert entry.what.endswith(", 2 epochs, 2 processes") and entry.seconds > 0
             assert np.array_equal(once.trace.loss, again.trace.loss)  # found, and not trained again
 
 

@@ -95,6 +95,17 @@ def test_chance_in_a_net_is_of_the_epoch_not_of_what_ran_before(tiny):
     assert not np.array_equal(once.trace.loss, other.trace.loss)
 
 
+def test_other_software_than_began_it_is_told(tmp_path, monkeypatch):
+    draft = Draft(tmp_path / "a.draft")
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "software", lambda: {"torch": "1.0", "numpy": np.__version__})
+        draft.save({"epoch": 3})
+    with pytest.warns(UserWarning, match=r"begun with \{'torch': '1.0'\} and goes on with"):
+        assert draft.load() == {"epoch": 3}
+    draft.save({"epoch": 4})
+    assert draft.load() == {"epoch": 4}  # and now without a word: a warning is an error in tests
+
+
 def test_a_damaged_draft_is_set_aside_and_the_training_begun_again(tiny, tmp_path):
     path = tmp_path / "draft.draft"
     with pytest.raises(Killed):

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from memlens import drafts, store
 
 
-@pytest.mark.parametrize("job, n", [("training", 10), ("sweep", 4), ("retraining", 3)])
+@pytest.mark.parametrize(
+    "job, n", [("training", 10), ("sweep", 4), ("retraining", 3), ("parallel", 3)]
+)
 def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, job, n):
     found = kills(job, n, tmp_path)
     assert found["kills"] == n and found["finished"] >= 1
@@ -21,7 +23,7 @@ def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, job, n):
 
 def test_the_kills_notice_a_store_that_loses_work(tmp_path, monkeypatch):
     """Planted: a job that writes other numbers each time is seen to differ."""
-    assert set(JOBS) == {"training", "sweep", "retraining"}
+    assert set(JOBS) == {"training", "sweep", "retraining", "parallel"}
     monkeypatch.setattr("faults_kills.Victims", _Careless)
     found = kills("training", 2, tmp_path)
     assert found["differ"] == found["finished"] > 0 and found["lost"] > 0
@@ -37,7 +39,7 @@ class _Careless:
     def __exit__(self, *_):
         pass
 
-    def run(self, job, folder, seconds=None):
+    def run(self, job, folder, seconds=None, whom="caller"):
         self.n += 1
         shelf = store.Store(folder)
         names = [f"run-{k:016x}" for k in range(2)]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import memlens as ml
-from memlens import __main__, launch, models, ranks
+from memlens import __main__, launch, locks, models, ranks, store
 from memlens.ranks import Group, Ranks
 from memlens.recipes import OPTIMIZERS, Recipe
 from memlens.recorder import Recorder
@@ -203,6 +204,28 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         ranks.local_gpu()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # each is shown one
     assert ranks.local_gpu() == 0
+
+
+def test_a_piece_that_others_train_is_waited_for_by_all(tmp_path):
+    """The first process waits for the lock, and tells the others until it has it."""
+    shelf, told = store.Store(tmp_path), []
+    with shelf.claim("run-0"):
+        said = []
+        first = SimpleNamespace(rank=0, same=lambda value: said.append(value) or _enough(said))
+        with pytest.raises(RuntimeError, match="enough"), launch._claimed("run-0", first, shelf):
+            pytest.fail("it was not waited for")
+        assert said == [False] * 4
+    first.same = told.append
+    with launch._claimed("run-0", first, shelf):
+        assert told == [True] and locks.is_held(shelf.lock_of("run-0"))
+    heard = iter([False, False, True])
+    with launch._claimed("run-0", SimpleNamespace(rank=1, same=lambda _: next(heard)), shelf):
+        assert not list(heard) and not locks.is_held(shelf.lock_of("run-0"))
+
+
+def _enough(said):
+    if len(said) == 4:
+        raise RuntimeError("enough")
 
 
 def test_a_training_in_one_process_is_the_stores_as_always(monkeypatch, tmp_path):

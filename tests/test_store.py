@@ -254,3 +254,5 @@ def test_config_is_readable_by_a_person(shelf):
     shelf.put("run-1", PIECE)
     config = json.loads((shelf.folder / "run-1" / "config.json").read_text())
     assert config["meta"] == {"epochs": 3}
+    assert config["made_by"]["torch"] == torch.__version__.partition("+")[0]
+    assert config["made_by"]["numpy"] == np.__version__

@@ -91,15 +91,38 @@ def test_runs_and_retrainings_of_a_cluster_are_those_of_this_process(tiny, tmp_p
     assert np.array_equal(folds[0]["logits"], serial["logits"])
 
 
+@pytest.mark.filterwarnings("ignore:.*tasks which were still being processed")  # joblib's, rightly
+def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked):
+    """What stops the caller half-way costs the stacks in hand, not those that have come back."""
+    monkeypatch.setattr(retrainings, "TOGETHER", 1)
+    put = store.Store.put
+
+    def stopped(shelf, key, piece):
+        put(shelf, key, piece)
+        if ".1-nets" in key:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.Store, "put", stopped)
+    for n in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            retrainings.retrain("folds", "mlp", [tiny], SHORT, seeds=[0])
+        assert len(list(store.cache_dir().glob("folds-*.1-nets"))) == n
+    monkeypatch.setattr(store.Store, "put", put)
+    (left,) = retrainings.retrain("folds", "mlp", [tiny], SHORT, seeds=[0])
+    store.Store().clear()
+    (serial,) = retrainings.retrain("folds", "mlp", [tiny], SHORT, seeds=[0], n_jobs=1)
+    assert np.array_equal(left["logits"], serial["logits"])
+
+
 def test_what_differs_on_a_worker_is_told(asked, monkeypatch):
     real = workers._setting
     monkeypatch.setattr(workers, "_setting", lambda *args: real(*args) | {"torch": "9.9"})
     with pytest.raises(RuntimeError, match=r"from its caller: torch .*, not 9\.9\. Install"):
-        workers.side_by_side([delayed(store.fingerprint)([1])])
+        list(workers._results([delayed(store.fingerprint)([1])]))
     monkeypatch.undo()
     monkeypatch.setenv(workers.SCHEDULER, asked[0])
     with pytest.raises(TypeError, match="cannot make a cache key from function"):
-        workers.side_by_side([delayed(store.fingerprint)(test_what_differs_on_a_worker_is_told)])
+        list(workers._results([delayed(store.fingerprint)(test_what_differs_on_a_worker_is_told)]))
 
 
 def test_a_worker_with_several_threads_is_refused(monkeypatch):
@@ -116,8 +139,8 @@ def test_a_scheduler_that_does_not_answer_is_an_error_with_a_remedy(monkeypatch)
     monkeypatch.setattr(workers, "SECONDS", 0.3)
     monkeypatch.setenv(workers.SCHEDULER, "tcp://127.0.0.1:9")
     with pytest.raises(OSError, match="no Dask scheduler answers at tcp://127.0.0.1:9.*dask sched"):
-        workers.side_by_side([delayed(abs)(-1)])
-    assert workers.side_by_side([delayed(abs)(-1)], n_jobs=1) == [1]  # one process is this one
+        list(workers._results([delayed(abs)(-1)]))
+    assert list(workers._results([delayed(abs)(-1)], n_jobs=1)) == [1]  # one process is this one
 
 
 def test_what_is_asked_for_holds_inside_only(monkeypatch):
@@ -134,7 +157,7 @@ def test_what_is_asked_for_holds_inside_only(monkeypatch):
     assert workers._processes(one=True) == 1 and workers.JOBS not in os.environ
     monkeypatch.setenv(workers.JOBS, "many")
     with pytest.raises(ValueError, match="MEMLENS_JOBS is 'many'; expected a number"):
-        workers.side_by_side([delayed(abs)(-1)])
+        list(workers._results([delayed(abs)(-1)]))
 
 
 @pytest.mark.parametrize(
