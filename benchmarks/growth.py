@@ -3,7 +3,8 @@
     python benchmarks/growth.py [--counts 500 1000 2000 5000] [--parts train folder] [--out DIR]
 
 ``train``: one net on images in memory, in one process and, by torchrun, in two. ``folder``:
-`memlens train` by the ImageNet profile on a folder of 2,000 JPEGs, likewise. ``sweep``: nets on
+`memlens train` by the ImageNet profile on a folder of 2,000 JPEGs, likewise, with a small net and
+with ResNet-50 (in two processes each then has its own batch norm). ``sweep``: nets on
 random subsets, in one process and in two. ``step``: a step of the papers' large nets on one core.
 ``forecast``: those numbers, multiplied; nothing of what it says was trained. All on a CPU, with one
 thread a process.
@@ -38,6 +39,7 @@ from memlens.steps import train_step
 COUNTS, PROCESSES = (500, 1_000, 2_000, 5_000), (1, 2)
 SIDE, EPOCHS, BATCH, CLASSES = 32, 4, 100, 10  # of the images that are trained on
 JPEGS = 2_000
+FOLDER = {"small_cnn": (SIDE, EPOCHS), "resnet50": (64, 2)}  # side of the images, epochs
 PARTS = ["train", "folder", "sweep", "step"]
 COLUMNS = ["part", "case", "n", "processes", "measure", "value", "unit"]
 SWEEP_NETS, SWEEP_EPOCHS = 40, 4
@@ -98,28 +100,33 @@ def measure_trainings(counts: tuple[int, ...], work: Path) -> list[dict]:
 
 
 def measure_folder(counts: tuple[int, ...], work: Path) -> list[dict]:
-    """A folder of JPEGs, by the command that ImageNet takes."""
-    n = max(n for n in counts if n <= JPEGS)
+    """A folder of JPEGs, by the command that ImageNet takes, with a small net and with its own."""
+    n, rows = max(n for n in counts if n <= JPEGS), []
     plant(work / "images", n)
-    options = ["--profile", "imagenet", "--root", work / "images", "--size", SIDE]
-    options += ["--device", "cpu", "--model", "small_cnn", "--epochs", EPOCHS]
-    options += ["--batch-size", BATCH, "--out"]
-    rows = trained("folder", n, work, lambda out: ["-m", "memlens", "train", *options, out])
-    peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    own = {"part": "folder", "case": "small_cnn", "n": n, "unit": "GB"}
-    return [*rows, {**own, "measure": "memory of the largest process", "value": peak / GB}]
+    for model, (side, epochs) in FOLDER.items():
+        options = ["--profile", "imagenet", "--root", work / "images", "--size", side]
+        options += ["--device", "cpu", "--model", model, "--epochs", epochs]
+        options += ["--batch-size", BATCH, "--own-statistics", "--out"]
+        command = ["-m", "memlens", "train", *options]
+        rows += trained("folder", n, work, lambda out, c=command: [*c, out], model)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        own = {"part": "folder", "case": model, "n": n, "unit": "GB"}
+        rows.append({**own, "measure": "memory of the largest process so far", "value": peak / GB})
+    return rows
 
 
-def trained(part: str, n: int, work: Path, arguments: Callable[[Path], list]) -> list[dict]:
+def trained(
+    part: str, n: int, work: Path, arguments: Callable[[Path], list], model: str = "small_cnn"
+) -> list[dict]:
     """The fastest epoch of a training, the whole command, and what it keeps."""
     rows = []
     for processes in PROCESSES:
-        place = work / f"{part}-{n}-{processes}"
+        place = work / f"{part}-{model}-{n}-{processes}"
         seconds = call(processes, arguments(place / "out"), place)
         history = pd.read_csv(place / "out" / "history.csv")
         epoch = history["seconds"].iloc[1:].min()
         kept = sum(path.stat().st_size for path in (place / "cache").rglob("*.npz"))
-        own = {"part": part, "case": "small_cnn", "n": n, "processes": processes}
+        own = {"part": part, "case": model, "n": n, "processes": processes}
         rows += [
             {**own, "measure": "a sample and epoch", "value": 1e6 * epoch / n, "unit": "us"},
             {**own, "measure": "the whole command", "value": seconds, "unit": "s"},

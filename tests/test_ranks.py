@@ -30,7 +30,7 @@ def two_processes(folder, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEMLENS_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
-        [*command, "2", *map(str, arguments)], env=environment, cwd=folder, text=True, timeout=170,
+        [*command, "2", *map(str, arguments)], env=environment, cwd=folder, text=True, timeout=600,
         capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
