@@ -62,6 +62,7 @@ class Profile:
         scale : float in (0, 1]
             Of the epochs of all recipes and of the nets of all sweeps; learning rates fall at the
             same shares of the epochs. No less than `LEAST_EPOCHS` epochs and `LEAST_NETS` nets.
+            And of the random directions of every curvature, no less than `LEAST_PROBES`.
         n_samples : int, optional
             Training samples to take, the same share of every class; of the test samples as many,
             where there are more. By default all. Batches shrink where few samples would otherwise
@@ -84,7 +85,11 @@ class Profile:
             self,
             recipe=recipe,
             sweep_recipe=_first_look(self.sweep_recipe, scale, n_samples),
-            questions=replace(self.questions, stops=tuple(stops)),
+            questions=replace(
+                self.questions,
+                stops=tuple(stops),
+                curvature_draws=_less(self.questions.curvature_draws, scale, LEAST_PROBES),
+            ),
             measure=replace(
                 self.measure,
                 every=_less(self.measure.every, scale, 1),

@@ -80,6 +80,7 @@ def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
     assert (look.sweep_models, look.n_shadows, look.n_targets) == (44, 32, 3)
     assert look.measure.every == 1 and whole.measure.every == 4
     assert {*look.questions.stops} >= {"peak", "best_val", "last", 1}
+    assert look.questions.curvature_draws == look.measure.curvature_probes == 2
     assert look.cuts == (
         "6 of 200 epochs",
         "44 of 400 nets",
