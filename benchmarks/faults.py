@@ -27,6 +27,7 @@ from faults_kills import content, kills
 import memlens as ml
 from memlens import drafts, inventory, subsets
 from memlens.drafts import Draft
+from memlens.ranks import Ranks
 from memlens.store import Store
 from memlens.training import _Session, train
 
@@ -209,25 +210,25 @@ def cost_of_digits(rounds: int) -> Rows:
     return rows
 
 
-def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int) -> Rows:
-    """One save of a training on 50,000 colour images, beside an epoch that is timed in part."""
+def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int, n_samples: int = 50_000) -> Rows:
+    """One save of a training on so many colour images, beside an epoch that is timed in part."""
     rng = np.random.default_rng(0)
-    images = rng.integers(256, size=(50_000, 3, 32, 32), dtype=np.uint8)
-    parts = (images, np.arange(50_000) % 10), (images[:100], np.arange(100) % 10)
+    images = rng.integers(256, size=(n_samples, 3, 32, 32), dtype=np.uint8)
+    parts = (images, np.arange(n_samples) % 10), (images[:100], np.arange(100) % 10)
     data = ml.data.from_arrays("noise", *parts)
     few = replace(data, train=data.train[torch.arange(n_steps * recipe.batch_size)])
-    small = _Session(model, few, recipe, ml.Measure(), True, recipe.engine())
+    small, session = (
+        _Session(model, part, recipe, ml.Measure(), True, recipe.engine(), Ranks())
+        for part in (few, data)
+    )
     small.run_epoch()
     start = time.perf_counter()
     small.run_epoch()
     epoch = (time.perf_counter() - start) * len(data.train) / len(few.train)
-    session = _Session(model, data, recipe, ml.Measure(), True, recipe.engine())
     state = session.state_dict() | {"optimizer": small.optimizer.state_dict()}
     last = {name: value.clone() for name, value in state["net"].items()}
     state["kept"] = {"peak": (0, last), "best_val": (0, last)}
-    state["recorder"] = [
-        torch.rand(9, 50_000) for _ in range(recipe.epochs)
-    ]  # as of the last epoch
+    state["recorder"] = [torch.rand(9, n_samples) for _ in range(recipe.epochs)]  # the last epoch's
     with tempfile.TemporaryDirectory() as folder:
         draft = Timed(Path(folder) / "run.draft")
         draft.save(state)
