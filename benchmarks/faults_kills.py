@@ -226,8 +226,8 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
                     victims.run(job, folder)
                 counts["finished"] += 1
                 counts["differ"] += content(folder) != right
-                left = [e for e in inventory.entries(folder) if e.kind in ("draft", "leftover")]
-                counts["leftovers"] += len(left)
+                kinds = [entry.kind for entry in inventory.entries(folder)]
+                counts["leftovers"] += sum(k in ("part", "draft", "leftover") for k in kinds)
                 seen, folder = set(), work / str(counts["finished"])
             if last:
                 break

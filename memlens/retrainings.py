@@ -118,13 +118,15 @@ def retrain(
         for data, seed in zip(datasets, seeds)
     ]
     found = {key: shelf.get(key) for key in keys}
-    if any(piece is None for piece in found.values()):
-        with shelf.claim(*keys):
+    if claimed := [key for key in keys if found[key] is None]:
+        with shelf.claim(*claimed):
             found = {key: found[key] or shelf.get(key) for key in keys}  # or finished meanwhile
             wanted = dict(zip(keys, zip(datasets, seeds)))
             for same in _by_images(wanted):
                 if missing := {key: same[key] for key in same if found[key] is None}:
                     found |= _finish(kind, model, same, missing, recipe, n_jobs, shelf)
+    for key in keys:
+        shelf.tidy(key)
     labels = [data.train.labels.numpy() for data in datasets]
     return [found[key].arrays | {"y_true": y} for key, y in zip(keys, labels)]
 
@@ -151,14 +153,11 @@ def _finish(
     # A call that was killed while it put its pieces has left all its chunks. To train what is
     # missing alone would be another stack, and other last bits.
     wanted = same if all(name in shelf for name in chunks) else missing
-    _, chunks = _chunks(KINDS[kind], model, wanted, recipe)
     pieces = train_kind(KINDS[kind], model, wanted, recipe, n_jobs, shelf)
     for key in missing:
         what = f"{kind}: {described(model, wanted[key][0], recipe)}"
         pieces[key] = pieces[key]._replace(meta={"kind": kind}, what=what)
         shelf.put(key, pieces[key])
-    for name in chunks:
-        shelf.remove(name)
     return {key: pieces[key] for key in missing}
 
 
@@ -172,7 +171,8 @@ def train_kind(
 ) -> dict[str, store.Piece]:
     """What a kind leaves for each wanted (data, seed); they share their images.
 
-    Each stack of nets is kept on the shelf until the caller removes it, and taken from there.
+    Each stack of nets is kept on the shelf as a part of the last of them, and taken from there; the
+    caller puts that one last, and tidies up after it.
     """
     parts, chunks = _chunks(kind, model, wanted, recipe)
     data = next(iter(wanted.values()))[0]
@@ -203,7 +203,8 @@ def _chunks(
 ) -> tuple[list[tuple[str, Part]], dict[str, list[int]]]:
     """All nets to train, and which of them are stacked, by the name under which a stack is kept.
 
-    The name says who is in the stack: who is beside a net decides the last bits of its weights.
+    The name says who is in the stack, as who is beside a net decides the last bits of its weights.
+    It makes the stack a part of the piece that is put last: with that, all others are finished.
     """
     parts = [(key, part) for key, (data, s) in wanted.items() for part in kind.plan(data, s)]
     data = next(iter(wanted.values()))[0]
@@ -215,8 +216,8 @@ def _chunks(
     for rows in by_size.values():
         for chunk in np.array_split(rows, -(-len(rows) // stack)):
             members = [[parts[i][0], int(i - first[parts[i][0]])] for i in chunk]
-            name = members[0][0].partition("-")[0]
-            chunks[f"{name}-{store.fingerprint(members)}.{len(members)}-nets"] = chunk.tolist()
+            name = f"{list(wanted)[-1]}.{len(members)}-nets-{store.fingerprint(members)}"
+            chunks[name] = chunk.tolist()
     return parts, chunks
 
 

@@ -207,9 +207,17 @@ class Store:
         files.remove(self.folder / key)
 
     def tidy(self, key: str) -> None:
-        """Remove the parts and the draft of a finished piece, which a kill may have left."""
-        for path in (*self.folder.glob(f"{key}.*"), *self.folder.glob(f"{DRAFTS}/{key}.draft")):
-            with suppress(OSError):  # of a store that is only read, it is no business of ours
+        """Remove what kills have left of a finished piece, unless somebody is at work on it.
+
+        That is its parts, its draft, and what was being written or removed.
+        """
+        left = [f"{key}.*", f".{key}.*part", f"{DRAFTS}/{key}.draft", f"{DRAFTS}/.{key}.*part"]
+        if not any(any(self.folder.glob(pattern)) for pattern in left):
+            return
+        if locks.is_held(self.lock_of(key)):
+            return
+        with suppress(OSError), self.claim(key):  # of a store that is only read: not our business
+            for path in (*self.folder.glob(left[0]), *self.folder.glob(left[2])):
                 files.remove(path)
 
     def clear(self) -> int:

@@ -9,6 +9,7 @@ When one dies, Dask gives its trainings to another, and they give the same bits 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -118,15 +119,23 @@ def side_by_side(
     ValueError
         If ``MEMLENS_JOBS`` is no number of processes.
     RuntimeError
-        If a worker has other code or another device, or trains in several threads.
+        If a worker has other code or another device, trains in several threads, or is killed.
     OSError
         If no scheduler answers, or pieces were removed meanwhile.
     """
     found = {key: shelf.get(key) for key in calls}
     missing = [key for key in calls if found[key] is None]
-    for key, piece in _results([calls[key] for key in missing], n_jobs, recipes):
-        if piece is not None:
-            shelf.put(key, piece)
+    try:
+        for key, piece in _results([calls[key] for key in missing], n_jobs, recipes):
+            if piece is not None:
+                shelf.put(key, piece)
+    except BrokenProcessPool as error:
+        n_kept = sum(key in shelf for key in calls)
+        raise RuntimeError(
+            "a process that trained was killed, as when memory runs out; the same call goes "
+            f"on from what is kept ({n_kept} of {len(calls)} pieces): make it again, with fewer "
+            "processes (n_jobs, or --jobs) if it happens again"
+        ) from error
     found |= {key: shelf.get(key) for key in missing}
     if lost := [key for key in missing if found[key] is None]:
         raise OSError(f"finished work vanished from the cache meanwhile: {lost}; run it again")

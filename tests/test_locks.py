@@ -93,6 +93,22 @@ def test_what_killed_writers_left_is_removed_by_who_claims_the_piece(tmp_path):
         assert [name for name in kept if (tmp_path / name).exists()] == kept
 
 
+def test_what_is_left_of_a_finished_piece_is_removed_unless_somebody_is_at_work(tmp_path):
+    shelf = Store(tmp_path)
+    shelf.put("run-1", Piece({}, {}))
+    left = [".run-1.77.part", ".drafts/.run-1.draft.77.part", "run-1.0-3", ".drafts/run-1.draft"]
+    kept = ["run-1", ".run-12.77.part", "run-12.0-3", ".drafts/run-12.draft"]
+    for name in (*left, *kept[1:]):
+        (tmp_path / name).mkdir(parents=True)
+    with shelf.claim("run-1"):
+        (tmp_path / left[0]).mkdir()  # a claim removes what was left when it began
+        shelf.tidy("run-1")
+        assert all((tmp_path / name).exists() for name in (left[0], left[2], left[3], *kept))
+    shelf.tidy("run-1")
+    assert not [name for name in left if (tmp_path / name).exists()]
+    assert [name for name in kept if (tmp_path / name).exists()] == kept
+
+
 def _race(folder, name, barrier):
     barrier.wait()
     shelf = Store(folder)

@@ -1,5 +1,6 @@
 """Extra trainings: each kind against a slow loop that trains its nets one by one."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -310,6 +311,21 @@ def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tm
     monkeypatch.setattr(retrainings, "_work", None)
     for one, two in zip(whole, retrain("folds", "mlp", data, SHORT, **settings), strict=True):
         same(one, two)
+
+
+def test_stacks_that_outlived_their_retraining_are_removed(tiny, monkeypatch, tmp_path):
+    """A kill after the last piece, and one while a stack was being removed."""
+    data, real = [tiny, tiny.with_noise(0.2)], store.Store.tidy
+    settings = {"seeds": [0, 1], "n_jobs": 1}
+    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    monkeypatch.setattr(store.Store, "tidy", lambda *_: None)
+    retrain("folds", "mlp", data, SHORT, **settings)
+    stacks = list(tmp_path.glob("folds-*.*"))
+    assert len(stacks) == 3
+    os.replace(stacks[0], tmp_path / f".{stacks[0].name}.77.part")
+    monkeypatch.setattr(store.Store, "tidy", real)
+    retrain("folds", "mlp", data, SHORT, **settings)
+    assert sorted(p.name[:6] for p in tmp_path.iterdir()) == [".locks", "folds-", "folds-"]
 
 
 def test_bad_requests_are_named(double):

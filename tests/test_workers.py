@@ -106,7 +106,7 @@ def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked
     for n in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             retrainings.retrain("folds", "mlp", [tiny], SHORT, seeds=[0])
-        assert len(list(store.cache_dir().glob("folds-*.1-nets"))) == n
+        assert len(list(store.cache_dir().glob("folds-*.1-nets-*"))) == n
     monkeypatch.setattr(store.Store, "put", put)
     (left,) = retrainings.retrain("folds", "mlp", [tiny], SHORT, seeds=[0])
     store.Store().clear()
@@ -202,6 +202,27 @@ def test_the_command_line_tells_the_kernels_of_notebooks(monkeypatch, option, na
 
 
 # Last: the cluster has one worker afterwards.
+def _made(key, folder, killed):
+    """A piece, or this process's sudden end once the first piece is kept."""
+    shelf = store.Store(folder)
+    while killed and key != "run-0" and "run-0" not in shelf:
+        time.sleep(0.01)
+    if killed and key != "run-0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return workers.handed_over(key, store.Piece({"x": np.arange(3)}, {}), shelf)
+
+
+@pytest.mark.filterwarnings("ignore:resource_tracker")  # joblib's, of the process that was killed
+def test_a_process_that_is_killed_is_told_and_its_fellows_work_is_kept(tmp_path):
+    shelf = store.Store(tmp_path)
+    calls = lambda killed: {  # noqa: E731
+        f"run-{k}": delayed(_made)(f"run-{k}", tmp_path, killed) for k in range(3)
+    }
+    with pytest.raises(RuntimeError, match=r"was killed.*\(1 of 3 pieces\): make it again, with"):
+        workers.side_by_side(calls(True), shelf, n_jobs=2)
+    assert set(workers.side_by_side(calls(False), shelf, n_jobs=2)) == set(calls(False))
+
+
 def test_a_worker_that_is_killed_in_mid_sweep_changes_no_bit(tiny, monkeypatch, tmp_path, asked):
     _, (victim, _) = asked
     monkeypatch.setattr(subsets, "TOGETHER", 2)
