@@ -138,7 +138,8 @@ def bars(
     """Bars from 0 to the column mean, numbered, a row for each index entry; std is an error bar.
 
     A row whose mean is NaN keeps its place, empty. ``printed`` names a column with the paper's
-    numbers, drawn as hollow diamonds. ``groups``, index entry -> group, colours by group, such as a
+    numbers, drawn as hollow diamonds; ours then stand in a column of their own, so that none of
+    them is read as a diamond's. ``groups``, index entry -> group, colours by group, such as a
     family of scores, with a key below; else each score has its own colour of `plots.PALETTE`.
     """
     rows = _name_rows(ax, frame.index)
@@ -152,7 +153,8 @@ def bars(
         error_kw={"ecolor": INK, "elinewidth": 0.8},
     )
     handles = [] if groups is None else _paint(drawn.patches, [groups[n] for n in frame.index])
-    ends = np.fmax(frame["mean"] + spread, 0)  # beside a bar to the left, not on it
+    # Beside a bar, also of one to the left, or in a column at the right border.
+    ends, across = np.fmax(frame["mean"] + spread, 0), ax.transData
     if printed is not None:
         handles.append(
             ax.scatter(
@@ -167,12 +169,11 @@ def bars(
                 label="paper",
             )
         )
-        ends = np.fmax(ends, frame[printed])
+        ends, across = pd.Series(1.0, frame.index), ax.get_yaxis_transform()
     for row, mean, end in zip(rows, frame["mean"], ends, strict=True):
         if not np.isnan(mean):
-            ax.annotate(
-                f"{mean:.{digits}f}", (end, row), (5, 0), textcoords="offset points", va="center"
-            )
+            beside = {"textcoords": "offset points", "xycoords": across, "va": "center"}
+            ax.annotate(f"{mean:.{digits}f}", (end, row), (5, 0), **beside)
     if groups is not None:  # a key of many lines has its place below the label of the axis
         below = ScaledTranslation(0, -32 / 72, ax.get_figure(root=True).dpi_scale_trans)
         ax.legend(

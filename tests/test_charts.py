@@ -188,6 +188,15 @@ def test_bars_draw_means_spreads_and_the_printed_numbers(ax):
     assert ax.transData.transform((0, top))[1] > ax.transData.transform((0, bottom))[1]
 
 
+def test_numbers_beside_diamonds_stand_in_a_column(ax):
+    """Right of all bars and diamonds, however far the paper's number lies from ours."""
+    frame = pd.DataFrame({"mean": [0.1, -0.2], "paper": [0.9, 0.3]}, ["csg", "csl"])
+    charts.bars(ax, frame, printed="paper").set(xlim=(-0.3, 1))
+    ax.figure.canvas.draw()
+    lefts = [text.get_window_extent().x0 for text in ax.texts]
+    assert lefts[0] == pytest.approx(lefts[1], abs=5) and min(lefts) > ax.bbox.x1
+
+
 def test_bars_without_spread_or_paper_are_just_bars(ax):
     charts.bars(ax, TABLE[["mean"]])
     assert len(ax.patches) == 3 and not ax.collections
