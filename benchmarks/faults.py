@@ -1,6 +1,6 @@
 """What faults do to finished and unfinished work: kills, flipped bytes, a full disk, bad inputs.
 
-    python benchmarks/faults.py                 # every part, about ten minutes on two cores
+    python benchmarks/faults.py                 # every part, about 25 minutes on two cores
     python benchmarks/faults.py flips disk      # these parts; the rows of the others are kept
 
 The targets are in ``GOALS``. A part in miniature is a test of its own (`tests/test_faults.py`).
@@ -266,7 +266,7 @@ PARTS = {
     # In batches, so that a call that is cut short has left its rows.
     **{f"training {k}": lambda k=k: _kills("training", 10, k) for k in range(1, 11)},
     **{f"sweep {k}": lambda k=k: _kills("sweep", 10, k) for k in range(1, 4)},
-    **{f"retraining {k}": lambda k=k: _kills("retraining", 10, k) for k in range(1, 4)},
+    **{f"retraining {k}": lambda k=k: _kills("retraining", 10, k) for k in range(1, 11)},
     **{f"parallel {k}": lambda k=k: _kills("parallel", 10, k) for k in range(1, 4)},
     "flips": _flips,
     "disk": _disk,
