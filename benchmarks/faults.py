@@ -226,8 +226,11 @@ def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int, n_samples: int = 
     small.run_epoch()
     epoch = (time.perf_counter() - start) * len(data.train) / len(few.train)
     state = session.state_dict() | {"optimizer": small.optimizer.state_dict()}
-    last = {name: value.clone() for name, value in state["net"].items()}
-    state["kept"] = {"peak": (0, last), "best_val": (0, last)}
+    # Two other nets, at their worst: tensors that two names share are written once.
+    state["kept"] = {
+        name: (0, {k: value.clone() for k, value in state["net"].items()})
+        for name in ("peak", "best_val")
+    }
     state["recorder"] = [torch.rand(9, n_samples) for _ in range(recipe.epochs)]  # the last epoch's
     with tempfile.TemporaryDirectory() as folder:
         draft = Timed(Path(folder) / "run.draft")

@@ -205,6 +205,10 @@ def joined(recipe: Recipe, *, own_statistics: bool = False) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks()
         return
+    # DistributedDataParallel imports it. Imported while there is a group, defaults of its functions
+    # would hold that for good: its threads, alive while the interpreter ends, abort it at times.
+    import torch._dynamo
+
     on_gpu = recipe.engine().device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(local_gpu())  # before NCCL looks which one is in use
