@@ -147,7 +147,7 @@ class Conventional:
             recipe.batch_size,
             sampler=Order(pictures),
             num_workers=workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=devices.is_gpu(self.device),
             persistent_workers=workers > 0,
         )
 
@@ -212,7 +212,7 @@ def measure(bench: Bench, case: str) -> None:
     }
     first = {name: seconds_of(loop) for name, loop in loops.items()}
     say(f"first epochs, with compilation: { {k: round(v, 1) for k, v in first.items()} } s")
-    if bench.device.type == "cuda":
+    if devices.is_gpu(bench.device):
         found = waits(loops["recorded"])
         measured = "waits for the GPU in the steps of an epoch"
         table.add("speed", case, measured, float(bool(found)), note=found[:200])

@@ -39,7 +39,7 @@ def resolve(name: str) -> torch.device:
     if not known:
         raise ValueError(f"unknown device {name!r}; use 'cpu', 'cuda', 'cuda:1' or 'auto'")
     device = torch.device(name)
-    if device.type == "cuda":
+    if is_gpu(device):
         n = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= n:
             raise ValueError(
@@ -50,13 +50,18 @@ def resolve(name: str) -> torch.device:
     return device
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether it is a GPU; all that is asked of one, it is asked through ``torch.cuda``."""
+    return device.type != "cpu"
+
+
 def sums_in_float32(device: torch.device) -> bool:
     """Whether convolutions in bfloat16 add up in float32 there, gradients of weights included.
 
     On a GPU they do. On a CPU those of oneDNN do, which need AVX-512 or better; torch's own, which
     take their place, round the sum to bfloat16 after every image.
     """
-    if device.type != "cpu":
+    if is_gpu(device):
         return True
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -90,7 +95,7 @@ class Engine:
             If there is no such device.
         """
         place = resolve(device)
-        fast = place.type == "cuda"
+        fast = is_gpu(place)
         able = fast and torch.cuda.is_bf16_supported(including_emulation=False)
         return cls(
             place,
@@ -142,7 +147,7 @@ class Engine:
         """Inside, kernels are chosen by trial on a GPU, and float32 is float32."""
         with exact_float32(), torch.random.fork_rng(self._gpus()), self._many_graphs():
             before = torch.backends.cudnn.benchmark
-            torch.backends.cudnn.benchmark = self.device.type == "cuda"
+            torch.backends.cudnn.benchmark = is_gpu(self.device)
             try:
                 yield
             finally:
@@ -158,7 +163,7 @@ class Engine:
         return torch._dynamo.config.patch(recompile_limit=GRAPHS)
 
     def _gpus(self) -> list[int]:
-        return [self.device.index or 0] if self.device.type == "cuda" else []
+        return [self.device.index or 0] if is_gpu(self.device) else []
 
 
 @contextmanager
@@ -203,8 +208,7 @@ def bytes_per_sample(net: nn.Module, x: Tensor) -> int:
 
 def rows_at_once(net: nn.Module, x: Tensor) -> int:
     """How many samples like ``x`` (1, ...) one pass with gradients may take."""
-    gpu = x.device.type == "cuda"
-    budget = GPU_SHARE * total_memory(x.device) if gpu else CPU_BYTES
+    budget = GPU_SHARE * total_memory(x.device) if is_gpu(x.device) else CPU_BYTES
     return int(max(1, min(EVAL_ROWS, budget // bytes_per_sample(net, x))))
 
 
@@ -216,14 +220,14 @@ def rows_of(net: nn.Module, in_shape: tuple[int, ...]) -> int:
 
 def total_memory(device: torch.device) -> int:
     """Bytes of memory that a device has."""
-    if device.type == "cuda":
+    if is_gpu(device):
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free on a device, or could be freed at once."""
-    if device.type == "cuda":
+    if is_gpu(device):
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     try:

@@ -52,7 +52,7 @@ def of_training(
     needs = {"weights and their copies": weights * copies, largest: int(1.25 * passes[largest])}
     if isinstance(train, Tensor):
         floats = 4 * train.numel()
-        moved = train.nbytes if x.device.type != "cpu" else 0  # a CPU has them already
+        moved = train.nbytes if devices.is_gpu(x.device) else 0  # a CPU has them already
         ready = floats if recipe.augment == "none" and floats <= READY_BYTES else 0
         needs["images"] = moved + ready
     if measure.logit_gradients:

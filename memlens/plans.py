@@ -70,7 +70,7 @@ def plan_for(
         If not even the smallest batch fits.
     """
     place = devices.resolve(device)
-    gpu = place.type == "cuda"
+    gpu = devices.is_gpu(place)
     n = len(data.train)
     model = model or ("resnet18" if gpu and min(data.in_shape[1:]) >= 24 else "strided_cnn")
     batch = min(BATCH, n // 2)

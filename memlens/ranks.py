@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from memlens import devices
 from memlens.devices import Engine
 from memlens.recipes import Measure, Recipe
 from memlens.recorder import Recorder
@@ -104,7 +105,7 @@ class Group(Ranks):
 
     def engine(self, engine: Engine) -> Engine:
         """The GPU of this process's number on its machine; or the CPU."""
-        if engine.device.type != "cuda":
+        if not devices.is_gpu(engine.device):
             return engine
         own = replace(engine, device=torch.device("cuda", local_gpu()))
         torch.cuda.set_device(own.device)
@@ -120,7 +121,7 @@ class Group(Ranks):
         """
         if not any(isinstance(layer, BATCH_NORM) for layer in net.modules()):
             return net
-        if next(net.parameters()).device.type == "cuda":
+        if devices.is_gpu(next(net.parameters()).device):
             return nn.SyncBatchNorm.convert_sync_batchnorm(net)
         if self.own_statistics:
             return net
@@ -134,7 +135,7 @@ class Group(Ranks):
     def wrap(self, net: nn.Module) -> nn.Module:
         """The net whose gradients are those of all processes."""
         device = next(net.parameters()).device
-        places = [device] if device.type == "cuda" else None
+        places = [device] if devices.is_gpu(device) else None
         return nn.parallel.DistributedDataParallel(net, device_ids=places)
 
     def own(self, items: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def joined(recipe: Recipe, *, own_statistics: bool = False) -> Iterator[Ranks]:
     # would hold that for good: its threads, alive while the interpreter ends, abort it at times.
     import torch._dynamo
 
-    on_gpu = recipe.engine().device.type == "cuda"
+    on_gpu = devices.is_gpu(recipe.engine().device)
     if on_gpu:
         torch.cuda.set_device(local_gpu())  # before NCCL looks which one is in use
     dist.init_process_group("nccl" if on_gpu else "gloo")

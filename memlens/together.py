@@ -25,7 +25,7 @@ from memlens.training import shuffled, thread_count
 
 # Values of inputs, over all nets, in one pass without gradients: its layers then stay in the cache.
 # 50 nets of the digits profile took 2^24: 0.51 s, 2^20: 0.28 s, 2^16: 0.50 s. A GPU wants more.
-EVAL_VALUES = {"cpu": 2**20, "cuda": 2**25}
+VALUES_ON_CPU, VALUES_ON_GPU = 2**20, 2**25
 STACK_ON_GPU = 1000  # small nets: a step of so many takes as many kernels as a step of one
 
 
@@ -38,7 +38,7 @@ def size_of_stack(model: str, data: Dataset, recipe: Recipe, on_cpu: int) -> int
     if model not in models.SMALL:
         return 1
     device = recipe.engine().device
-    if device.type == "cpu":
+    if not devices.is_gpu(device):
         return on_cpu
     net = models.build(model, data.n_classes, data.in_shape)
     sample = devices.bytes_per_sample(net, torch.zeros(1, *data.in_shape))
@@ -121,7 +121,8 @@ class Nets:
 
     def _rows(self, values: int) -> int:
         """Samples of so many values in one pass."""
-        return max(1, EVAL_VALUES[self.device.type] // (len(self) * values))
+        most = VALUES_ON_GPU if devices.is_gpu(self.device) else VALUES_ON_CPU
+        return max(1, most // (len(self) * values))
 
     def weight_norms(self) -> Tensor:
         """L2 norm of all parameters of each net, (n_models,): `signals.weight_norm` of each."""

@@ -18,7 +18,7 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from memlens import store
+from memlens import devices, store
 from memlens.data import Dataset
 from memlens.recipes import Recipe
 
@@ -32,7 +32,7 @@ Made = tuple[str, store.Piece | None]  # a key, and its piece where the caller h
 
 def on_gpu(recipes: Iterable[Recipe]) -> bool:
     """Whether any of the trainings takes a GPU."""
-    return any(recipe.engine().device.type == "cuda" for recipe in recipes)
+    return any(devices.is_gpu(recipe.engine().device) for recipe in recipes)
 
 
 def scheduler() -> str | None:

@@ -104,7 +104,7 @@ def test_curvature_is_asked_at_the_named_stops_of_each_net_alone(tiny):
 def test_curvature_does_not_depend_on_how_many_samples_go_at_once(tiny, monkeypatch):
     nets = Nets.build("mlp_bn", tiny, SEEDS)
     whole = answers.curvature_of(nets, tiny, 2)
-    monkeypatch.setattr(ml.together, "EVAL_VALUES", {"cpu": 3 * 64 * 7})  # seven samples a pass
+    monkeypatch.setattr(ml.together, "VALUES_ON_CPU", 3 * 64 * 7)  # seven samples a pass
     assert torch.allclose(answers.curvature_of(nets, tiny, 2), whole, rtol=1e-5, atol=1e-9)
     assert nets.base.training  # as it was
     assert all(w.dtype == torch.float32 for w in nets.weights.values())

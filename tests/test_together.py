@@ -169,7 +169,7 @@ def test_logits_are_those_of_each_net_in_eval_mode(double, masks, monkeypatch):
         assert not member.training
         assert torch.allclose(logits[i], member(x), **CLOSE)
         assert torch.allclose(nets(x.expand(3, *x.shape))[i], logits[i], **CLOSE)
-    monkeypatch.setattr(together, "EVAL_VALUES", {"cpu": 3 * 64 * 7})  # seven samples a pass
+    monkeypatch.setattr(together, "VALUES_ON_CPU", 3 * 64 * 7)  # seven samples a pass
     assert torch.allclose(nets.predict(double), logits, **CLOSE)
 
 
