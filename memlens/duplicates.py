@@ -94,10 +94,8 @@ def features(model: nn.Module, data: Dataset, images: Tensor) -> Tensor:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no nn.Linear: pass features of your own")
-    rows, seen = (
-        devices.rows_of(model, data.in_shape),
-        [],
-    )  # before the hook, which it would go through
+    rows = devices.rows_of(model, data.in_shape)  # before the hook, which it would go through
+    seen: list[Tensor] = []
     keep = lambda _, inputs: seen.append(inputs[0].flatten(1))  # noqa: E731
     handle = layers[-1].register_forward_pre_hook(keep)
     try:

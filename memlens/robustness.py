@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from memlens import devices
 from memlens.data import Dataset, Samples
+from memlens.feeds import in_order
 from memlens.signals import warn_if_samples_touch
 
 BATCH = 512  # samples attacked at once; ours
@@ -158,6 +160,7 @@ def adversarial_distance(
     Parameters
     ----------
     net : nn.Module, in eval mode
+        The attack computes where the net is.
     data : Dataset
         How pixels become the net's input.
     samples : Samples, optional
@@ -187,10 +190,11 @@ def adversarial_distance(
     samples = data.train if samples is None else samples
     find = _attack(attack, options)
     forward = lambda x: net(data.normalise(x * data.pixel_max))  # noqa: E731
-    found = []
-    for images, labels in zip(samples.images.split(BATCH), samples.labels.split(BATCH)):
-        x = images / data.pixel_max
-        found.append((find(forward, x, labels) - x).flatten(1).double().norm(dim=1))
+    found, weight = [], next(net.parameters(), samples.labels)  # a net may have none
+    with devices.exact_float32():
+        for images, y in in_order(samples, BATCH, weight.device):
+            x = images / data.pixel_max
+            found.append((find(forward, x, y) - x).flatten(1).double().norm(dim=1))
     distances = torch.cat(found).cpu().numpy()
     if n_missed := int(np.isnan(distances).sum()):
         warnings.warn(

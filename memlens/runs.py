@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from memlens import models, plots, scores
+from memlens import devices, models, plots, scores
 from memlens.data import Dataset
 from memlens.stopping import PEAKS, Peak
 from memlens.traces import Trace
@@ -142,14 +142,23 @@ class Run:
         plt.close(figure)  # a notebook would show it twice
         return figure
 
-    def checkpoint(self, name: str) -> nn.Module:
-        """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last"."""
+    def checkpoint(self, name: str, *, device: str = "cpu") -> nn.Module:
+        """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last".
+
+        ``device`` as in `Recipe`; what measures a net (`training.predict`, `passes.in_parts`)
+        computes where it is.
+
+        Raises
+        ------
+        ValueError
+            If there is no such checkpoint, or no such device.
+        """
         if name not in CHECKPOINTS:
             raise ValueError(f"unknown checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
         net = models.build(self.model, self.data.n_classes, self.data.in_shape)
         weights = self._group(f"checkpoint/{name}/")
         net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
-        return net.eval()
+        return net.eval().to(devices.resolve(device))
 
     def checkpoint_epoch(self, name: str) -> int:
         """Epoch (from 0) after which the checkpoint was taken."""

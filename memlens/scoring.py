@@ -183,9 +183,8 @@ class Work:
         """Keep what the net, as it ended, says of samples."""
         if not len(samples) or self.shelf.get(_answers_of(job.key)) is not None:
             return
-        net = run.checkpoint("last").to(job.recipe.engine().device)
-        with devices.exact_float32():
-            logits = predict(net, job.data, samples).double()
+        net = run.checkpoint("last", device=job.recipe.device)
+        logits = predict(net, job.data, samples).double()
         piece = store.Piece({"probability": logits.softmax(1).cpu().numpy()}, {})
         self.shelf.put(_answers_of(job.key), piece)
 

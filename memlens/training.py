@@ -60,7 +60,7 @@ def predict(
     """Logits (n, n_classes), float32, in eval mode, on clean inputs; on the device of the model.
 
     Of samples, or of images (n, channels, height, width) in the units of the data; ``rows`` at a
-    time, by default as many as fit.
+    time, by default as many as fit. Float32 keeps all its bits on a GPU, too.
     """
     device = next(model.parameters()).device
     rows = rows or devices.rows_of(model, data.in_shape)
@@ -70,7 +70,8 @@ def predict(
         parts = (images for images, _ in in_order(samples, rows, device))
     else:
         parts = (images.to(device) for images in samples.split(rows))
-    logits = [model(data.normalise(images)) for images in parts]
+    with devices.exact_float32():
+        logits = [model(data.normalise(images)) for images in parts]
     model.train(was_training)
     return torch.cat(logits)
 
