@@ -1,25 +1,18 @@
-"""What a loop is fed, and that no step waits for the device."""
+"""What a loop is fed. That no step of it waits for a GPU: `test_gpu`."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import memlens as ml
-from memlens import feeds, models, signals
+from memlens import feeds
 from memlens.data import Moves, from_arrays
 from memlens.devices import Engine
-from memlens.epochs import Epoch
 from memlens.feeds import Feed, in_order
-from memlens.recipes import OPTIMIZERS, Recipe, mixed_seed
-from memlens.recorder import Recorder
-from memlens.steps import train_step
+from memlens.recipes import Recipe, mixed_seed
 from memlens.training import train
-from memlens.watching import Watched, from_loss
 
 RECIPE = Recipe(batch_size=7, augment="crop_flip")
 
@@ -117,85 +110,3 @@ def test_a_training_from_a_folder_is_that_from_memory(colour, tmp_path, augment)
     for name in runs[0].arrays:
         if name != "history/seconds":
             assert np.array_equal(*(run.arrays[name] for run in runs), equal_nan=True), name
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails on what makes the host wait for a GPU: values that are looked at, sizes of results."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "equal")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name in self.WAITS or by_mask:
-            raise AssertionError(f"{function} waits for the device")
-        return function(*args, **(kwargs or {}))
-
-
-def steps(data, engine, monkeypatch):
-    net = engine.place(models.build("small_cnn_bn", 4, data.in_shape)).train()
-    optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), RECIPE), Recorder(20, flush_bytes=1)
-    # On a CPU indices are checked at once, which costs nothing there and would be seen here.
-    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)
-    batches = Feed(data, RECIPE, engine).batches(torch.arange(20), 0, 0)
-    first = next(batches)  # what is drawn for the epoch comes over before its first batch
-    return net, optimizer, recorder, [first], batches
-
-
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_no_step_waits_for_the_device(colour, monkeypatch, bfloat16):
-    engine = Engine(bfloat16=bfloat16, channels_last=True)
-    net, optimizer, recorder, first, rest = steps(colour, engine, monkeypatch)
-    with NoWaiting():
-        for part in (first, rest):
-            for index, x, y in part:
-                train_step(engine.forward(net), optimizer, x, y, recorder, index, 0.05)
-    assert recorder.end_epoch()["loss"] > 0
-
-
-def test_waiting_is_noticed():
-    x = torch.tensor([1.0, 2.0])
-    for wait in (lambda: x.sum().item(), lambda: x[x > 1], lambda: torch.bincount(x.long())):
-        with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
-            wait()
-
-
-def test_everything_of_a_step_is_on_the_device(colour):
-    """On a pretended GPU: a tensor left on the CPU would not meet those on it."""
-    device = torch.device("cuda", 0)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        feed, recorder = Feed(colour, RECIPE, Engine(device, channels_last=True)), Recorder(20)
-        weight = fake.from_tensor(torch.randn(4, 3 * 16 * 16)).to(device)
-        for index, x, y in feed.batches(torch.arange(20), 0, 0):
-            assert {t.device for t in (index, x, y)} == {device}
-            logits = x.flatten(1) @ weight.T
-            assert signals.loss(logits, y).device == device
-            x.grad = torch.ones_like(x)
-            recorder.update(index, x, logits, y)
-        recorder._epoch.flush()
-        assert recorder._epoch._values.device == device
-
-
-@pytest.mark.parametrize("visits", ["once", "any"])
-def test_no_step_of_a_foreign_loop_waits_for_the_device(colour, monkeypatch, visits):
-    net = models.build("small_cnn_bn", 4, colour.in_shape)
-    recorder = Recorder(20, flush_bytes=1, visits=visits)
-    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)
-    x, y, scale = colour.train.images.float(), colour.train.labels, torch.tensor(0.5)
-    with Watched(net, recorder) as watched, NoWaiting():
-        for index in torch.arange(20).split(8):
-            (F.cross_entropy(net(x[index]), y[index]) * scale).backward()
-            watched.update(index, y[index])
-    assert watched.end_epoch()["loss"] > 0
-    with NoWaiting():
-        batch = recorder.watch(x)
-        logits = net(batch)
-        (F.cross_entropy(logits, y) * scale).backward()
-        recorder.update(torch.arange(20), batch, logits, y, loss_scale=scale)
-    assert recorder.end_epoch()["loss"] > 0
-
-
-def test_reading_the_scale_off_the_loss_does_not_wait_either():
-    logits, y = torch.randn(6, 3), torch.arange(6) % 3
-    with NoWaiting():
-        from_loss(logits, y, torch.tensor(2.0), torch.tensor(6))

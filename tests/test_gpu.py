@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import memlens as ml
-from memlens import metrics, models, signals
+from memlens import models, signals
 from memlens.data import from_arrays
 from memlens.feeds import Feed
 from memlens.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.recorder import Recorder
 from memlens.steps import train_step
 from memlens.training import train
-from memlens.watching import Watched
+from memlens.watching import Watched, from_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -29,8 +29,8 @@ def colour():
     return from_arrays("noise", (images(256), np.arange(256) % 4), (images(64), np.arange(64) % 4))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled):
+@pytest.mark.parametrize(("compiled", "rho"), [(False, 0.0), (False, 0.05), (True, 0.0)])
+def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled, rho):
     recipe = Recipe(batch_size=64, augment="crop_flip", **(FAST | {"compiled": compiled}))
     engine = recipe.engine()
     net = engine.place(models.build("resnet18", 4, colour.in_shape)).train()
@@ -42,7 +42,7 @@ def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled):
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
             for index, x, y in [first, *batches]:
-                train_step(forward, optimizer, x, y, recorder, index)
+                train_step(forward, optimizer, x, y, recorder, index, rho)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         recorder.end_epoch()
@@ -52,7 +52,7 @@ def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled):
 @pytest.mark.parametrize("hooks", [False, True])
 @pytest.mark.parametrize("visits", ["once", "any"])
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
-def test_no_step_of_a_loop_of_ones_own_waits_wherever_its_index_lies(hooks, visits, place):
+def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(hooks, visits, place):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)).cuda()
     images, labels = torch.randn(256, 3, 4, 4, device="cuda"), torch.arange(256, device="cuda") % 4
     recorder, scale = Recorder(256, visits=visits, flush_bytes=0), torch.tensor(0.25, device=place)
@@ -60,24 +60,38 @@ def test_no_step_of_a_loop_of_ones_own_waits_wherever_its_index_lies(hooks, visi
     factor = scale.to("cuda")
     for epoch in range(2):  # the first one loads kernels
         batches = [
-            (part.to(place), images[part], labels[part]) for part in torch.arange(256).split(64)
+            (part.to(place), images[part], labels[part], labels[part].to(place))
+            for part in torch.arange(256).split(64)
         ]
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
-            for index, x, y in batches:
+            for index, x, y, given in batches:
                 x = x if hooks else recorder.watch(x)
                 logits = net(x)
                 (F.cross_entropy(logits, y) * factor).backward()
                 if hooks:
-                    watched.update(index, y)
+                    watched.update(index, given)
                 else:
-                    recorder.update(index, x, logits, y, loss_scale=scale)
+                    recorder.update(index, x, logits, given, loss_scale=scale)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         (watched or recorder).end_epoch()
     assert recorder.trace.loss[1] == pytest.approx(recorder.trace.loss[0], rel=1e-4)
     assert recorder.trace.grad_l2[1] == pytest.approx(recorder.trace.grad_l2[0], rel=1e-4)
     assert (recorder.visits == 1).all()
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_reading_the_scale_off_the_loss_does_not_wait_either(place):
+    logits, y = torch.randn(6, 3, device="cuda"), torch.arange(6, device="cuda") % 3
+    loss, items = 4 * F.cross_entropy(logits, y), torch.tensor(3).to(place)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        scale, *_ = from_loss(logits, y, loss, items)
+        two, *_ = from_loss(logits, y, loss / 2, items)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (scale.item(), two.item()) == (6.0, 2.0)  # a sum is nearest to 4, b over items is 2
 
 
 def test_the_numbers_are_those_of_the_cpu(tiny):
@@ -91,15 +105,14 @@ def test_the_numbers_are_those_of_the_cpu(tiny):
 
 
 def test_curvature_keeps_all_bits_of_float32(colour):
-    """TF32 rounds to ten bits, a difference of gradients a thousandth of a unit apart drowns."""
-    net = models.build("resnet18", 4, colour.in_shape).eval()
-    x, y = colour.normalise(colour.train.images[:32]), colour.train.labels[:32]
-    exact = signals.curvature(net.double(), x.double(), y, exact=True, n_probes=64).norm
-    engine = Recipe(**FAST).engine()
-    with engine.tuned():
-        found = signals.curvature(net.float().to("cuda"), x.to("cuda"), y.to("cuda"), n_probes=64)
-    assert metrics.spearman(found.norm.cpu().numpy(), exact.numpy()) > 0.95
-    assert float((found.norm.cpu() / exact).median()) == pytest.approx(1, abs=0.1)
+    """TF32 rounds to ten bits: curvature, a thousandth of a difference, is off by a fifth then."""
+    net = models.build("resnet18", 4, colour.in_shape).eval().to("cuda")
+    x, y = (t[:32].to("cuda") for t in (colour.train.images, colour.train.labels))
+    x = colour.normalise(x)
+    with Recipe(**FAST).engine().tuned():
+        found = signals.curvature(net, x, y, n_probes=4).norm
+        exact = signals.curvature(net.double(), x.double(), y, n_probes=4).norm
+    assert found.cpu().numpy() == pytest.approx(exact.cpu().numpy(), rel=0.02)
 
 
 def test_nets_train_together_and_one_by_one(colour, tmp_path, monkeypatch):

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses import FakeTensorMode
 
 from memlens import models, signals
-from memlens.epochs import Epoch
 from memlens.recorder import Recorder
 from memlens.traces import SIGNALS, Trace
 
@@ -433,21 +431,6 @@ def test_with_no_bytes_to_hold_nothing_of_a_step_is_kept(task):
         logits.detach().fill_(torch.nan), batch.grad.fill_(torch.nan)  # as a CUDA graph does
     recorder.end_epoch()
     assert_is_oracle(recorder, task)
-
-
-@pytest.mark.parametrize("visits", ["once", "any"])
-@pytest.mark.parametrize("scale", [1.0, torch.tensor(2.0)])
-def test_index_and_labels_may_lie_on_the_cpu_and_the_net_elsewhere(visits, scale, monkeypatch):
-    """A device that is only imagined: it refuses to mix, as the real one does."""
-    monkeypatch.setattr(Epoch, "check_bounds", lambda self: None)  # there are no values to look at
-    recorder = Recorder(N, visits=visits, flush_bytes=0)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for places in (("cpu", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")):
-            index, y = (torch.zeros(4, dtype=torch.int64, device=place) for place in places)
-            x = torch.zeros(4, 3, device="cuda", requires_grad=True)
-            x.grad = torch.zeros(4, 3, device="cuda")
-            recorder.update(index, x, torch.zeros(4, 2, device="cuda"), y, loss_scale=scale)
-    assert {tensor.device.type for tensor in recorder._epoch._tensors()} == {"cuda"}
 
 
 def test_shares_that_overlap_are_averaged_and_not_doubled(task):
