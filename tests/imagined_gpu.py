@@ -220,7 +220,7 @@ class _Module(backend_registration._DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
-    def get_rng_state(self, device: Any) -> Tensor:
+    def get_rng_state(self, device: Any) -> Tensor:  # of fork_rng, which older torch asks of cuda
         return torch.zeros(1, dtype=torch.uint8)
 
     def set_rng_state(self, state: Tensor, device: Any) -> None:
@@ -254,8 +254,10 @@ def install() -> None:
         "memory_reserved": 0,
         "memory_allocated": 0,
         "max_memory_allocated": 0,
+        "get_rng_state": torch.zeros(1, dtype=torch.uint8),
     }
-    silent = ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "_lazy_init")
+    silent = ("set_device", "synchronize", "empty_cache", "set_rng_state", "_lazy_init",
+              "reset_peak_memory_stats")  # fmt: skip
     for name, answer in (answers | dict.fromkeys(silent)).items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     torch.cuda.set_sync_debug_mode = lambda mode: setattr(debug, "mode", mode)
