@@ -8,12 +8,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 SCRATCH = pytest.StashKey[Path]()
 
-# the same examples on every run and machine; trainings make the time of one example uneven
-settings.register_profile("memlens", deadline=None, derandomize=True, database=None)
-settings.load_profile("memlens")
+with suppress(ImportError):  # a machine that is only there for its GPU may lack it: `test_gpu`
+    from hypothesis import settings
+
+    # the same examples on every run and machine; trainings make the time of one example uneven
+    settings.register_profile("memlens", deadline=None, derandomize=True, database=None)
+    settings.load_profile("memlens")
 
 
 def pytest_configure(config: pytest.Config) -> None:
