@@ -155,10 +155,11 @@ class Run:
         """
         if name not in CHECKPOINTS:
             raise ValueError(f"unknown checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
+        place = devices.resolve(device)
         net = models.build(self.model, self.data.n_classes, self.data.in_shape)
         weights = self._group(f"checkpoint/{name}/")
         net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
-        return net.eval().to(devices.resolve(device))
+        return net.eval().to(place)
 
     def checkpoint_epoch(self, name: str) -> int:
         """Epoch (from 0) after which the checkpoint was taken."""

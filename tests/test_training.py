@@ -170,6 +170,8 @@ def test_checkpoints_are_the_nets_of_their_epochs(small):
     assert run.checkpoint_epoch("peak") == run.peak.peak_epoch
     with pytest.raises(ValueError, match=r"unknown checkpoint 'best'; known: peak, best_val, last"):
         run.checkpoint("best")
+    with pytest.raises(ValueError, match=r"device is 'cuda:99'"):
+        run.checkpoint("last", device="cuda:99")
 
 
 def test_stop_really_stops_at_the_peak_and_scores_the_same(small):
