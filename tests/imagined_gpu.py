@@ -13,7 +13,6 @@ To torch it is the backend of its own that torch keeps for others ("privateuseon
 call means it, and so does all that is asked of ``torch.cuda``.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,9 +31,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data._utils import pin_memory
 
 NAME = "imagined"
-GPU = torch.device("cpu")  # until `install`
+GPU = torch.device("privateuseone", 0)  # which torch calls by our name after `install`
 MEMORY = 16 << 30  # bytes
-EVERYWHERE = "MEMLENS_IMAGINE"  # set: the CPU of a recipe means the GPU, too
 LOOKS = ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "equal")
 INDEXES = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 CONVOLUTIONS = ("convolution", "convolution_backward")
@@ -227,23 +225,12 @@ class _Module(backend_registration._DummyBackendModule):
         pass
 
 
-def resolve(name: str) -> torch.device:
-    """As `memlens.devices.resolve` on a machine with one GPU."""
-    if name == "cpu" and not os.environ.get(EVERYWHERE):
-        return torch.device("cpu")
-    if not re.fullmatch(rf"cpu|auto|{NAME}:0|cuda(:0)?", name):
-        raise ValueError(f"device is {name!r}, but torch finds 1 GPUs here")
-    return GPU
-
-
 def install() -> None:
     """Register it, for good: a process that has done so is of no other use."""
-    global GPU
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module(), _Hooks())
     kept = torch.library.Library("_", "IMPL")
     kept.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     install.kept = kept  # what it registers goes with it
-    GPU = torch.device(NAME, 0)
     answers = {
         "is_available": True,
         "device_count": 1,
@@ -266,7 +253,9 @@ def install() -> None:
     pin_memory.pin_memory = lambda batch, *_: batch
     from memlens import devices, models
 
-    devices.resolve = resolve
+    # A plan keeps its device by name: by ours, which the real function does not know.
+    real = devices.resolve
+    devices.resolve = lambda name: _read(real("cuda" if name == str(GPU) else name))
     large = set(models.MODELS) - set(models.SMALL)
     # A processor takes minutes for a large net; where its tensors are is no other question.
     models.MODELS.update(dict.fromkeys(large, models.MODELS["small_cnn_bn"]))

@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import memlens as ml
-from memlens import devices, duplicates, outputs, passes, robustness, signals, subsets
+from memlens import devices, duplicates, outputs, passes, robustness, signals
 from memlens.profiles import PROFILES
-from memlens.retrainings import KINDS
-from memlens.together import size_of_stack
 from memlens.training import predict
 
 GPU, HERE = "cuda", "cpu"
@@ -115,13 +113,11 @@ def profile(device):
 def all_of(profile):
     """Everything that the notebooks ask of a profile, by name."""
     data = profile.load().with_noise(0.1)
-    model = profile.model
     run = profile.runs(data, seeds=1, sam_rho=0.05, stop="weight_norm")[0]
     found = {f"score {name}": values for name, values in run.scores.items()}
     found |= {f"post-hoc {name}": values for name, values in run.posthoc_scores.items()}
     found |= {f"memorization {name}": v for name, v in profile.memorization(data).items()}
     extra = profile.extra_scores([data], seeds=[0])[0]
-    assert len(KINDS) == 4
     found |= {f"extra {name}": values for name, values in extra.items()}
     found |= {f"asked {name}": values for name, values in profile.half_sweep(data).arrays.items()}
     net = run.checkpoint("last", device=profile.recipe.device)
@@ -133,7 +129,6 @@ def all_of(profile):
     found["distance"] = robustness.adversarial_distance(net, data, data.train[:40])
     found["features"] = duplicates.features(net, data, data.train.images[:40])
     found["pairs"] = duplicates.find(data.train[:40], found["features"])
-    assert size_of_stack(model, data, profile.recipe, 7) >= 1
     return found
 
 
@@ -182,5 +177,4 @@ def test_the_benchmarks_of_a_gpu_run_there(tmp_path):
     waits = tried.xs("waits for the GPU in the steps of an epoch", level="measure")
     assert len(waits) == 2
     assert (waits.astype(float) == 0).all()
-    assert subsets.TOGETHER
     assert imagined_gpu.waited  # at the ends of epochs

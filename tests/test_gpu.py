@@ -29,9 +29,12 @@ def colour():
     return from_arrays("noise", (images(256), np.arange(256) % 4), (images(64), np.arange(64) % 4))
 
 
-@pytest.mark.parametrize(("compiled", "rho"), [(False, 0.0), (False, 0.05), (True, 0.0)])
-def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled, rho):
-    recipe = Recipe(batch_size=64, augment="crop_flip", **(FAST | {"compiled": compiled}))
+@pytest.mark.parametrize(
+    ("changes", "rho"),
+    [({}, 0.0), ({}, 0.05), ({"precision": "float32"}, 0.05), ({"compiled": True}, 0.0)],
+)
+def test_no_step_of_an_epoch_waits_for_the_device(colour, changes, rho):
+    recipe = Recipe(batch_size=64, augment="crop_flip", **(FAST | changes))
     engine = recipe.engine()
     net = engine.place(models.build("resnet18", 4, colour.in_shape)).train()
     forward, feed = engine.forward(net), Feed(colour, recipe, engine)
@@ -45,14 +48,19 @@ def test_no_step_of_an_epoch_waits_for_the_device(colour, compiled, rho):
                 train_step(forward, optimizer, x, y, recorder, index, rho)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert {t.device for t in (*first, *recorder._epoch._tensors())} == {engine.device}
         recorder.end_epoch()
     assert np.isfinite(recorder.trace.loss).all()
+    assert (recorder.trace.loss.mean(1) > 0).all()
 
 
 @pytest.mark.parametrize("hooks", [False, True])
 @pytest.mark.parametrize("visits", ["once", "any"])
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
-def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(hooks, visits, place):
+@pytest.mark.parametrize("labels_at", ["cpu", "cuda"])
+def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(
+    hooks, visits, place, labels_at
+):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)).cuda()
     images, labels = torch.randn(256, 3, 4, 4, device="cuda"), torch.arange(256, device="cuda") % 4
     recorder, scale = Recorder(256, visits=visits, flush_bytes=0), torch.tensor(0.25, device=place)
@@ -60,7 +68,7 @@ def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(hooks
     factor = scale.to("cuda")
     for epoch in range(2):  # the first one loads kernels
         batches = [
-            (part.to(place), images[part], labels[part], labels[part].to(place))
+            (part.to(place), images[part], labels[part], labels[part].to(labels_at))
             for part in torch.arange(256).split(64)
         ]
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
@@ -75,6 +83,7 @@ def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(hooks
                     recorder.update(index, x, logits, given, loss_scale=scale)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert {t.device for t in recorder._epoch._tensors()} == {images.device}
         (watched or recorder).end_epoch()
     assert recorder.trace.loss[1] == pytest.approx(recorder.trace.loss[0], rel=1e-4)
     assert recorder.trace.grad_l2[1] == pytest.approx(recorder.trace.grad_l2[0], rel=1e-4)
