@@ -1,12 +1,6 @@
-"""What every test shares: a cache and a figures folder of its own, so the checkout stays clean.
+"""What tests share: tiny data, a training by hand, one with planted flips."""
 
-And what several rooms are checked against: tiny data, a training by hand, one with planted flips.
-"""
-
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -25,36 +19,12 @@ if TYPE_CHECKING:
     from memlens.runs import Run
     from memlens.shadows import Shadows, Target
 
-SCRATCH = pytest.StashKey[Path]()
-
 with suppress(ImportError):  # a machine that is only there for its GPU may lack it: `test_gpu`
     from hypothesis import settings
 
     # the same examples on every run and machine; trainings make the time of one example uneven
     settings.register_profile("memlens", deadline=None, derandomize=True, database=None)
     settings.load_profile("memlens")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Redirect what memlens writes. Kernels that nbval starts inherit it, so that the notebooks
-    share one cache with each other, and none with yesterday's code.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix="memlens-tests-"))
-    config.stash[SCRATCH] = scratch
-    os.environ["MEMLENS_CACHE"] = str(scratch / "cache")
-    os.environ["MEMLENS_FIGURES"] = str(scratch / "figures")
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # no kernel of the user's in place of ours
-    os.environ.pop("JUPYTER_PATH", None)
-    # Threads that wait by spinning slow each other many times down where others work, too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
-    )
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what was redirected."""
-    shutil.rmtree(config.stash.get(SCRATCH, None) or "", ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

@@ -9,6 +9,8 @@ import ast
 import copy
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -355,3 +357,11 @@ def test_a_slash_in_a_formula_is_no_path(tmp_path):
     source = "print('a / b', '/', r'$\\partial l/\\partial x$')\nplt.style.use('memlens')"
     write(tmp_path, [cell(source, 1)])
     assert no_absolute_paths(tmp_path) == no_random_output(tmp_path) == []
+
+
+def test_a_notebook_that_is_tested_alone_draws_elsewhere():
+    alone = [sys.executable, "-m", "pytest", "--collect-only", "--nbval-lax", "00_primer.ipynb"]
+    told = subprocess.run(alone, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
+    drawn = Path(re.search(r"^figures: (.+)$", told, re.MULTILINE)[1])
+    assert not drawn.is_relative_to(FOLDER.parent)
+    assert not drawn.exists()  # it is gone with the run
