@@ -80,10 +80,14 @@ class Recipe:
         """Where and how a net trained by this recipe computes on this machine."""
         return Engine.of(self.device, self.precision, self.channels_last, self.compiled)
 
+    @property
+    def drops(self) -> tuple[int, ...]:
+        """Epochs, counted from 0, that begin with a lower rate; never the first one."""
+        return tuple(max(1, int(share * self.epochs)) for share in self.milestones)
+
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
-        passed = sum(epoch >= int(share * self.epochs) for share in self.milestones)
-        return self.lr * self.gamma**passed
+        return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
 
 @dataclass(frozen=True)

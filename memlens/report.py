@@ -271,8 +271,7 @@ def stopping_section(scored: Scored) -> str:
             f"after epoch {peak.detected_epoch}; training stopped there. No validation set is "
             "needed."
         )
-        recipe = scored.plan.recipe
-        drops = [int(share * recipe.epochs) for share in recipe.milestones]
+        drops = scored.plan.recipe.drops
         if near := [drop for drop in drops if abs(drop - peak.peak_epoch) <= NEAR_DROP]:
             told += (
                 f" But the learning rate falls at epoch {near[0]}, and the norm follows it: this "

@@ -111,6 +111,13 @@ def test_learning_rates_drop_at_shares_of_the_epochs():
     recipe = Recipe(epochs=7, lr=0.5, milestones=(0.5, 0.8), gamma=0.1)
     rates = [recipe.lr_at(epoch) for epoch in range(7)]  # at int(3.5) = 3 and int(5.6) = 5
     assert rates == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
+    assert recipe.drops == (3, 5)
+
+
+def test_the_first_epoch_has_the_whole_learning_rate():
+    one, two = (Recipe(epochs=n, lr=0.5, milestones=(0.3, 0.6)) for n in (1, 2))
+    assert one.lr_at(0) == 0.5
+    assert (two.lr_at(0), two.lr_at(1)) == pytest.approx((0.5, 0.005))
 
 
 def test_mixed_seeds_do_not_collide_where_sums_would():
