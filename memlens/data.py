@@ -62,6 +62,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Samples({len(self):,} images {_looks(self.images)}{_changed(self)})"
+
     def __getitem__(self, which: Tensor) -> "Samples":
         """The chosen samples (mask or positions), each with its original index."""
         images = self.images[which] if torch.is_tensor(self.images) else self.images.subset(which)
@@ -71,6 +74,15 @@ class Samples:
     def is_noisy(self) -> Tensor:
         """Mask (n_samples,) of the samples whose label was changed."""
         return self.labels != self.clean_labels
+
+
+def _looks(images: Tensor) -> str:
+    return f"{tuple(images.shape[1:])} {str(images.dtype).removeprefix('torch.')}"
+
+
+def _changed(samples: Samples) -> str:
+    n = int(samples.is_noisy.sum())
+    return f", {n:,} labels changed" if n else ""
 
 
 def _check_vector(name: str, values: Tensor, n: int) -> None:
@@ -127,6 +139,13 @@ class Dataset:
         if (counts == 0).any():
             empty = [self.class_names[i] for i in (counts == 0).nonzero()[:, 0]]
             raise ValueError(f"classes without a training sample in {self.name}: {empty}")
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name}: {len(self.train):,} training samples{_changed(self.train)}, "
+            f"{len(self.test):,} test samples, {self.n_classes} classes, "
+            f"images {_looks(self.train.images)})"
+        )
 
     @property
     def n_classes(self) -> int:

@@ -78,6 +78,9 @@ class Recorder:
         self._counts: list[Tensor] = []  # (n_samples,) for each, where visits are counted
         self._epoch = self._new_epoch(0)
 
+    def __repr__(self) -> str:
+        return f"Recorder({self.n_samples:,} samples, {self.n_epochs} epochs finished)"
+
     @property
     def n_epochs(self) -> int:
         """Finished epochs."""

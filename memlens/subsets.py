@@ -149,6 +149,11 @@ class Sweep:
     arrays: Mapping[str, np.ndarray]
     origin: Mapping[str, object]
 
+    def __repr__(self) -> str:
+        n_models, n_samples = self.masks.shape
+        stops = ", ".join(map(str, self.questions.stops))
+        return f"Sweep({n_models:,} nets on {n_samples:,} samples, asked at {stops})"
+
     def logits_at(self, stop: Stop) -> np.ndarray:
         """Logits at a stop, (n_models, n_views, n_samples, n_classes), float32.
 

@@ -206,6 +206,16 @@ def test_bad_data_sets_are_refused():
         Dataset("x", good, good, tuple("abc")).with_noise(10)
 
 
+def test_data_are_told_in_a_line_not_in_pixels(digits):
+    noisy = digits.with_noise(0.1)
+    assert repr(noisy) == (
+        "Dataset(digits: 1,437 training samples, 143 labels changed, 360 test samples, 10 classes, "
+        "images (1, 8, 8) uint8)"
+    )
+    assert repr(noisy.train) == "Samples(1,437 images (1, 8, 8) uint8, 143 labels changed)"
+    assert repr(noisy.test) == "Samples(360 images (1, 8, 8) uint8)"
+
+
 def test_data_are_editable_copies(digits):
     darker = replace(digits.train, images=digits.train.images // 2)
     assert int(digits.train.images.max()) == 16

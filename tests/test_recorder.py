@@ -74,6 +74,7 @@ def test_the_means_are_those_of_the_epoch(task):
         visit(recorder, task, indices)
     means = recorder.end_epoch()
     assert means == pytest.approx({k: float(v.mean()) for k, v in oracle(task).items()}, rel=1e-5)
+    assert repr(recorder) == f"Recorder({N} samples, 1 epochs finished)"
 
 
 def test_a_wrong_scatter_would_be_seen(task):

@@ -82,6 +82,7 @@ def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_
     monkeypatch.setattr(subsets, "_train_chunk", lambda *_: pytest.fail("trained again"))
     again = ml.subset_sweep("mlp", small, n_models=8, recipe=SHORT)
     assert np.array_equal(again.logits, sweeps[0].logits)
+    assert repr(again) == "Sweep(8 nets on 80 samples, asked at last)"
 
 
 def test_a_sweep_of_the_same_pixels_on_another_scale_is_another_sweep(small, tmp_path, monkeypatch):
