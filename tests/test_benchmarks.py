@@ -8,6 +8,7 @@ import gpu_speed
 import gpu_sweep
 import numpy as np
 import pandas as pd
+import published
 import pytest
 import torch
 from common import interleaved
@@ -15,6 +16,7 @@ from gpu_curvature import authors_curvature
 from gpu_table import NOT_RUN, Bench, Goal, OutOfTime, Table, met, tiny_images
 
 from memlens import models, signals, store
+from memlens.profiles import Profile
 from memlens.recipes import Recipe
 
 GOALS = [Goal("p", "a", "x", "s", "<= 2"), Goal("p", "a", "y"), Goal("p", "b", "x", "s", ">= 2")]
@@ -254,3 +256,25 @@ def test_what_grows_is_measured_and_forecast_in_miniature(tmp_path, monkeypatch)
     assert table["forecast", "in-step scores, in each process"].item() == pytest.approx(5.125)
     assert table["forecast", "answers of all nets"].item() == 80
     assert len(table["step", "a sample"]) == len(table["forecast", "all trainings"]) == 3
+
+
+def test_scores_beside_published_memorization_in_miniature(tmp_path, monkeypatch, house_style):
+    truth = np.random.default_rng(0).random(256)
+    for name in ("CACHE", "FIGURES"):
+        monkeypatch.setenv(f"MEMLENS_{name}", str(tmp_path / name))
+    monkeypatch.setattr("common.RESULTS", tmp_path)
+    monkeypatch.setattr(published, "SCALE", 0.03)
+    monkeypatch.setattr(Profile, "load", lambda _: tiny_images())
+    monkeypatch.setattr(Profile, "memorization", lambda *_: pd.DataFrame({"memorization": truth}))
+    assert published.main() == 0
+    found = pd.read_csv(tmp_path / "published.csv", index_col=["images", "measure"])["value"]
+    assert not found.index.duplicated().any()
+    plain = found["as they are"]
+    assert plain["epochs"] == 6
+    assert plain["csl, auroc"] > 0.8  # the class of a tiny image shows: a wrong label does, too
+    drawn = pd.read_csv(tmp_path / "FIGURES/cifar100/published_similarity.csv", comment="#")
+    drawn = drawn.set_index(["images", "score"])
+    for images, score in drawn.index:
+        assert found[images, f"{score}, pearson"] == pytest.approx(
+            drawn.loc[(images, score), "pearson"], abs=1e-3
+        )

@@ -1,0 +1,124 @@
+"""What a processor shows of the papers' CIFAR-100: its images, beside the published memorization.
+
+    python benchmarks/published.py
+
+Two cores, 35 minutes; an interrupted call goes on. With a small CNN in place of ResNet-18, and
+fewer epochs: how close the in-step scores of one training come to the memorization that Feldman and
+Zhang publish (CSG Table 1), how well they find 10 % flipped labels (CSG Table 4), and where the
+weight norm peaks. By the papers' recipe, with crops and flips, and without them.
+"""
+
+import sys
+import time
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from common import save
+from gpu_science import NOISE, TABLE_1, TABLE_4, first_minimum
+
+import memlens as ml
+from memlens import charts, detection, devices, models, paper, plots
+from memlens.page import Page
+
+NET, SCALE = "strided_cnn", 0.3  # 60 of 200 epochs
+AUGMENTS = {"crops and flips": "crop_flip", "as they are": "none"}
+
+
+def trained(page: Page, data: ml.Dataset) -> dict[tuple[str, float], ml.Run]:
+    """The runs, by what is done to the images and the share of flipped labels."""
+    # Twice as fast where a processor has kernels for it: `precision.py` shows the scores the same.
+    fast = devices.sums_in_float32(torch.device("cpu"))
+    how = {"device": "cpu", "threads": 1, "channels_last": True, "compiled": False}
+    how["precision"] = "bfloat16" if fast else "float32"
+    jobs = {
+        (images, rate): page.profile.job(
+            data.with_noise(rate), model=NET, measure=ml.Measure(), augment=augment, **how
+        )
+        for images, augment in AUGMENTS.items()
+        for rate in (0.0, NOISE)
+    }
+    return dict(zip(jobs, ml.train_many([*jobs.values()]), strict=True))
+
+
+def judged(run: ml.Run, noisy: ml.Run, truth: pd.Series) -> pd.DataFrame:
+    """Similarity with the truth and AUROC of flips, a row a score, beside what is printed."""
+    table = paper.compare(run.scores, truth, table=TABLE_1, n_resamples=200)
+    flipped = noisy.data.train.is_noisy.numpy()
+    area = {name: detection.auroc(flipped, score) for name, score in noisy.scores.items()}
+    theirs = paper.printed(table.index, TABLE_4, dataset="cifar100", noise=NOISE)["mean"]
+    return table.assign(auroc=pd.Series(area), printed_auroc=theirs)
+
+
+def draw(page: Page, tables: pd.DataFrame) -> None:
+    """Both judgements of every score, by the papers' recipe; ticks: without crops and flips."""
+    ours, plain = (tables.loc[images] for images in AUGMENTS)
+    order = ours["pearson"].sort_values(ascending=False).index
+    panels = {"pearson": "Pearson with published memorization", "auroc": "AUROC of flipped labels"}
+    fig, axes = plt.subplots(1, 2, figsize=charts.listsize(len(order) + 2, 2))
+    for ax, (measure, text) in zip(axes, panels.items(), strict=True):
+        shown = ours.loc[order].assign(mean=ours[measure])[["mean", f"printed_{measure}"]]
+        charts.bars(ax, shown, printed=f"printed_{measure}")
+        look = {"marker": "|", "color": "black", "zorder": 5, "label": "no crops and flips"}
+        ax.scatter(plain.loc[order, measure], range(len(order)), **look)
+        left = min(0.0, 1.1 * tables[measure].min()) if measure == "pearson" else 0.5
+        ax.set(xlabel=text, xlim=(left, 1.05))
+    axes[1].set_yticklabels([])
+    axes[0].get_legend().remove()
+    keys = axes[1].get_legend_handles_labels()
+    axes[1].legend(*keys, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    best = plots.label_of(order[0])
+    caption = (
+        f"{best[0].upper()}{best[1:]} is closest to the published memorization of CIFAR-100. "
+        f"In-step scores of one training; flips: {NOISE:.0%} of the labels. Diamonds: printed (CSG "
+        "Tables 1 and 4, Inception and ResNet-18); upright ticks: without crops and flips."
+    )
+    page.figure(fig, "similarity", tables, caption)
+
+
+def facts(run: ml.Run) -> dict[str, float]:
+    """Of one training: how far it came, and its peak beside the validation loss, from epoch 0."""
+    history = run.history
+    called = run.peak.detected_epoch
+    return {
+        "train accuracy": history["train_accuracy"].iloc[-1],
+        "validation accuracy": history["val_accuracy"].iloc[-1],
+        "peak of the weight norm": run.peak.peak_epoch,
+        "peak called after epoch": np.nan if called is None else called,
+        "first minimum of the validation loss": first_minimum(history["val_loss"].to_numpy()),
+        "lowest validation loss": int(history["val_loss"].argmin()),
+        "seconds an epoch": history["seconds"].median(),
+    }
+
+
+def main() -> int:
+    start = time.perf_counter()
+    plots.apply_style()
+    page = Page("published", "cifar100", SCALE)
+    whole, epochs = ml.get_profile("cifar100").recipe.epochs, page.profile.recipe.epochs
+    data = page.profile.load()
+    # Before the work, so that a file that is missing is told at once.
+    truth = page.profile.memorization(data)["memorization"]
+    runs = trained(page, data)
+    net = models.build(NET, data.n_classes, data.in_shape)
+    weights = sum(p.numel() for p in net.parameters())
+    cuts = f"{epochs} of {whole} epochs", f"a CNN of {weights:,} weights in place of ResNet-18"
+    page.profile = replace(page.profile, cuts=cuts)
+    tables = {images: judged(runs[images, 0.0], runs[images, NOISE], truth) for images in AUGMENTS}
+    tables = pd.concat(tables, names=["images"])
+    draw(page, tables)
+    told = {images: facts(runs[images, 0.0]) | {"epochs": epochs} for images in AUGMENTS}
+    told = pd.DataFrame(told).unstack().rename_axis(["images", "measure"]).rename("value")
+    kept = ["cosine", "pearson", "spearman", "auroc"]
+    long = tables[kept].rename_axis(columns="measure").stack().rename("value").reset_index()
+    long["measure"] = long.pop("score") + ", " + long["measure"]
+    rows = pd.concat([long, told.reset_index()], ignore_index=True)
+    save("published", rows.set_index(["images", "measure"]))
+    print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
