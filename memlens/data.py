@@ -135,7 +135,9 @@ class Dataset:
                 f"train images are {self.in_shape}, test images "
                 f"{tuple(self.test.images.shape[1:])}; resize one of them"
             )
-        counts = torch.bincount(self.train.labels, minlength=self.n_classes)
+        # Label noise may take a class its last label: the sample that it was of is still there.
+        both = torch.cat([self.train.labels, self.train.clean_labels])
+        counts = torch.bincount(both, minlength=self.n_classes)[: self.n_classes]
         if (counts == 0).any():
             empty = [self.class_names[i] for i in (counts == 0).nonzero()[:, 0]]
             raise ValueError(f"classes without a training sample in {self.name}: {empty}")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits as sklearn_digits
 
 from memlens.data import Dataset, Moves, Samples, augment, from_arrays, load_digits
+from memlens.recipes import Recipe
+from memlens.training import train
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,17 @@ def test_noise_is_uniform_over_the_other_classes():
     noisy = data.with_noise(0.5).train
     share = (noisy.labels[noisy.is_noisy] == 1).double().mean()
     assert abs(share - 0.5) < 0.01
+
+
+def test_noise_may_take_a_class_its_last_label(digits):
+    few = digits.subset(30)
+    emptied = [
+        noisy
+        for seed in range(40)
+        if (noisy := few.with_noise(0.5, seed=seed)).train.labels.bincount(minlength=10).min() == 0
+    ]
+    assert emptied  # three samples a class: it happens
+    train("mlp", emptied[0], Recipe(epochs=1, batch_size=10))
 
 
 def test_noise_follows_its_seed(digits):
