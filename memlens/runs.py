@@ -1,5 +1,6 @@
 """What one training leaves: scores, history, peaks and checkpoints."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -39,10 +40,10 @@ class Run:
         meta: dict[str, Any],
     ) -> None:
         self.model, self.data, self.arrays, self.meta = model, data, arrays, meta
-        self.history = pd.DataFrame(self._group("history/")).astype({"epoch": int})
+        self.history = history_of(arrays)
         beside = {"lr": self.history["lr"].to_numpy(), "y_true": data.train.labels.numpy()}
-        self.trace = Trace(self._group("trace/"), **beside)
-        posthoc = self._group("posthoc/")
+        self.trace = Trace(_group(arrays, "trace/"), **beside)
+        posthoc = _group(arrays, "posthoc/")
         self.posthoc_trace = Trace(posthoc, **beside) if posthoc else None
         self.peaks = {name: Peak(*meta["peaks"][name]) for name in PEAKS}
 
@@ -52,10 +53,6 @@ class Run:
             f"Run({self.model} on {self.data.name}, {len(self.history)} epochs, "
             f"validation accuracy {last.val_accuracy:.3f}, {self.peak})"
         )
-
-    def _group(self, prefix: str) -> dict[str, np.ndarray]:
-        n = len(prefix)
-        return {k[n:]: v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     @property
     def peak(self) -> Peak:
@@ -157,10 +154,19 @@ class Run:
             raise ValueError(f"unknown checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
         place = devices.resolve(device)
         net = models.build(self.model, self.data.n_classes, self.data.in_shape)
-        weights = self._group(f"checkpoint/{name}/")
+        weights = _group(self.arrays, f"checkpoint/{name}/")
         net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
         return net.eval().to(place)
 
     def checkpoint_epoch(self, name: str) -> int:
         """Epoch (from 0) after which the checkpoint was taken."""
         return self.meta["checkpoints"][name]
+
+
+def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The history, a row an epoch, of a run of which there is only what the store keeps."""
+    return pd.DataFrame(_group(arrays, "history/")).astype({"epoch": int})
+
+
+def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

@@ -19,7 +19,7 @@ from memlens.data import Dataset, Samples
 from memlens.jobs import Job, train_many
 from memlens.owndata import Own
 from memlens.plans import Plan, folds, plan_for
-from memlens.runs import Run
+from memlens.runs import Run, history_of
 from memlens.training import Watch, predict
 
 PLANTED = 0.05  # share of the labels of each class that is flipped for a calibration
@@ -214,9 +214,7 @@ class Work:
         for fold, key in zip(parts, keys[1:], strict=True):
             if fold.any():
                 held_out[fold] = self._piece(_answers_of(key)).arrays["probability"]
-            arrays = self._piece(key).arrays
-            columns = {k[8:]: v for k, v in arrays.items() if k.startswith("history/")}
-            histories.append(pd.DataFrame(columns).astype({"epoch": int}))
+            histories.append(history_of(self._piece(key).arrays))
         own = replace(self.own, data=data)
         return Scored(
             own, self.plan, run, tuple(histories), inside, held_out, self.pairs, self.near
