@@ -163,7 +163,6 @@ def ddp_process(folder):
     whole = recorder.gathered()
     assert whole.merged and whole.gathered() is whole  # and not added up once more
     keep(folder, rank, whole, share, stop, norm)
-    torch.distributed.destroy_process_group()
 
 
 def lightning_process(folder):
@@ -190,3 +189,6 @@ def huggingface_process(folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     globals()[f"{sys.argv[1]}_process"](sys.argv[2])
+    # Neither framework ends its group, whose threads at times abort an interpreter that ends.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
