@@ -189,6 +189,6 @@ def huggingface_process(folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     globals()[f"{sys.argv[1]}_process"](sys.argv[2])
-    # Neither framework ends its group, whose threads at times abort an interpreter that ends.
+    # Neither framework ends a group of gloo, whose threads at times abort an interpreter that ends.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
