@@ -7,12 +7,14 @@ import warnings
 from dataclasses import replace
 
 import gpu
+import gpu_speed
 import imagined_gpu
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_table import tiny_images
 from torch import nn
 
 import memlens as ml
@@ -166,6 +168,22 @@ def test_images_of_ones_own_are_scored_there(tmp_path, monkeypatch, model):
         )
     assert len(scored.table) == 90
     assert scored.table["csl"].notna().all()
+
+
+def test_a_pass_in_tf32_rounds_and_the_training_does_not():
+    data, before = tiny_images(90), torch.backends.cudnn.conv.fp32_precision
+    recipe = ml.Recipe(batch_size=32, device=GPU, precision="float32")
+    loops = [
+        gpu_speed.Loop("small_cnn_bn", data, recipe, False, kind) for kind in ("exact", "tf32")
+    ]
+    for loop in loops:
+        loop()
+    exact, rounded = (loop.probes.recorder.trace.loss for loop in loops)
+    assert rounded == pytest.approx(exact, rel=0.01)
+    assert (rounded != exact).mean() > 0.9
+    weights = (loop.net.state_dict().values() for loop in loops)
+    assert all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(*weights, strict=True))
+    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
 
 
 def test_the_benchmarks_of_a_gpu_run_there(tmp_path):
