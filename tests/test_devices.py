@@ -3,6 +3,7 @@
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import memlens as ml
 from memlens import devices, models
 from memlens.devices import Engine
 from memlens.feeds import Feed
-from memlens.recipes import OPTIMIZERS, Recipe
+from memlens.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.recorder import Recorder
 from memlens.steps import train_step
 from memlens.training import train
@@ -201,6 +202,43 @@ def test_a_training_in_bfloat16_learns_as_one_in_float32():
     assert abs(accuracy[0] - accuracy[1]) < 0.03
     assert low.trace.loss.dtype == np.float32
     assert all(w.dtype == torch.float32 for w in low.checkpoint("last").parameters())
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """How many graphs were traced, as a GPU's are, but without a compiler; a break is an error."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    traced = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", traced)
+    torch._dynamo.reset()
+    counters.clear()
+    return lambda: counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("model", sorted(set(models.MODELS) - set(models.SMALL)))
+def test_a_large_net_is_one_graph_and_the_next_net_needs_no_new_one(model, graphs):
+    """A profile trains hundreds of them in one process."""
+    engine = Engine(bfloat16=True, channels_last=True, compiled=True)
+    side = 64 if model == "resnet50" else 32
+    for seed in range(2):
+        net = engine.place(models.build(model, 3, (3, side, side), seed=seed)).train()
+        with engine.tuned():
+            forward = engine.forward(net)
+            for n in (3, 2):
+                x = torch.zeros(n, 3, side, side).contiguous(memory_format=engine.memory_format)
+                forward(x.requires_grad_()).sum().backward()
+    assert graphs() == 2  # a whole batch, and the last one
+
+
+@pytest.mark.parametrize(("sam_rho", "n_graphs"), [(0.0, 2), (0.05, 4)])
+def test_what_is_measured_after_an_epoch_needs_no_new_graph(tiny, graphs, sam_rho, n_graphs):
+    """It looks at the net in another mode, and through hooks; SAM looks twice, once from afar."""
+    everything = Measure(True, 1, weight_gradients=True, logit_gradients=True)
+    recipe, found = Recipe(epochs=3, batch_size=25, compiled=True, sam_rho=sam_rho), []
+    train("small_cnn_bn", tiny, recipe, everything, watch=lambda row: found.append(graphs()))
+    assert found == [n_graphs] * 3
 
 
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
