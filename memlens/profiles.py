@@ -100,17 +100,29 @@ class Profile:
         )
         return replace(less, cuts=(*self.cuts, *_cuts(self, less)))
 
-    def load(self, root: Path | None = None) -> Dataset:
+    def load(self, root: Path | None = None, *, per_class: int = 1) -> Dataset:
         """The data set, without noise; the samples of a first look only; ``root`` as of `load`.
 
         Where memorization is published by position, samples whose place in the original order is
         not sure are left out (82 of 50,000 in CIFAR-100), so that every sample has a truth.
+
+        Raises
+        ------
+        ValueError
+            If a class has fewer than ``per_class`` training samples.
         """
         data = load(self.dataset, root=root)
         if self.published:
             certain = torch.from_numpy(order_is_certain(data))
             data = replace(data, train=data.train[certain])
-        return data if self.n_samples is None else data.subset(self.n_samples)
+        data = data if self.n_samples is None else data.subset(self.n_samples)
+        smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).min())
+        if smallest < per_class:
+            raise ValueError(
+                f"a class of {data.name} has {smallest} training samples, and {per_class} are "
+                f"needed: set n_samples to {per_class * data.n_classes} or more, or to 0 for all"
+            )
+        return data
 
     def memorization(self, data: Dataset) -> pd.DataFrame:
         """Ground truth of each training sample: published where it is, else from a sweep.

@@ -254,9 +254,19 @@ def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
     """One part a fold, stratified by the labels as they are given, noise included.
 
     Fold k's net has the seed (seed, k). No more folds than the largest class has samples.
+
+    Raises
+    ------
+    ValueError
+        If no class has two samples, one to train on and one to hold out.
     """
     y, n = data.train.labels, len(data.train)
     n_folds = min(n_folds, int(torch.bincount(y).max()))
+    if n_folds < 2:
+        raise ValueError(
+            f"{n} training samples of {data.name} are {n} classes with one each: a fold would hold "
+            "out all that there is of a class; take more samples"
+        )
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n), y)
     masks = [~np.isin(np.arange(n), held_out) for _, held_out in folds]
     return [Part(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]

@@ -106,3 +106,10 @@ def test_samples_without_a_published_truth_are_left_out(monkeypatch, pets):
     assert truth.drop(columns="memorization").isna().all(axis=None)
     assert len(replace(profile, published=False).load().train) == 30
     assert len(replace(profile, n_samples=9).load().train) == 9
+
+
+def test_too_few_samples_of_a_class_are_told_before_any_training():
+    profile = replace(ml.get_profile("digits"), n_samples=20)
+    assert profile.load(per_class=2).train.labels.bincount().tolist() == [2] * 10
+    with pytest.raises(ValueError, match=r"has 2 training samples, and 3 are needed: .* to 30 or"):
+        profile.load(per_class=3)

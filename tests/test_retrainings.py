@@ -335,3 +335,8 @@ def test_bad_requests_are_named(double):
         retrain("folds", "mlp", [double], SHORT, seeds=[0, 1])
     with pytest.raises(ValueError, match=r"unknown model 'vgg'"):
         retrain("folds", "vgg", [double], SHORT, seeds=[0], n_jobs=1)
+    single = double.train[
+        torch.tensor([int((double.train.labels == c).nonzero()[0]) for c in range(3)])
+    ]
+    with pytest.raises(ValueError, match=r"3 training samples of .* are 3 classes with one each"):
+        plan_folds(replace(double, train=single), SEED)
