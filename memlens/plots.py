@@ -87,6 +87,8 @@ def footnote(figure: Figure, text: str) -> None:
     figure.set_size_inches(width, height := height + room)
     if engine := figure.get_layout_engine():
         engine.set(rect=(0, room / height, 1, 1 - room / height))
+    for legend in figure.legends:  # of the whole figure: the layout leaves them at its lower edge
+        legend.borderaxespad += 72 * room / legend.prop.get_size_in_points()
     place = 0.2 * LINE / height
     figure.text(0.01, place, "\n".join(lines), size=5.5, color=INK, va="bottom")
 

@@ -1,5 +1,7 @@
 """The plots draw the numbers they are given, all of them, and alter nothing."""
 
+from itertools import pairwise
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -375,3 +377,21 @@ def test_curves_pass_over_what_was_not_measured(ax):
     csg, csl, aum = (line.get_xydata().tolist() for line in ax.get_lines())
     assert csg == [[0, 1], [2, 3]] and csl == [] and len(aum) == 4
     assert [text.get_text() for text in ax.texts] == ["CSG", "AUM"]
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_small_print_lies_below_all_that_is_drawn(house_style, outside):
+    figure, axes = plt.subplots(1, 2, figsize=plots.figsize(2))
+    lines = axes[0].plot([0, 1], label="a line")
+    axes[0].set_xlabel("epoch")
+    if outside:
+        figure.legend(handles=lines, loc="outside lower center")
+    before = figure.get_size_inches()[1]
+    plots.footnote(figure, "a first look, " * 30)
+    figure.draw_without_rendering()
+    (text,) = figure.texts
+    assert text.get_text().count("\n") >= 2
+    boxes = [text.get_window_extent(), *(a.get_tightbbox() for a in (*figure.legends, axes[0]))]
+    for lower, upper in pairwise(boxes):
+        assert lower.y1 <= upper.y0
+    assert figure.get_size_inches()[1] > before
