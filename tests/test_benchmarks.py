@@ -162,6 +162,23 @@ def test_the_conventional_loop_crops_and_flips():
     assert any(not torch.equal(shown[i][0], still[i][0]) for i in range(9))
 
 
+def test_a_conventional_loop_that_breaks_costs_no_other_number(bench, monkeypatch, tmp_path):
+    def killed(_):
+        raise RuntimeError("DataLoader worker is killed by signal: Bus error")
+
+    monkeypatch.setattr(gpu_speed.Conventional, "__call__", killed)
+    bench.table = Table(tmp_path / "gpu.csv", gpu_speed.GOALS, "small")
+    gpu_speed.run(bench)
+    found = read(tmp_path / "gpu.csv").query("case == 'tiny: resnet18, batch 128'")
+    found = found.set_index("measure")
+    lost = found.index.str.contains("conventional")
+    assert found.loc[lost, "note"].str.contains("failed: .* Bus error").all()
+    assert (found.loc[lost, "value"] == "").all()
+    kept = found.drop(found.index[lost]).drop("waits for the GPU in the steps of an epoch")
+    assert (kept["value"] != "").all()
+    assert bench.table.failed
+
+
 def test_the_authors_curvature_is_ours():
     data = tiny_images(40)
     net = models.build("small_cnn_bn", data.n_classes, data.in_shape).double().eval()
