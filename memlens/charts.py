@@ -173,7 +173,7 @@ def bars(
     for row, mean, end in zip(rows, frame["mean"], ends, strict=True):
         if not np.isnan(mean):
             beside = {"textcoords": "offset points", "xycoords": across, "va": "center"}
-            ax.annotate(f"{mean:.{digits}f}", (end, row), (5, 0), **beside)
+            ax.annotate(f"{mean:z.{digits}f}", (end, row), (5, 0), **beside)
     if groups is not None:  # a key of many lines has its place below the label of the axis
         below = ScaledTranslation(0, -32 / 72, ax.get_figure(root=True).dpi_scale_trans)
         ax.legend(

@@ -203,11 +203,11 @@ def test_bars_without_spread_or_paper_are_just_bars(ax):
 
 
 def test_a_bar_to_the_left_has_its_number_beside_it_and_nan_keeps_its_row(ax):
-    frame = pd.DataFrame({"mean": [0.5, -0.4, np.nan]}, index=["csg", "csl", "aum"])
-    charts.bars(ax, frame, digits=1)
-    assert [text.get_text() for text in ax.texts] == ["0.5", "-0.4"]
-    assert [text.xy for text in ax.texts] == [(0.5, 0), (0, 1)]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["CSG", "CSL", "AUM"]
+    names = ["csg", "csl", "aum", "el2n"]
+    charts.bars(ax, pd.DataFrame({"mean": [0.5, -0.4, np.nan, -0.04]}, index=names), digits=1)
+    assert [text.get_text() for text in ax.texts] == ["0.5", "-0.4", "0.0"]
+    assert [text.xy for text in ax.texts] == [(0.5, 0), (0, 1), (0, 3)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["CSG", "CSL", "AUM", "EL2N"]
 
 
 @pytest.mark.parametrize("kind", [dict, pd.Series])
