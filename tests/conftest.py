@@ -34,6 +34,27 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[], int]]:
+    """From now on nets are traced as a GPU's are, with torch's own kernels: how many graphs so far.
+
+    Takes a backend of ``torch.compile`` that needs no compiler; a break of a graph is an error.
+    """
+    from functools import partial
+
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    def begin(backend: str) -> Callable[[], int]:
+        compiled = partial(torch.compile, backend=backend, fullgraph=True)
+        monkeypatch.setattr(torch, "compile", compiled)
+        torch._dynamo.reset()
+        counters.clear()
+        return lambda: counters["stats"]["unique_graphs"]
+
+    return begin
+
+
+@pytest.fixture
 def house_style() -> Iterator[None]:
     """Plots in the house style; whatever was drawn is closed afterwards."""
     import matplotlib

@@ -3,7 +3,6 @@
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -204,22 +203,10 @@ def test_a_training_in_bfloat16_learns_as_one_in_float32():
     assert all(w.dtype == torch.float32 for w in low.checkpoint("last").parameters())
 
 
-@pytest.fixture
-def graphs(monkeypatch):
-    """How many graphs were traced, as a GPU's are, but without a compiler; a break is an error."""
-    import torch._dynamo
-    from torch._dynamo.utils import counters
-
-    traced = partial(torch.compile, backend="eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", traced)
-    torch._dynamo.reset()
-    counters.clear()
-    return lambda: counters["stats"]["unique_graphs"]
-
-
 @pytest.mark.parametrize("model", sorted(set(models.MODELS) - set(models.SMALL)))
-def test_a_large_net_is_one_graph_and_the_next_net_needs_no_new_one(model, graphs):
+def test_a_large_net_is_one_graph_and_the_next_net_needs_no_new_one(model, traced):
     """A profile trains hundreds of them in one process."""
+    graphs = traced("eager")
     engine = Engine(bfloat16=True, channels_last=True, compiled=True)
     side = 64 if model == "resnet50" else 32
     for seed in range(2):
@@ -233,8 +220,9 @@ def test_a_large_net_is_one_graph_and_the_next_net_needs_no_new_one(model, graph
 
 
 @pytest.mark.parametrize(("sam_rho", "n_graphs"), [(0.0, 2), (0.05, 4)])
-def test_what_is_measured_after_an_epoch_needs_no_new_graph(tiny, graphs, sam_rho, n_graphs):
+def test_what_is_measured_after_an_epoch_needs_no_new_graph(tiny, traced, sam_rho, n_graphs):
     """It looks at the net in another mode, and through hooks; SAM looks twice, once from afar."""
+    graphs = traced("eager")
     everything = Measure(True, 1, weight_gradients=True, logit_gradients=True)
     recipe, found = Recipe(epochs=3, batch_size=25, compiled=True, sam_rho=sam_rho), []
     train("small_cnn_bn", tiny, recipe, everything, watch=lambda row: found.append(graphs()))

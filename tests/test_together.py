@@ -1,7 +1,6 @@
 """Nets trained in one batched pass, against the same nets trained one by one."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -114,16 +113,10 @@ def test_a_fast_step_is_the_plain_one_within_its_precision(tiny, masks, changes,
 
 @pytest.mark.parametrize("n_nets", [1, 3])
 def test_compiled_nets_are_the_plain_ones_and_the_next_stack_needs_no_new_graph(
-    double, masks, monkeypatch, n_nets
+    double, masks, traced, n_nets
 ):
     """Traced as a GPU's are, vmap and all, in one graph; the kernels are torch's own."""
-    import torch._dynamo
-    from torch._dynamo.utils import counters
-
-    traced = partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", traced)
-    torch._dynamo.reset()
-    counters.clear()
+    graphs = traced("aot_eager")
     recipe = replace(SHORT, epochs=2, compiled=True)
     for seeds in (SEEDS, [21, 22, 23]):
         given = (double, masks[:n_nets], recipe, seeds[:n_nets])
@@ -131,7 +124,7 @@ def test_compiled_nets_are_the_plain_ones_and_the_next_stack_needs_no_new_graph(
         plain = trained("small_cnn_bn", *given[:2], replace(recipe, compiled=False), given[3])
         for i in range(n_nets):
             assert_same_state(state_of(fast, i), state_of(plain, i))
-        assert counters["stats"]["unique_graphs"] == 2  # a whole batch, and the last one
+        assert graphs() == 2  # a whole batch, and the last one
 
 
 def test_labels_can_be_each_nets_own(double, masks, train_alone):
