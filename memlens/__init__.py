@@ -55,6 +55,7 @@ shadows        what an attacker has: answers of a target, and of shadow nets
 attacks        membership inference: was this sample trained on?
 privacy        attacks staged from a sweep, and judged at low false positive rates
 robustness     how far a sample is from the nearest one that the net gets wrong
+margins        measured quantities beside thresholds, and how safely they lie on one side
 paper          the printed tables, ours beside theirs, verdicts
 ledger         all claims of all notebooks in one table, and the README's copy of it
 charts         plots with names along an axis: heat maps, bars, forests, dots
@@ -107,9 +108,9 @@ _ROOMS = (
     "handover", "devices", "recipes", "feeds", "passes", "probes", "checks", "metrics", "plots",
     "runs", "forecast", "ranks", "steps", "training", "workers", "jobs", "together", "answers",
     "subsets", "retrainings", "proxies", "costs", "duplicates", "calibration", "detection",
-    "shadows", "attacks", "privacy", "robustness", "paper", "ledger", "charts", "profiles", "page",
-    "finished", "reproduce", "pictures", "listings", "owndata", "readings", "plans", "scoring",
-    "elements", "report", "live", "outputs", "launch",
+    "shadows", "attacks", "privacy", "robustness", "margins", "paper", "ledger", "charts",
+    "profiles", "page", "finished", "reproduce", "pictures", "listings", "owndata", "readings",
+    "plans", "scoring", "elements", "report", "live", "outputs", "launch",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS]

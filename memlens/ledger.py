@@ -15,12 +15,15 @@ import numpy as np
 import pandas as pd
 
 from memlens import paper, store
+from memlens.margins import Comparison
 
 NOTEBOOKS = (
     "00_primer", "01_validate_theory", "02_similarity", "03_early_stopping", "04_mislabel",
     "05_bias", "06_optimizers",
 )  # fmt: skip
-COLUMNS = ("notebook", "kind", "paper", "where", "claim", "measured", "interval", "verdict")
+COLUMNS = (
+    "notebook", "kind", "paper", "where", "claim", "measured", "interval", "margin", "verdict",
+)  # fmt: skip
 START, END = "<!-- ledger:start -->", "<!-- ledger:end -->"
 _WORDS = {"claim": paper.VERDICTS, "doubt": paper.DOUBT_VERDICTS}
 _NOT_TAKEN_UP = "not taken up"
@@ -46,6 +49,8 @@ class Claim:
         What was measured, with its numbers.
     interval : str
         Its spread, see `interval_text`; may be empty.
+    margin : str
+        How far it lies from its threshold, see `margin_text`; may be empty.
     verdict : str
         One of `paper.VERDICTS`, for a doubt of `paper.DOUBT_VERDICTS`.
     """
@@ -56,6 +61,7 @@ class Claim:
     statement: str
     measured: str
     interval: str
+    margin: str
     verdict: str
 
 
@@ -100,6 +106,21 @@ def interval_text(interval: Interval, of: str = "seed") -> str:
     return spread if pair else f"{spread}, {len(values)} {of}{'s' * (len(values) > 1)}"
 
 
+def margin_text(parts: Iterable[Comparison]) -> str:
+    """Write the smallest known margin of the parts, in spreads; empty where none is known.
+
+    Examples
+    --------
+    >>> from memlens.margins import above
+    >>> margin_text([above([0.79, 0.80, 0.81], 0.7), above([0.79, 0.80, 0.81], 0.5)])
+    '10'
+    """
+    known = [part.margin for part in parts if not np.isnan(part.margin)]
+    if not known or np.isinf(min(known)):
+        return "exact" if known else ""
+    return f"{min(known):.2g}" if min(known) < 100 else "over 100"
+
+
 def _rounded(low: float, high: float, whole: bool) -> tuple[str, str]:
     """Write both ends, no finer than their distance and four digits of the larger can tell."""
     size = max(abs(low), abs(high))
@@ -129,8 +150,8 @@ def ledger(profile: str = "digits") -> pd.DataFrame:
     -------
     DataFrame
         `COLUMNS`, all text. First the claims in notebook order, then the doubts in the order of
-        `paper.doubts`; one that no notebook took up has an empty notebook, measured, interval and
-        verdict, one that two took up two rows.
+        `paper.doubts`; one that no notebook took up has an empty notebook, measured, interval,
+        margin and verdict, one that two took up two rows.
 
     Raises
     ------
@@ -226,7 +247,7 @@ def render(table: pd.DataFrame) -> str:
     """
     counts = _counts(table).reset_index()
     blocks = [_table([*counts], [map(str, row) for row in counts.itertuples(index=False)])]
-    columns = ["where", "claim", "measured", "interval", "verdict"]
+    columns = ["where", "claim", "measured", "interval", "margin", "verdict"]
     for name, title in paper.PAPERS.items():
         rows = table[(table["kind"] == "claim") & (table["paper"] == name)]
         if len(rows):
@@ -234,8 +255,10 @@ def render(table: pd.DataFrame) -> str:
             blocks.append(_folded(head, rows, columns, columns))
     doubts = table[table["kind"] == "doubt"]
     head = f"<b>What does not add up in the papers</b>: {_tally(doubts['verdict'])}"
-    columns = ["where", "paper", "claim", "measured", "interval", "verdict"]
-    names = ["doubt", "papers", "what does not add up", "our runs", "interval", "verdict"]
+    columns = ["where", "paper", "claim", "measured", "interval", "margin", "verdict"]
+    names = [
+        "doubt", "papers", "what does not add up", "our runs", "interval", "margin", "verdict",
+    ]  # fmt: skip
     blocks.append(_folded(head, doubts, columns, names))
     return "\n\n".join(blocks) + _missing(table)
 

@@ -3,7 +3,8 @@
     page = ml.open_page("02_similarity", profile)
 
 Facts are printed as yes or NO, because nbval compares text, not pictures, and a trained number is
-not the same to the last digit on another machine.
+not the same to the last digit on another machine. A fact must be far enough from its threshold to
+be the same everywhere; what is closer is an observation, and is not compared.
 """
 
 import ast
@@ -19,8 +20,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from memlens import paper, plots, profiles, store
-from memlens.ledger import NOTEBOOKS, Claim, Interval, as_table, interval_text
+from memlens import margins, paper, plots, profiles, store
+from memlens.ledger import NOTEBOOKS, Claim, Interval, as_table, interval_text, margin_text
+from memlens.margins import Comparison
+
+Parts = Comparison | Sequence[Comparison]
 
 CHECKED = "digits"  # the profile whose facts must hold: the thresholds were measured on it
 DPI = 200  # of the saved pictures: sharp on a page, and small enough to keep in git
@@ -79,6 +83,7 @@ class Page:
         self.folder = store.figures_dir(profile)
         self._must_hold = profile == CHECKED and not self.profile.cuts
         self._claims: dict[tuple[str, str, str], Claim] = {}
+        self._checks: dict[tuple[str, str], tuple[Comparison, ...]] = {}
 
     def figure(
         self, drawing: Figure | Axes | np.ndarray, name: str, data: pd.DataFrame, caption: str
@@ -104,8 +109,10 @@ class Page:
         ValueError
             For a bad name, an empty table or an empty caption; nothing is written.
         """
-        if not re.fullmatch(r"[a-z0-9_]+", name) or name == "claims":
-            raise ValueError(f"figure name {name!r}: use a-z, 0-9 and _, but not 'claims'")
+        if not re.fullmatch(r"[a-z0-9_]+", name) or name in ("claims", "checks"):
+            raise ValueError(
+                f"figure name {name!r}: use a-z, 0-9 and _, but not 'claims' or 'checks'"
+            )
         if data.empty or not caption.strip():
             raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
         picture, figure = BytesIO(), _figure_of(drawing)
@@ -123,40 +130,50 @@ class Page:
         store.write_atomic(self._path(f"{name}.csv"), (header + table).encode())
         store.write_atomic(self._path(f"{name}.png"), picture.getvalue())
 
-    def fact(self, text: str, ok: bool, shown: object = None) -> None:
+    def fact(self, text: str, check: Comparison) -> None:
         """Print ``text: yes``, or fail where the digits profile says otherwise.
+
+        Use it for what is the same on every machine: on the digits profile its margin must be at
+        least `margins.LEAST` spreads, which a test of the stored results holds. What is closer is
+        shown by `observe`.
 
         Parameters
         ----------
         text : str
-            The fact with its margin, such as ``"CSG Pearson at least 0.70"``.
-        ok : bool
-            Whether it holds.
-        shown : object, optional
-            What was measured; only told when the fact does not hold.
+            The fact with its threshold, such as ``"CSG Pearson at least 0.70"``; once a notebook.
+        check : Comparison
+            What was measured, see `margins.above`, `below`, `between`, `close` and `exact`.
 
         Raises
         ------
         AssertionError
             On the whole digits profile, if it does not hold. On other profiles and in a first look
-            ``text: NO`` is printed: the margins were measured on all of digits.
+            ``text: NO`` is printed: the thresholds were set on all of digits.
         """
-        if not isinstance(ok, bool | np.bool_):
-            raise TypeError(f"{text}: ok must be one True or False, got {ok!r}")
-        if ok:
+        self._record("fact", text, check)
+        if check.holds:
             print(f"{text}: yes")
             return
-        answer = f"{text}: NO" + ("" if shown is None else f" (measured {shown})")
+        answer = f"{text}: NO (measured {check})"
         if self._must_hold:
             raise AssertionError(answer)
         print(answer)
+
+    def observe(self, text: str, check: Comparison) -> None:
+        """Print ``text: yes`` or ``NO`` with the measured value and its margin; never fail.
+
+        Another seed or another processor may change the answer, so it has no place in a cell whose
+        output is compared. Parameters as in `fact`.
+        """
+        self._record("observation", text, check)
+        print(f"{text}: {'yes' if check.holds else 'NO'} ({check})")
 
     def claim(
         self,
         source: str,
         statement: str,
         measured: str,
-        holds: bool | Sequence[bool],
+        holds: Parts,
         interval: Interval = "",
         *,
         of: str = "seed",
@@ -171,22 +188,22 @@ class Page:
             The claim in our words; the same source and statement again replace the entry.
         measured : str
             What was measured, with its numbers.
-        holds : bool or sequence of bool
-            Whether it holds, or whether each of its parts does; see `paper.verdict`.
+        holds : Comparison or sequence of Comparison
+            Each part of the claim beside its threshold; see `paper.verdict`.
         interval : str, tuple (low, high), or array-like of shape (n_seeds,)
             The spread of what was measured; see `ledger.interval_text`.
         of : str
             What the values of an array are of, if not of each seed.
         """
-        place = paper.split_source(source)
-        words = self._spread(interval, of), paper.verdict(holds)
-        self._enter(source, Claim("claim", *place, statement, measured, *words))
+        place, parts = paper.split_source(source), _parts(holds)
+        words = self._spread(interval, of), margin_text(parts), paper.verdict(_answers(parts))
+        self._enter(source, Claim("claim", *place, statement, measured, *words), parts)
 
     def doubt(
         self,
         name: str,
         ours: str,
-        bears_out: bool | Sequence[bool] | None,
+        bears_out: Parts | None,
         interval: Interval = "",
         *,
         of: str = "seed",
@@ -199,8 +216,9 @@ class Page:
             An id of `paper.doubts`; the same again replaces the entry.
         ours : str
             What was measured, with its numbers, or why it cannot be.
-        bears_out : bool, sequence of bool or None
-            Whether our runs show it too; None: they cannot tell. See `paper.doubt_verdict`.
+        bears_out : Comparison, sequence of Comparison or None
+            What our runs show beside its threshold, part by part; None: they cannot tell. See
+            `paper.doubt_verdict`.
         interval, of
             As in `claim`.
         """
@@ -210,8 +228,10 @@ class Page:
         if not ours.strip():
             raise ValueError(f"doubt {name!r}: say what our runs show, or why they cannot tell")
         papers, text = listed.loc[name, ["paper", "doubt"]]
-        words = self._spread(interval, of), paper.doubt_verdict(bears_out)
-        self._enter(name, Claim("doubt", papers, name, text, ours, *words))
+        parts = () if bears_out is None else _parts(bears_out)
+        verdict = paper.doubt_verdict(None if bears_out is None else _answers(parts))
+        words = self._spread(interval, of), margin_text(parts), verdict
+        self._enter(name, Claim("doubt", papers, name, text, ours, *words), parts)
 
     def _spread(self, interval: Interval, of: str) -> str:
         """The interval in words; a first look may have nothing to measure, and then has none."""
@@ -222,23 +242,52 @@ class Page:
             return ""
         return interval_text(interval if known.all() else values[known], of)
 
-    def _enter(self, shown: str, entry: Claim) -> None:
+    def _enter(self, shown: str, entry: Claim, parts: Sequence[Comparison]) -> None:
         self._claims[entry.paper, entry.where, entry.statement] = entry
+        name = shown if entry.kind == "doubt" else f"{entry.paper} {entry.where}: {entry.statement}"
+        self._checks[entry.kind, name] = tuple(parts)
         print(f"{shown}: {entry.verdict}")
 
-    def claims(self) -> pd.DataFrame:
-        """Return the claims and doubts, a row each (see `ledger.Claim`); writes NN_claims.csv.
+    def _record(self, kind: str, text: str, check: Comparison) -> None:
+        if not isinstance(check, Comparison):
+            raise TypeError(
+                f"{text}: pass above(values, threshold), below, between, close or exact of "
+                f"memlens.margins, got {type(check).__name__}"
+            )
+        self._checks[kind, text] = (check,)
 
-        Those of a first look go to NN_claims_first_look.csv, which no ledger takes up.
+    def claims(self) -> pd.DataFrame:
+        """Return the claims and doubts, a row each (see `ledger.Claim`).
+
+        Writes them to NN_claims.csv, and every fact, observation, claim and doubt with its margin
+        to NN_checks.csv (see `margins.as_table`). Those of a first look go to files that end in
+        ``_first_look.csv``, which no ledger takes up.
         """
-        table = as_table(self._claims.values())
-        text = table.to_csv(index=False, lineterminator="\n")
-        name = "claims_first_look.csv" if self.profile.cuts else "claims.csv"
-        store.write_atomic(self._path(name), text.encode())
-        return table
+        claims = as_table(self._claims.values())
+        checks = margins.as_table((*key, parts) for key, parts in self._checks.items())
+        suffix = "_first_look" if self.profile.cuts else ""
+        for name, table in (("claims", claims), ("checks", checks)):
+            text = table.to_csv(index=False, lineterminator="\n")
+            store.write_atomic(self._path(f"{name}{suffix}.csv"), text.encode())
+        return claims
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{self.notebook.split('_')[0]}_{name}"
+
+
+def _parts(holds: Parts) -> tuple[Comparison, ...]:
+    """Return the parts of a claim as a tuple, if each has a threshold."""
+    parts = (holds,) if isinstance(holds, Comparison) else tuple(holds)
+    if wrong := [part for part in parts if not isinstance(part, Comparison)]:
+        raise TypeError(
+            "each part of a claim is above(values, threshold), below, between, close or exact of "
+            f"memlens.margins, got {wrong[0]!r}"
+        )
+    return parts
+
+
+def _answers(parts: Sequence[Comparison]) -> list[bool]:
+    return [part.holds for part in parts]
 
 
 def _figure_of(drawing: Artist | np.ndarray) -> Figure:

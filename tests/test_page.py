@@ -17,9 +17,10 @@ from papermill.exceptions import PapermillExecutionError
 
 from memlens import page as page_room
 from memlens import plots, profiles
+from memlens.margins import above, below, exact
 from memlens.page import NOTEBOOKS, open_page, unknown_parameters
 
-COLUMNS = ["kind", "paper", "where", "statement", "measured", "interval", "verdict"]
+COLUMNS = ["kind", "paper", "where", "statement", "measured", "interval", "margin", "verdict"]
 DATA = pd.DataFrame({"epoch": [1, 2, 3], "csg": [0.1, 1 / 3, np.pi]})
 
 
@@ -137,34 +138,69 @@ def test_a_figure_without_its_numbers_is_refused_and_nothing_is_written(
 
 
 def test_a_fact_that_holds_is_printed(page, capsys):
-    page.fact("CSG Pearson at least 0.70", np.float64(0.79) >= 0.70, shown=0.79)
+    page.fact("CSG Pearson at least 0.70", above([0.78, 0.80], 0.70))
     assert capsys.readouterr().out == "CSG Pearson at least 0.70: yes\n"
 
 
 def test_a_fact_that_fails_stops_the_digits_profile(page, capsys):
     with pytest.raises(AssertionError, match=r"at least 0\.70: NO \(measured 0\.61\)"):
-        page.fact("CSG Pearson at least 0.70", False, shown=0.61)
+        page.fact("CSG Pearson at least 0.70", above(0.61, 0.70))
     assert capsys.readouterr().out == ""
 
 
 def test_a_fact_that_fails_is_told_on_other_profiles(capsys):
     page = open_page("02_similarity", "other")
-    page.fact("CSG Pearson at least 0.70", np.nan >= 0.70)
-    page.fact("CSG Pearson at least 0.80", False, shown=0.61)
-    told = "CSG Pearson at least 0.70: NO\nCSG Pearson at least 0.80: NO (measured 0.61)\n"
+    page.fact("CSG Pearson at least 0.70", above([np.nan, 0.8], 0.70))
+    page.fact("CSG Pearson at least 0.80", above([0.60, 0.62], 0.80))
+    told = (
+        "CSG Pearson at least 0.70: NO (measured nan)\nCSG Pearson at least 0.80: NO (measured "
+        "0.61, 13.4 spreads from the threshold)\n"
+    )
     assert capsys.readouterr().out == told
 
 
-@pytest.mark.parametrize("ok", [0.79, None, np.array([True]), pd.Series([True]), "yes"])
-def test_a_fact_is_one_truth_value(page, ok):
-    with pytest.raises(TypeError, match="one True or False"):
-        page.fact("CSG Pearson", ok)
+def test_an_observation_never_fails_and_shows_what_was_measured(page, capsys):
+    page.observe("CSG Pearson at least 0.70", above([0.60, 0.62], 0.70))
+    page.observe("CSG Pearson at most 0.70", below(0.61, 0.70))
+    assert capsys.readouterr().out == (
+        "CSG Pearson at least 0.70: NO (0.61, 6.4 spreads from the threshold)\n"
+        "CSG Pearson at most 0.70: yes (0.61)\n"
+    )
+
+
+@pytest.mark.parametrize("check", [True, np.True_, 0.79, None, "yes"])
+def test_what_has_no_threshold_is_refused(page, check):
+    for enter in (page.fact, page.observe):
+        with pytest.raises(TypeError, match="pass above"):
+            enter("CSG Pearson", check)
+    with pytest.raises(TypeError, match="each part of a claim is above"):
+        page.claim("CSG Table 1", "CSG agrees", "0.79", [above(1, 0), check])
+    assert page.claims().empty
+
+
+def test_every_check_is_written_with_its_margin(page):
+    page.fact("Pearson", above([0.8, 0.9], 0.7))
+    page.observe("one number", below(0.1, 0.2))
+    page.claim("CSG Table 1", "CSG agrees", "0.8", [above([0.8, 0.9], 0.7), exact(True)])
+    page.doubt("csg-table2-ece", "0.02", below([0.1, 0.3], 0.1))
+    claims = page.claims()
+    assert list(claims["margin"]) == ["2.1", "0.71"]
+    checks = pd.read_csv(page.folder / "02_checks.csv")
+    assert checks[["kind", "name", "part"]].values.tolist() == [
+        ["fact", "Pearson", 0], ["observation", "one number", 0],
+        ["claim", "CSG Table 1: CSG agrees", 0], ["claim", "CSG Table 1: CSG agrees", 1],
+        ["doubt", "csg-table2-ece", 0],
+    ]  # fmt: skip
+    np.testing.assert_allclose(
+        checks["margin"], [1.5 * 2**0.5, np.nan, 1.5 * 2**0.5, np.inf, 0.5**0.5]
+    )
+    np.testing.assert_allclose(checks["low"], [0.7, -np.inf, 0.7, 0.5, -np.inf])
 
 
 def test_claims_are_printed_recorded_and_written(page, capsys):
-    page.claim("CSG Table 1", "CSG beats curvature", "0.79 against 0.60", True)
-    page.claim("CSG Fig. 4", "linear, in both", "R² 0.9, 0.2", [np.True_, False])
-    page.claim("CSG Table 2", "calibration improves", "ECE 0.14 against 0.10", (False,))
+    page.claim("CSG Table 1", "CSG beats curvature", "0.79 against 0.60", exact(True))
+    page.claim("CSG Fig. 4", "linear, in both", "R² 0.9, 0.2", [exact(np.True_), exact(False)])
+    page.claim("CSG Table 2", "calibration improves", "ECE 0.14 against 0.10", (exact(False),))
     told = "CSG Table 1: holds\nCSG Fig. 4: holds in part\nCSG Table 2: does not hold here\n"
     assert capsys.readouterr().out == told
     ledger = page.claims()
@@ -178,17 +214,17 @@ def test_claims_are_printed_recorded_and_written(page, capsys):
 
 
 def test_running_a_claim_again_replaces_it(page):
-    page.claim("CSG Table 1", "CSG beats curvature", "0.5", False)
-    page.claim("CSG Table 1", "CSG is cheap", "1.05", True)
-    page.claim("CSG Table 1", "CSG beats curvature", "0.8", True)
+    page.claim("CSG Table 1", "CSG beats curvature", "0.5", exact(False))
+    page.claim("CSG Table 1", "CSG is cheap", "1.05", exact(True))
+    page.claim("CSG Table 1", "CSG beats curvature", "0.8", exact(True))
     assert page.claims()[["measured", "verdict"]].values.tolist() == [
         ["0.8", "holds"], ["1.05", "holds"],
     ]  # fmt: skip
 
 
 def test_two_spellings_of_a_place_are_one_claim(page, capsys):
-    page.claim("Curvature 4.3", "falls", "0.5", False)
-    page.claim("curvature Sec. 4.3", "falls", "0.8", True)
+    page.claim("Curvature 4.3", "falls", "0.5", exact(False))
+    page.claim("curvature Sec. 4.3", "falls", "0.8", exact(True))
     assert page.claims()[["paper", "where", "measured"]].values.tolist() == [
         ["curvature", "section 4.3", "0.8"],
     ]  # fmt: skip
@@ -199,25 +235,27 @@ def test_two_spellings_of_a_place_are_one_claim(page, capsys):
 @pytest.mark.parametrize("source", ["here", "Table 1", "CSG"])
 def test_a_claim_without_paper_or_place_is_refused_and_not_entered(page, source):
     with pytest.raises(ValueError, match="begin with CSG, CSL, curvature"):
-        page.claim(source, "drawn", "1", True)
+        page.claim(source, "drawn", "1", exact(True))
     assert page.claims().empty
 
 
 def test_a_claim_may_have_an_interval(page):
-    page.claim("CSG Table 1", "a", "1", True, interval="95 %: 0.1 to 0.2")
-    page.claim("CSG Table 1", "b", "1", True, interval=(0.7634, 0.8012))
-    page.claim("CSG Table 1", "c", "1", True, interval=np.array([0.78, 0.76, 0.80]))
-    page.claim("CSG Table 1", "d", "1", True, (0.1, 0.2))
+    page.claim("CSG Table 1", "a", "1", exact(True), interval="95 %: 0.1 to 0.2")
+    page.claim("CSG Table 1", "b", "1", exact(True), interval=(0.7634, 0.8012))
+    page.claim("CSG Table 1", "c", "1", exact(True), interval=np.array([0.78, 0.76, 0.80]))
+    page.claim("CSG Table 1", "d", "1", exact(True), (0.1, 0.2))
     assert list(page.claims()["interval"]) == [
         "95 %: 0.1 to 0.2", "0.76 to 0.80", "0.76 to 0.80, 3 seeds", "0.10 to 0.20",
     ]  # fmt: skip
 
 
 def test_doubts_are_printed_recorded_and_written_with_the_claims(page, capsys):
-    page.claim("CSG Table 2", "calibration improves", "0.14, 0.10", False)
-    page.doubt("csg-table2-ece", "0.018 and 0.019", [True, False], interval=[0.01, 0.02])
+    page.claim("CSG Table 2", "calibration improves", "0.14, 0.10", exact(False))
+    page.doubt(
+        "csg-table2-ece", "0.018 and 0.019", [exact(True), exact(False)], interval=[0.01, 0.02]
+    )
     page.doubt("csg-fz-architecture", "no published scores for digits", None)
-    page.doubt("csg-table2-ece", "0.018 and 0.012", np.True_)
+    page.doubt("csg-table2-ece", "0.018 and 0.012", exact(True))
     assert capsys.readouterr().out == (
         "CSG Table 2: does not hold here\ncsg-table2-ece: seen here in part\n"
         "csg-fz-architecture: cannot be tested here\ncsg-table2-ece: seen here too\n"
@@ -236,10 +274,10 @@ def test_doubts_are_printed_recorded_and_written_with_the_claims(page, capsys):
 
 def test_an_unknown_doubt_or_one_of_which_nothing_is_said_is_refused(page):
     with pytest.raises(ValueError, match="unknown doubt 'csg-table2'; .*csg-table2-sums"):
-        page.doubt("csg-table2", "0.1", True)
+        page.doubt("csg-table2", "0.1", exact(True))
     with pytest.raises(ValueError, match="'csg-table2-sums': say what our runs show"):
         page.doubt("csg-table2-sums", " ", None)
-    with pytest.raises(TypeError, match="True or False, got 0.1"):
+    with pytest.raises(TypeError, match=r"each part of a claim is above.*got 0\.1"):
         page.doubt("csg-table2-sums", "0.1", [0.1])
     assert page.claims().empty
 
@@ -309,7 +347,11 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
         'frame = pd.DataFrame({"x": [1, 2], "y": [3, seeds]})\nax.plot(frame["x"], frame["y"])\n'
         'page.figure(ax, "line", frame, "a line")'
     )
-    facts = 'page.fact("two seeds", seeds == 2)\npage.claim("CSG here", "drawn", "1", True)'
+    facts = (
+        "from memlens.margins import exact\n"
+        'page.fact("two seeds", exact(seeds == 2))\n'
+        'page.claim("CSG here", "drawn", "1", exact(True))'
+    )
     book = papermill_run(tmp_path, draw, facts, "page.claims()", seeds=2)
     shown, told = book.cells[3].outputs, book.cells[4].outputs
     assert [output.output_type for output in shown] == ["display_data"]
@@ -319,7 +361,7 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
     assert told[0].text == "two seeds: yes\nCSG here: holds\n"
     folder = tmp_path / "figures" / "digits"
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["00_claims.csv", "00_line.csv", "00_line.png"]
+    assert names == ["00_checks.csv", "00_claims.csv", "00_line.csv", "00_line.png"]
     assert list(pd.read_csv(folder / "00_line.csv", comment="#")["y"]) == [3, 2]
 
 
@@ -338,9 +380,9 @@ def test_a_caption_says_whose_words_it_has(page):
 
 def test_only_the_whole_digits_profile_must_have_something_to_measure(page):
     with pytest.raises(ValueError, match="finite"):
-        page.claim("CSG Table 1", "CSG agrees.", "0.8", True, [0.7, np.nan])
+        page.claim("CSG Table 1", "CSG agrees.", "0.8", exact(True), [0.7, np.nan])
     look = open_page("02_similarity", "digits", scale=0.5)
-    look.claim("CSG Table 1", "CSG agrees.", "0.8", True, [0.7, np.nan, 0.8])
-    look.claim("CSG Table 5", "CSG agrees.", "nan", False, [np.nan])
-    look.claim("CSG Table 6", "CSG agrees.", "nan", False, (np.nan, 0.1))
+    look.claim("CSG Table 1", "CSG agrees.", "0.8", exact(True), [0.7, np.nan, 0.8])
+    look.claim("CSG Table 5", "CSG agrees.", "nan", exact(False), [np.nan])
+    look.claim("CSG Table 6", "CSG agrees.", "nan", exact(False), (np.nan, 0.1))
     assert look.claims()["interval"].tolist() == ["0.70 to 0.80, 2 seeds", "", ""]
