@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from memlens import finished, store
+from memlens import differences, finished, store
 
 HEAD_LINES = 6  # of a failing cell
 
@@ -33,7 +33,8 @@ HEAD_LINES = 6  # of a failing cell
 class Outcome:
     """What came of one notebook: no `failure` means that it ran to its end.
 
-    `reused`: an earlier run still stands, and nothing was run.
+    `reused`: an earlier run still stands, and nothing was run. `figure_changes`
+    and `verdict_changes` compare with what stood in the figures folder before the run.
     """
 
     notebook: str
@@ -43,6 +44,8 @@ class Outcome:
     hold: int
     failure: str
     reused: bool = False
+    figure_changes: differences.Figures = field(default_factory=dict)
+    verdict_changes: list[str] = field(default_factory=list)
 
 
 def reproduce(
@@ -68,7 +71,8 @@ def reproduce(
     -------
     DataFrame
         A row per notebook: notebook, seconds, figures, claims, hold, failure ("" when it passed),
-        reused (whether an earlier run still stands).
+        reused (whether an earlier run still stands), figure_changes and verdict_changes
+        (from what stood in the figures folder before, see `memlens.differences`).
         A notebook that fails does not stop those after it.
 
     Raises
@@ -91,6 +95,11 @@ def reproduce(
     ]
     report = pd.DataFrame(outcomes)
     print(closing_table(report, store.figures_dir(profile)))
+    compared = {
+        name: found for outcome in outcomes for name, found in outcome.figure_changes.items()
+    }
+    changed = [sentence for outcome in outcomes for sentence in outcome.verdict_changes]
+    print(f"\n{differences.report(compared, changed)}")
     return report
 
 
@@ -174,11 +183,13 @@ def standing(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | 
 def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Outcome:
     """Run one notebook; whatever goes wrong in it ends in the outcome, not in an exception."""
     figures, number = store.figures_dir(profile), path.stem.split("_")[0]
-    before, start = ages(figures, number), time.perf_counter()
+    before, stored = ages(figures, number), differences.read(figures, number)
+    start = time.perf_counter()
     key = finished.key_of(path, changed, profile)  # as it is now: it may be edited meanwhile
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
     made = {p for p, age in ages(figures, number).items() if before.get(p) != age}
+    tables = differences.read(figures, number)
     claims = [p for p in made if re.fullmatch(r"\d+_claims(_first_look)?\.csv", p.name)]
     entries = pd.read_csv(claims[0]) if claims else pd.DataFrame({"kind": [], "verdict": []})
     verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are doubts
@@ -186,6 +197,8 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
         "figures": sum(p.suffix == ".png" for p in made),
         "claims": len(verdicts),
         "hold": int((verdicts == "holds").sum()),
+        "figure_changes": differences.figures(stored, tables),
+        "verdict_changes": differences.verdicts(stored, tables),
     }
     if notebook is not None:
         copy = figures / "notebooks" / path.name

@@ -117,6 +117,31 @@ def test_the_kernel_is_ours_whatever_the_user_has_set(folder, monkeypatch, tmp_p
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "evil")  # put back afterwards
 
 
+DRAWN = """import os, pathlib
+folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / profile
+(folder / "00_a.csv").write_text(f"# a caption\\nx,y\\n1,0.5\\n2,{rate * 15}\\n")
+(folder / "00_claims.csv").write_text(
+    "kind,paper,where,statement,verdict\\nclaim,CSG,Table 1,CSG agrees,holds in part\\n")
+"""
+
+
+def test_the_closing_lines_tell_what_differs_from_the_stored_numbers(folder, capsys):
+    figures = folder.parent / "figures" / "digits"
+    figures.mkdir(parents=True)
+    (figures / "00_a.csv").write_text("x,y\n1,0.5\n2,1.0\n")
+    (figures / "00_claims.csv").write_text(
+        "kind,paper,where,statement,verdict\nclaim,CSG,Table 1,CSG agrees,holds\n"
+    )
+    notebook(folder, "00_primer", DRAWN)
+    assert __main__.main(["reproduce"]) == 0
+    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "00_a    100.0%  y" in told
+    assert "Verdicts that changed: 1" in told
+    assert "CSG Table 1 (CSG agrees): holds in part, before: holds" in told
+    assert __main__.main(["reproduce"]) == 0  # nothing is run, and the same is told
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()][-3:] == told[-3:]
+
+
 def test_a_second_call_runs_only_what_would_come_out_differently(folder, capsys):
     source = notebook(folder, "00_primer", CLAIMS, "import os; os.mkdir('ran')")
     figure = folder.parent / "figures" / "digits" / "00_a.png"
@@ -313,22 +338,28 @@ print("the hard sample scores highest:", "yes" if scores.argmax() == 1 else "NO"
 """
 
 
-def nbval(path):
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", path.parent, path]
-    command += ["--nbval-lax", "--nbval-current-env", "--color=no", "-p", "no:cacheprovider"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
+def nbval(*paths):
+    at = paths[0].parent
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", at, *paths]
+    command += ["--nbval-lax", "--nbval-current-env", "--color=no", "-p", "no:cacheprovider", "-v"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=at)
 
 
 def test_a_broken_score_makes_nbval_fail(folder):
-    score = folder / "score.py"
-    score.write_text(SCORE.replace("SIGN", "+1"))
+    """The same notebook twice: beside the score that it was saved with, and beside another."""
+    (folder / "score.py").write_text(SCORE.replace("SIGN", "+1"))
     path = notebook(folder, "00_primer", "import numpy as np", CHECKED)
     assert __main__.main(["reproduce", "--save"]) == 0
-    assert nbval(path).returncode == 0
-    score.write_text(SCORE.replace("SIGN", "-1"))
-    broken = nbval(path)
-    assert broken.returncode == 1
-    assert "the hard sample scores highest: NO" in broken.stdout
+    other = folder / "broken" / path.name
+    other.parent.mkdir()
+    other.write_bytes(path.read_bytes())
+    (other.parent / "score.py").write_text(SCORE.replace("SIGN", "-1"))
+    done = nbval(path, other)
+    assert done.returncode == 1
+    outcomes = re.findall(r"^(\S+)::ipynb::Cell \d+ (PASSED|FAILED)", done.stdout, re.MULTILINE)
+    failed = {name for name, outcome in outcomes if outcome == "FAILED"}
+    assert len(outcomes) == 6 and failed == {f"broken/{path.name}"}
+    assert "the hard sample scores highest: NO" in done.stdout
 
 
 def test_nbval_passes_a_notebook_without_outputs_and_our_gate_does_not(folder):
