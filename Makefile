@@ -12,11 +12,12 @@ ARGS ?=
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lab notebooks claims env clean
+.PHONY: help figures test test-elsewhere lab notebooks claims env clean
 
 help:
 	@echo "make figures    run all notebooks; figures and their numbers in figures/digits/"
 	@echo "make test       ruff, the tests, and every notebook against its stored outputs"
+	@echo "make test-elsewhere  every notebook as three other processors would run it (an hour)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
 	@echo "make claims     write the claims of figures/digits/ into README.md"
@@ -30,7 +31,10 @@ figures: env
 test: env
 	$(RUN) ruff check .
 	$(RUN) pytest memlens tests notebooks --doctest-modules \
-	  --nbval-lax --nbval-current-env --color=no $(ARGS)
+	  --nbval-lax --nbval-current-env --color=no --durations=20 $(ARGS)
+
+test-elsewhere: env
+	$(RUN) tools.elsewhere $(ARGS)
 
 lab: env
 	JUPYTER_PREFER_ENV_PATH=1 $(RUN) jupyterlab notebooks $(ARGS)

@@ -17,9 +17,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Redirect what memlens writes.
 
     Kernels that nbval starts inherit it, so that the notebooks share one cache with each other, and
-    none with yesterday's code.
+    none with yesterday's code. MEMLENS_TEST_SCRATCH names a folder that is kept.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="memlens-tests-"))
+    kept = os.environ.get("MEMLENS_TEST_SCRATCH")
+    scratch = Path(kept or tempfile.mkdtemp(prefix="memlens-tests-"))
     config.stash[SCRATCH] = scratch
     os.environ["MEMLENS_CACHE"] = str(scratch / "cache")
     os.environ["MEMLENS_FIGURES"] = str(scratch / "figures")
@@ -39,4 +40,6 @@ def pytest_report_header() -> str:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what was redirected."""
+    if os.environ.get("MEMLENS_TEST_SCRATCH"):
+        return
     shutil.rmtree(config.stash.get(SCRATCH, None) or "", ignore_errors=True)
