@@ -87,8 +87,8 @@ def executed(folder):
     ]
 
 
-def enough_checked(folder, least=5):
-    """At least five checked cells each, and each of those has text that nbval can compare."""
+def enough_checked(folder, least=6):
+    """At least six checked cells each, and each of those has text that nbval can compare."""
     problems, count = [], dict.fromkeys(notebooks(folder), 0)
     for where, cell in code_cells(folder):
         if CHECK in tags(cell):
@@ -98,6 +98,31 @@ def enough_checked(folder, least=5):
     return problems + [
         f"{k} has {n} checked cells of {least}" for k, n in count.items() if n < least
     ]
+
+
+def no_verdicts_compared(folder):
+    """Verdicts and observations, which another seed may turn, stand in no checked cell."""
+    unsafe = {"page.claim", "page.doubt", "page.observe", "page.claims"}
+    problems = []
+    for where, cell in code_cells(folder):
+        if CHECK in tags(cell):
+            calls = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Call)]
+            found = sorted(unsafe & {ast.unparse(call.func) for call in calls})
+            problems += [f"{where} is checked and calls {name}" for name in found]
+    return problems
+
+
+def no_trained_numbers_compared(folder):
+    """A decimal or a percentage in a checked output stands in the source, or is a closed form."""
+    number = re.compile(r"\d*\.\d+|\d+(?= ?%)")
+    problems = []
+    for where, cell in code_cells(folder):
+        if CHECK not in tags(cell) or "closed-form" in tags(cell):
+            continue
+        printed = [text for text in compared_text(cell) if not text.startswith("<Figure size")]
+        bare = set(number.findall("\n".join(printed))) - set(number.findall(cell.source))
+        problems += [f"{where} is checked and prints {found}" for found in sorted(bare)]
+    return problems
 
 
 def nothing_skipped(folder):
@@ -250,7 +275,8 @@ def clean_outputs(folder):
 
 
 GATES = (
-    the_seven, executed, enough_checked, nothing_skipped, parameters_first, any_profile,
+    the_seven, executed, enough_checked, no_verdicts_compared, no_trained_numbers_compared,
+    nothing_skipped, parameters_first, any_profile,
     nothing_of_digits_alone, no_magics, no_absolute_paths, no_random_output, short_cells,
     short_helpers, clean_outputs,
 )  # fmt: skip
@@ -274,7 +300,7 @@ def good_cells():
     given = 'profile: str = "digits"  # data set\nscale: float = 1.0\nn_samples: int = 0\nseeds = 3'
     opened = cell("page = ml.open_page('NAME', profile, scale, n_samples)", 2)
     cells = [v4.new_markdown_cell("# Title"), cell(given, 1, "", "parameters"), opened]
-    return [*cells, *[cell("print('ok')", n) for n in range(3, 7)]]
+    return [*cells, *[cell("print('ok')", n) for n in range(3, 8)]]
 
 
 def write(folder, cells, names=NAMES):
@@ -309,6 +335,13 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
         (enough_checked, cell("print('ok')", 6, tag="")),
         (enough_checked, cell("x = 1", 6, text="")),
         (enough_checked, v4.new_code_cell("f()", outputs=[PICTURE], metadata={"tags": [CHECK]})),
+        (no_verdicts_compared, cell("page.claim('CSG Table 1', 'a', '1', above(x, 1))", 6)),
+        (no_verdicts_compared, cell("for d in ids:\n    page.doubt(d, 'ours', None)", 6)),
+        (no_verdicts_compared, cell("page.observe('a', below(x, 1))", 6)),
+        (no_verdicts_compared, cell("page.claims()", 6)),
+        (no_trained_numbers_compared, cell("print(x)", 6, text="-0.14% to 0.42%")),
+        (no_trained_numbers_compared, cell("print(f'{x:.0%}')", 6, text="right: 97%")),
+        (no_trained_numbers_compared, cell("print('over 0.7', x)", 6, text="over 0.7 .74")),
         (nothing_skipped, cell("print('ok')", 6, tag="nbval-skip")),
         (nothing_skipped, cell("# NBVAL_IGNORE_OUTPUT\nprint('ok')", 6)),
         (parameters_first, cell("seeds = 3", 6, tag="parameters")),
@@ -337,6 +370,14 @@ def test_each_gate_finds_what_it_is_for(tmp_path, gate, bad):
 def test_a_notebook_without_a_size_is_found(tmp_path):
     bare = cell('profile: str = "digits"\nseeds: int = 3', 1, "", "parameters")
     assert any_profile(write(tmp_path, [bare, *good_cells()[2:]]))
+
+
+def test_thresholds_and_closed_forms_are_no_trained_numbers(tmp_path):
+    threshold = cell("page.fact('over 0.70', above(x, 0.70))", 1, text="over 0.70: yes")
+    closed = cell("print(1 / 8)", 2, text="0.125")
+    closed.metadata["tags"].append("closed-form")
+    shown = cell("print(x)", 3, text="0.7431", tag="")
+    assert no_trained_numbers_compared(write(tmp_path, [threshold, closed, shown])) == []
 
 
 def test_long_cells_throughout_are_found(tmp_path):
