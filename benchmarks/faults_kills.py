@@ -8,6 +8,7 @@ instants lie within a write.
 import contextlib
 import hashlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -53,21 +54,24 @@ def retraining() -> None:
     retrainings.retrain("folds", "mlp", asked, ml.Recipe(epochs=8), seeds=[0, 1], n_jobs=1)
 
 
-def parallel() -> None:
+def parallel(n_jobs: int = 2) -> None:
     """Three runs and six nets in chunks of two, in two processes of joblib."""
     import memlens as ml
     from memlens import subsets
 
     subsets.TOGETHER = 2
     data = ml.load("digits").subset(300)
-    ml.train_many([ml.Job("mlp", data, ml.Recipe(epochs=20, seed=s)) for s in range(3)], n_jobs=2)
-    ml.subset_sweep("mlp", data, n_models=6, recipe=ml.Recipe(epochs=20), n_jobs=2)
+    jobs = [ml.Job("mlp", data, ml.Recipe(epochs=20, seed=s)) for s in range(3)]
+    ml.train_many(jobs, n_jobs=n_jobs)
+    ml.subset_sweep("mlp", data, n_models=6, recipe=ml.Recipe(epochs=20), n_jobs=n_jobs)
 
 
 JOBS = {"training": training, "sweep": sweep, "retraining": retraining, "parallel": parallel}
 # Whom a kill meets: who called, one of its processes, or all at once; alone, a caller is all there
 # is. What a dead caller's processes have in hand they finish beside the next life.
 WHOM = {"parallel": ("caller", "one of its processes", "all")}
+# How a last life is led: in one process, as is advised after a kill, and soonest to start.
+LAST = {"parallel": "parallel_alone"}
 
 
 def serve() -> None:
@@ -95,7 +99,7 @@ def serve() -> None:
 
 def _be_victim(job: str) -> None:
     try:
-        JOBS[job]()
+        (JOBS | {"parallel_alone": lambda: parallel(n_jobs=1)})[job]()
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -137,7 +141,7 @@ class Victims:
         pid = int(self.server.stdout.readline())
         one = None
         if seconds is not None:
-            time.sleep(seconds)
+            _wait(pid, seconds)
             one = _kill(pid, whom)
         print("reap", file=self.server.stdin, flush=True)
         status = int(self.server.stdout.readline())
@@ -153,6 +157,18 @@ class Victims:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         self.groups = []
+
+
+def _wait(pid: int, seconds: float) -> None:
+    """Sleep so long, or until the process ends, where the system (Linux) tells it."""
+    if not hasattr(os, "pidfd_open"):
+        time.sleep(seconds)
+        return
+    handle = os.pidfd_open(pid)
+    try:
+        select.select([handle], [], [], seconds)
+    finally:
+        os.close(handle)
 
 
 def _kill(pid: int, whom: str) -> bool:
@@ -187,8 +203,13 @@ def whole_names(folder: Path) -> set[str]:
     return {entry.name for entry in inventory.entries(folder) if entry.kind not in kinds}
 
 
-def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]:
+def kills(
+    job: str, n: int, work: Path, seed: int = 0, victims: Victims | None = None
+) -> dict[str, int | float]:
     """Kill a job so often, going on with it each time, and again from nothing once it is done.
+
+    Whom a kill meets (`WHOM`) takes turns. A server may be given, for several jobs one after the
+    other.
 
     Returns
     -------
@@ -200,7 +221,8 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
     """
     rng, counts = np.random.default_rng(seed), dict.fromkeys(("kills", "corrupt", "lost"), 0)
     counts |= {"finished": 0, "differ": 0, "leftovers": 0}
-    with Victims() as victims:
+    kinds = WHOM.get(job, ("caller",))
+    with contextlib.nullcontext(victims) if victims else Victims() as victims:
         start = time.perf_counter()
         victims.run(job, work / "whole")
         length, right = time.perf_counter() - start, content(work / "whole")
@@ -208,9 +230,10 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
         while not counts["finished"] or counts["kills"] < n or inventory.entries(folder):
             last, lives = counts["kills"] >= n, lives + 1
             spared = last or lives % 5 == 0  # else a busy machine would finish nothing
-            whom = str(rng.choice(WHOM.get(job, ("caller",))))
+            whom = kinds[counts["kills"] % len(kinds)]
             start = time.perf_counter()
-            done = victims.run(job, folder, None if spared else rng.uniform(0, 1.3 * length), whom)
+            life = LAST.get(job, job) if last else job
+            done = victims.run(life, folder, None if spared else rng.uniform(0, length), whom)
             if spared:  # the first life may have been slow: that of a cold machine
                 length = min(length, time.perf_counter() - start)
             counts["kills"] += not done
@@ -226,8 +249,10 @@ def kills(job: str, n: int, work: Path, seed: int = 0) -> dict[str, int | float]
                     victims.run(job, folder)
                 counts["finished"] += 1
                 counts["differ"] += content(folder) != right
-                kinds = [entry.kind for entry in inventory.entries(folder)]
-                counts["leftovers"] += sum(k in ("part", "draft", "leftover") for k in kinds)
+                counts["leftovers"] += sum(
+                    entry.kind in ("part", "draft", "leftover")
+                    for entry in inventory.entries(folder)
+                )
                 seen, folder = set(), work / str(counts["finished"])
             if last:
                 break

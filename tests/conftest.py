@@ -1,5 +1,6 @@
 """What tests share: tiny data, a training by hand, one with planted flips."""
 
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,6 +32,17 @@ def pytest_collection_finish() -> None:
     """One thread: the nets of the unit tests are so small that a second one only costs."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ready() -> multiprocessing.context.BaseContext:
+    """Starts processes of their own in a moment: torch and memlens are loaded before the fork.
+
+    They have the environment of the first call, and none of this process's memory.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["memlens.jobs", "memlens.outputs", "sklearn.metrics"])
+    return context
 
 
 @pytest.fixture

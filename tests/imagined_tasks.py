@@ -102,12 +102,12 @@ def test_views_gradients_and_precision_are_those_of_a_gpu():
 
 def profile(device):
     """The profile of clothes, short, on digits."""
-    short = PROFILES["fashion_mnist"].scaled(0.02, 120)
+    short = PROFILES["fashion_mnist"].scaled(0.02, 40)
     plain = {"device": device, "precision": "float32", "channels_last": False, "compiled": False}
     questions = replace(short.questions, stops=("last", "peak", 2), curvature_draws=2)
     return replace(
         short, dataset="digits", other_model="mlp", sweep_models=6, n_shadows=6, n_targets=2,
-        recipe=replace(short.recipe, epochs=4, **plain), questions=questions,
+        recipe=replace(short.recipe, epochs=3, **plain), questions=questions,
         sweep_recipe=replace(short.sweep_recipe, epochs=2, **plain),
     )  # fmt: skip
 
@@ -141,6 +141,7 @@ def _numbers(values):
 
 def test_all_that_a_profile_is_asked_is_there_what_it_is_on_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    monkeypatch.setenv("MEMLENS_JOBS", "1")  # processes take longer to start than so few nets
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of nets that have learned nothing yet
         one, other = (all_of(profile(device)) for device in (HERE, GPU))
@@ -186,7 +187,9 @@ def test_a_pass_in_tf32_rounds_and_the_training_does_not():
     assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
 
 
-def test_the_benchmarks_of_a_gpu_run_there(tmp_path):
+def test_the_benchmarks_of_a_gpu_run_there(tmp_path, monkeypatch):
+    few = tiny_images(80)  # two of the larger batches: the second is to wait for nothing
+    monkeypatch.setattr("gpu_table.tiny_images", lambda: few)
     call = ["all", "--tiny", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     assert gpu.main(call) == 0
     table = pd.read_csv(tmp_path / "gpu.csv")

@@ -79,7 +79,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place = Path(sys.argv[1])
-    if sys.argv[2:]:
-        sys.exit(__main__.main(sys.argv[2:]))
-    main(place)
+    main(Path(sys.argv[1]))
+    sys.exit(__main__.main(sys.argv[2:]))  # a command line, in processes that have all they need

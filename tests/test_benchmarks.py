@@ -276,12 +276,13 @@ def test_what_grows_is_measured_and_forecast_in_miniature(tmp_path, monkeypatch)
 
 
 def test_scores_beside_published_memorization_in_miniature(tmp_path, monkeypatch, house_style):
-    truth = np.random.default_rng(0).random(256)
+    truth = np.random.default_rng(0).random(128)
+    monkeypatch.setenv("MEMLENS_JOBS", "1")  # processes take longer to start than so few nets
     for name in ("CACHE", "FIGURES"):
         monkeypatch.setenv(f"MEMLENS_{name}", str(tmp_path / name))
     monkeypatch.setattr("common.RESULTS", tmp_path)
     monkeypatch.setattr(published, "SCALE", 0.03)
-    monkeypatch.setattr(Profile, "load", lambda _: tiny_images())
+    monkeypatch.setattr(Profile, "load", lambda _: tiny_images(128))
     monkeypatch.setattr(Profile, "memorization", lambda *_: pd.DataFrame({"memorization": truth}))
     assert published.main() == 0
     found = pd.read_csv(tmp_path / "published.csv", index_col=["images", "measure"])["value"]

@@ -1,9 +1,6 @@
 """Unfinished work survives a kill, and ends as it would have ended."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -224,33 +221,40 @@ def test_a_draft_that_outlived_its_training_is_removed(tiny, tmp_path):
     assert len(run.history) == SHORT.epochs
 
 
-SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
-import memlens as ml
-from memlens import drafts
-drafts.SECONDS, drafts.SHARE = 0.0, 1e9  # after every epoch
-data = ml.load("digits").subset(300)
-(run,) = ml.train_many([ml.Job("small_cnn_bn", data, ml.Recipe(epochs=25))], n_jobs=1)
-print(run.trace.loss.sum(dtype=float).hex(), len(run.history))
-"""
+EPOCHS = 15
 
 
-def test_killed_for_real_it_goes_on(tmp_path):
+def _train(folder):
+    """A process of its own: keeps a draft after every epoch, and writes down how it ended."""
+    torch.set_num_threads(1)
+    os.environ["MEMLENS_CACHE"] = str(folder)
+    drafts.SECONDS, drafts.SHARE = 0.0, 1e9
+    data = ml.load("digits").subset(300)
+    (run,) = ml.train_many([ml.Job("small_cnn_bn", data, Recipe(epochs=EPOCHS))], n_jobs=1)
+    end = f"{run.trace.loss.sum(dtype=float).hex()} {len(run.history)}"
+    (folder / "end.txt").write_text(end)
+
+
+def test_killed_for_real_it_goes_on(tmp_path, ready):
     """SIGKILL at three moments of a real process; the end is that of an undisturbed one."""
 
-    def start(cache):
-        environment = {**os.environ, "MEMLENS_CACHE": str(tmp_path / cache)}
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True
-        )
+    def start(name):
+        process = ready.Process(target=_train, args=(tmp_path / name,))
+        process.start()
+        return process
+
+    def end(name):
+        process = start(name)
+        process.join(120)
+        assert process.exitcode == 0
+        return (tmp_path / name / "end.txt").read_text()
 
     def draft_age(after):
         while True:
             for path in (tmp_path / "killed" / ".drafts").glob("*.draft"):
                 if path.stat().st_mtime_ns > after:
                     return path.stat().st_mtime_ns
-            assert process.poll() is None, "finished before it could be killed"
+            assert process.is_alive(), "finished before it could be killed"
             time.sleep(0.002)
 
     age, states = 0, []
@@ -258,10 +262,10 @@ def test_killed_for_real_it_goes_on(tmp_path):
         process = start("killed")
         age = draft_age(age)
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         (path,) = (tmp_path / "killed" / ".drafts").glob("*.draft")
         states.append(len(Draft(path).load()["history"]))
-    assert states == sorted(states) and states[-1] < 25
-    ends = [start(cache).communicate(timeout=120)[0] for cache in ("killed", "whole")]
-    assert ends[0] == ends[1] and ends[0].split()[1] == "25"
+    assert states == sorted(states) and states[-1] < EPOCHS
+    ends = [end(name) for name in ("killed", "whole")]
+    assert ends[0] == ends[1] and ends[0].split()[1] == str(EPOCHS)

@@ -2,7 +2,7 @@
 
 import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,14 +17,33 @@ import memlens as ml
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def said(name, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
-        capture_output=True, text=True, timeout=150, env=environment,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
+def _run(name, arguments, folder):
+    """As ``python examples/name`` would, in a process of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        file = os.open(folder / stream.name.strip("<>"), os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, stream.fileno())
+    torch.set_num_threads(1)
+    here = Path(__file__).parent
+    sys.path[:] = [p for p in sys.path if Path(p) not in (here, here.parent / "benchmarks")]
+    sys.path.insert(0, str(EXAMPLES))
+    sys.argv = [str(EXAMPLES / name), *map(str, arguments)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+@pytest.fixture
+def said(ready, tmp_path):
+    """Runs an example with arguments; what it prints."""
+
+    def run(name, *arguments):
+        process = ready.Process(target=_run, args=(name, arguments, tmp_path))
+        process.start()
+        process.join(150)
+        process.kill()
+        out, err = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+        assert process.exitcode == 0, err[-3000:]
+        return out
+
+    return run
 
 
 def test_each_example_is_short_and_tried_here():
@@ -37,7 +56,7 @@ def test_each_example_is_short_and_tried_here():
 
 
 @pytest.mark.parametrize("how", [[], ["--accumulate", 2], ["--amp"]])
-def test_a_loop_of_ones_own(how):
+def test_a_loop_of_ones_own(said, how):
     text = said("own_loop.py", *how)
     assert "Peak(peak_epoch=" in text
     aurocs = [float(value) for value in re.findall(r": (0\.\d+|1\.0+)$", text, re.MULTILINE)]
@@ -62,20 +81,20 @@ def test_the_readmes_five_lines_run_as_they_stand():
     assert not torch.equal(model[0].weight, before)
 
 
-def test_lightning():
+def test_lightning(said):
     pytest.importorskip("lightning")
     text = said("lightning_loop.py")
     assert re.match(r"\d+ epochs, Peak\(", text) and "forgetting" in text
 
 
-def test_huggingface():
+def test_huggingface(said):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     text = said("huggingface_trainer.py")
     assert "4 epochs" in text and "forgetting" in text
 
 
-def test_handing_over(tmp_path):
+def test_handing_over(said, tmp_path):
     pytest.importorskip("cleanlab")
     text = said("hand_over.py", tmp_path)
     table = pd.read_csv(tmp_path / "scores.csv")

@@ -2,24 +2,43 @@
 
 import faults
 import faults_fuzz
+import faults_kills
 import numpy as np
 import pytest
 from faults_fuzz import Call, deadline, fuzz, judge
-from faults_kills import JOBS, kills
+from faults_kills import JOBS, WHOM, Victims, kills
 from hypothesis import strategies as st
 
 import memlens as ml
 from memlens import drafts, models, store
 
 
+@pytest.fixture(scope="module")
+def victims():
+    """One server for all jobs: to start it takes as long as several victims live."""
+    with Victims() as found:
+        yield found
+
+
 @pytest.mark.parametrize(
-    "job, n", [("training", 10), ("sweep", 4), ("retraining", 3), ("parallel", 3)]
+    "job, n, seed", [("training", 5, 0), ("sweep", 3, 0), ("retraining", 2, 0), ("parallel", 3, 62)]
 )
-def test_killed_at_random_instants_it_ends_as_undisturbed(tmp_path, job, n):
-    found = kills(job, n, tmp_path)
+def test_killed_at_random_instants_it_ends_as_undisturbed(
+    tmp_path, victims, monkeypatch, job, n, seed
+):
+    kill, met = faults_kills._kill, {}  # whom, and whether it was one of a victim's processes
+
+    def watched(pid, whom):
+        one = kill(pid, whom)
+        met[whom] = met.get(whom, False) or one
+        return one
+
+    monkeypatch.setattr(faults_kills, "_kill", watched)
+    found = kills(job, n, tmp_path, seed, victims)
     assert found["kills"] == n and found["finished"] >= 1
     faults_seen = {k: found[k] for k in ("corrupt", "lost", "differ", "leftovers")}
     assert not any(faults_seen.values()), faults_seen
+    assert met == {whom: whom == "one of its processes" for whom in WHOM.get(job, ("caller",))}
 
 
 def test_the_kills_notice_a_store_that_loses_work(tmp_path, monkeypatch):

@@ -8,14 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["imagined_tasks.py", "test_gpu.py"])
-def test_what_needs_a_gpu_works_on_one_that_is_imagined(name):
-    command = [sys.executable, "-m", "pytest", "-p", "imagined_gpu", "-q", str(HERE / name)]
+def test_what_needs_a_gpu_works_on_one_that_is_imagined():
+    command = [sys.executable, "-m", "pytest", "-p", "imagined_gpu", "-q"]
+    command += [str(HERE / name) for name in ("imagined_tasks.py", "test_gpu.py")]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
     assert re.search(r"\d+ passed", done.stdout)

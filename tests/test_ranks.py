@@ -37,11 +37,27 @@ def two_processes(folder, *arguments):
     return done.stdout
 
 
+def train_on(images):
+    """The command line of a training on a folder."""
+    options = ["train", "--profile", "imagenet", "--root", images, "--size", "24",
+               "--model", "small_cnn", "--epochs", "2", "--batch-size", "32", "--device", "cpu",
+               "--seed", "4"]  # fmt: skip
+    return [str(option) for option in options]
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """What each of two processes found."""
+def started(tmp_path_factory):
+    """The folder of two processes that did `rank_tasks`, then a command; what they printed."""
     folder = tmp_path_factory.mktemp("ranks")
-    two_processes(folder, rank_tasks.__file__, folder)
+    plant(folder / "images", 90)
+    command = [*train_on(folder / "images"), "--out", folder / "two"]
+    return folder, two_processes(folder, rank_tasks.__file__, folder, *command)
+
+
+@pytest.fixture(scope="module")
+def both(started):
+    """What each of two processes found."""
+    folder, _ = started
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 
@@ -104,18 +120,13 @@ def plant(root, n, side=40):
             Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i:05}.jpg")
 
 
-def test_the_command_trains_on_a_folder_in_two_processes(tmp_path, monkeypatch):
-    plant(tmp_path / "images", 90)
-    options = ["train", "--profile", "imagenet", "--root", tmp_path / "images", "--size", "24",
-               "--model", "small_cnn", "--epochs", "2", "--batch-size", "32", "--device", "cpu",
-               "--seed", "4"]  # fmt: skip
-    options = [str(option) for option in options]
-    said = two_processes(tmp_path, "-m", "memlens", *options, "--out", str(tmp_path / "two"))
+def test_the_command_trains_on_a_folder_in_two_processes(started, tmp_path, monkeypatch):
+    folder, said = started
     assert said.count("in 2 processes, learning rate 0.0125, cpu") == 1  # one of them speaks
-    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "one_cache"))
-    assert __main__.main([*options, "--out", str(tmp_path / "one")]) == 0
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    assert __main__.main([*train_on(folder / "images"), "--out", str(folder / "one")]) == 0
     for name in ("scores", "history"):
-        one, two = (pd.read_csv(tmp_path / kind / f"{name}.csv") for kind in ("one", "two"))
+        one, two = (pd.read_csv(folder / kind / f"{name}.csv") for kind in ("one", "two"))
         one, two = (table.drop(columns="seconds", errors="ignore") for table in (one, two))
         pd.testing.assert_frame_equal(one, two, rtol=1e-3, atol=1e-4)
     assert len(one) == 2

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -190,11 +189,9 @@ def _write_for_ever(folder):
         shelf.put(f"run-{time.monotonic_ns()}", big)
 
 
-def test_a_kill_leaves_whole_pieces_only(tmp_path):
+def test_a_kill_leaves_whole_pieces_only(tmp_path, ready):
     for attempt in range(5):
-        writer = multiprocessing.get_context("spawn").Process(
-            target=_write_for_ever, args=(tmp_path,)
-        )
+        writer = ready.Process(target=_write_for_ever, args=(tmp_path,))
         writer.start()
         deadline = time.monotonic() + 60
         while not any(tmp_path.glob("run-*")) and time.monotonic() < deadline:
