@@ -16,8 +16,9 @@ import pandas as pd
 from common import save
 
 import memlens as ml
-from memlens import charts, detection, metrics, paper, plots
-from memlens.page import Page
+from memlens.evaluation import charts, detection, metrics, plots
+from memlens.experiments import paper
+from memlens.experiments.page import Page
 
 N_SAMPLES, SCALE, N_SEEDS, RATES = 10_000, 0.1, 3, (0.05, 0.10, 0.20, 0.30)
 SCORES = ["csg", "early_csg", "csl", "sgal", "loss_sensitivity", "aum", "learning_time",

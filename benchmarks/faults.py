@@ -25,11 +25,13 @@ from common import RESULTS, save
 from faults_kills import content, kills
 
 import memlens as ml
-from memlens import drafts, inventory, subsets
-from memlens.drafts import Draft
-from memlens.ranks import Ranks
-from memlens.store import Store
-from memlens.training import _Session, train
+from memlens.data import samples
+from memlens.ensembles import retrainings, subsets
+from memlens.storage import drafts, inventory
+from memlens.storage.drafts import Draft
+from memlens.storage.store import Store
+from memlens.training.loop import _Session, train
+from memlens.training.ranks import Ranks
 
 Rows = list[tuple[str, str, float]]  # case, measure, value
 SHORT = ml.Recipe(epochs=3)
@@ -44,7 +46,7 @@ def filled(folder: Path) -> None:
     with _cache(folder):
         ml.train_many([ml.Job("mlp", data, SHORT)], n_jobs=1)
         ml.subset_sweep("mlp", data, n_models=4, recipe=SHORT, n_jobs=1)
-        ml.retrainings.retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1)
+        retrainings.retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1)
     Draft(folder / ".drafts" / "run-0123456789abcdef.draft").save({"net": torch.arange(5000.0)})
 
 
@@ -128,7 +130,7 @@ def full_disk(steps: int) -> dict[str, int]:
     calls = {
         "run": lambda: ml.train_many([ml.Job("small_cnn", data, SHORT)], n_jobs=1),
         "sweep": lambda: ml.subset_sweep("mlp", data, n_models=8, recipe=SHORT, n_jobs=1),
-        "folds": lambda: ml.retrainings.retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1),
+        "folds": lambda: retrainings.retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1),
     }
     counts = {"failures": 0, "unclear": 0, "damaged": 0, "differ": 0}
     with _every_epoch(), small_disk(4000) as disk:
@@ -215,7 +217,7 @@ def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int, n_samples: int = 
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(n_samples, 3, 32, 32), dtype=np.uint8)
     parts = (images, np.arange(n_samples) % 10), (images[:100], np.arange(100) % 10)
-    data = ml.data.from_arrays("noise", *parts)
+    data = samples.from_arrays("noise", *parts)
     few = replace(data, train=data.train[torch.arange(n_steps * recipe.batch_size)])
     small, session = (
         _Session(model, part, recipe, ml.Measure(), True, recipe.engine(), Ranks())

@@ -22,25 +22,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import memlens as ml
-from memlens import (
-    __main__,
-    calibration,
-    data,
-    detection,
-    duplicates,
-    folders,
-    metrics,
-    models,
-    paper,
-    readings,
-    scores,
-    shadows,
-    stopping,
-    store,
-    subsets,
-)
-from memlens.drafts import Draft
-from memlens.owndata import load_own
+from memlens import __main__
+from memlens.attacks import shadows
+from memlens.audit import duplicates, readings
+from memlens.audit.owndata import load_own
+from memlens.data import folders, samples
+from memlens.ensembles import subsets
+from memlens.evaluation import calibration, detection, metrics
+from memlens.experiments import paper
+from memlens.models import registry
+from memlens.storage import store
+from memlens.storage.drafts import Draft
+from memlens.tracking import scores, stopping
 
 NAMED = (
     ValueError, TypeError, FileNotFoundError, MemoryError, IndexError, KeyError, OSError,
@@ -109,7 +102,7 @@ def _keywords(function: Callable) -> Callable:
 
 
 def _samples(images: Any, labels: Any, index: Any) -> object:
-    return data.Samples(images, labels, index, labels)
+    return samples.Samples(images, labels, index, labels)
 
 
 def _trace_score(which: int, values: Any, y: Any) -> object:
@@ -208,7 +201,7 @@ CALLS = [
     Call("calibration.errors_by", calibration.errors_by, _tuples(vectors, vectors, vectors)),
     Call("calibration.softmax", calibration.softmax, _tuples(vectors)),
     Call("data.Samples", _samples, _tuples(tensors, tensors, tensors)),
-    Call("data.from_arrays", data.from_arrays,
+    Call("data.from_arrays", samples.from_arrays,
          _tuples(scalars, _tuples(arrays(), arrays()), _tuples(arrays(), arrays()))),
     Call("data.subset", lambda n: ml.load("digits").subset(n), _tuples(counts)),
     Call("data.with_noise", lambda r: ml.load("digits").with_noise(r), _tuples(scalars)),
@@ -228,7 +221,7 @@ CALLS = [
     Call("duplicates.groups", duplicates.groups, _tuples(frames)),
     Call("duplicates.find",
          lambda f: duplicates.find(ml.load("digits").subset(60).train, f), _tuples(tensors)),
-    Call("models.build", models.build,
+    Call("models.build", registry.build,
          _tuples(scalars | st.sampled_from(["mlp", "small_cnn"]), st.integers(-2, 12) | scalars,
                  lists.map(tuple) | st.sampled_from([(1, 8, 8), (1, 2, 2), (0, 8, 8)]))),
     Call("subsets.subset_masks", subsets.subset_masks, _tuples(counts, counts, scalars)),

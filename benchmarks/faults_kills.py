@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from memlens import inventory
-from memlens.store import Store
+from memlens.storage import inventory
+from memlens.storage.store import Store
 
 HERE = Path(__file__).resolve()
 
@@ -36,7 +36,7 @@ def training() -> None:
 def sweep() -> None:
     """Twelve nets in chunks of three."""
     import memlens as ml
-    from memlens import subsets
+    from memlens.ensembles import subsets
 
     subsets.TOGETHER = 3
     data = ml.load("digits").subset(300)
@@ -46,7 +46,7 @@ def sweep() -> None:
 def retraining() -> None:
     """Folds of two labellings, six nets in chunks of two."""
     import memlens as ml
-    from memlens import retrainings
+    from memlens.ensembles import retrainings
 
     retrainings.TOGETHER = 2
     data = ml.load("digits").subset(300)
@@ -57,7 +57,7 @@ def retraining() -> None:
 def parallel(n_jobs: int = 2) -> None:
     """Three runs and six nets in chunks of two, in two processes of joblib."""
     import memlens as ml
-    from memlens import subsets
+    from memlens.ensembles import subsets
 
     subsets.TOGETHER = 2
     data = ml.load("digits").subset(300)
@@ -79,7 +79,7 @@ def serve() -> None:
     import torch
 
     import memlens as ml
-    from memlens import drafts, proxies, subsets  # noqa: F401  what a victim will need is loaded
+    from memlens.storage import drafts
 
     torch.set_num_threads(1)
     drafts.SECONDS, drafts.SHARE = 0.0, 1e9  # a draft after every epoch

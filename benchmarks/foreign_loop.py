@@ -95,7 +95,7 @@ def lightning() -> dict[str, Callable[[], None]]:
             return sgd(self)
 
     def fit(record: bool) -> None:
-        recording = [ml.integrations.LightningRecorder(N, module="net")] if record else []
+        recording = [ml.LightningRecorder(N, module="net")] if record else []
         Trainer(
             max_epochs=1, accelerator="cpu", callbacks=recording, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -136,7 +136,7 @@ def huggingface(folder: str) -> dict[str, Callable[[], None]]:
                 log_level="error",
             ),
             train_dataset=ml.with_index(Dicts()) if record else Dicts(),
-            callbacks=[ml.integrations.TrainerRecorder(N)] if record else [],
+            callbacks=[ml.TrainerRecorder(N)] if record else [],
             optimizers=(sgd(net), None),
         ).train()  # fmt: skip
 

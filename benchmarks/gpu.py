@@ -20,7 +20,7 @@ import torch
 from common import RESULTS
 from gpu_table import Bench, Table, say
 
-from memlens import store
+from memlens.storage import store
 
 PARTS = {
     "speed": gpu_speed,

@@ -11,10 +11,12 @@ from gpu_table import Bench, Goal
 from torch import Tensor, nn
 
 import memlens as ml
-from memlens import devices, signals
-from memlens.feeds import in_order
-from memlens.probes import Probes
-from memlens.recipes import mixed_seed
+from memlens.evaluation import metrics
+from memlens.tracking import signals
+from memlens.training import devices
+from memlens.training.feeds import in_order
+from memlens.training.probes import Probes
+from memlens.training.recipes import mixed_seed
 
 PROBES = 10
 STEP = ml.Measure().curvature_step
@@ -71,7 +73,7 @@ def against_exact(net: nn.Module, data: ml.Dataset) -> dict[str, float]:
     ours = signals.curvature(net, x, y, n_probes=PROBES, step=STEP).norm.cpu()
     theirs = authors_curvature(net, x, y, PROBES, STEP, 0).cpu()
     pairs = {"ours": ours, "theirs": theirs}
-    return {name: ml.metrics.spearman(values, exact) for name, values in pairs.items()}
+    return {name: metrics.spearman(values, exact) for name, values in pairs.items()}
 
 
 def measure(bench: Bench) -> None:
@@ -100,7 +102,7 @@ def measure(bench: Bench) -> None:
     add("ours, an epoch", ours.median(), f"{stated}; epoch with a pass less one without")
     add("authors' scheme, an epoch", seconds["theirs"].median(), stated)
     add("times faster than the authors' scheme", (seconds["theirs"] / ours).median())
-    same = ml.metrics.spearman(probing.rows["curvature"][0].cpu(), theirs[-1].cpu())
+    same = metrics.spearman(probing.rows["curvature"][0].cpu(), theirs[-1].cpu())
     add("Spearman of ours and theirs", same, "same directions")
     for name, value in exact.items():
         add(f"Spearman of {name} and exact products", value, f"{EXACT} samples, same directions")

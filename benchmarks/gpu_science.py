@@ -16,9 +16,11 @@ import numpy as np
 from gpu_table import Bench, Goal, OutOfTime, say
 
 import memlens as ml
-from memlens import metrics, store
-from memlens.drafts import Draft
-from memlens.store import Arrays
+from memlens.evaluation import detection, metrics
+from memlens.experiments import paper
+from memlens.storage import store
+from memlens.storage.drafts import Draft
+from memlens.storage.store import Arrays
 
 # early_csg is what the papers print as CSG: the sum up to the peak of the weight norm.
 SCORES = ("csg", "early_csg", "sgal", "csl", "loss_sensitivity", "forgetting")
@@ -61,7 +63,7 @@ OTHERS = {
 
 
 def _printed(score: str, table: str, column: str, **where: Any) -> str:
-    value = ml.paper.printed([score], table, **where).loc[score, column]
+    value = paper.printed([score], table, **where).loc[score, column]
     return "" if np.isnan(value) else f"printed {value:.4g}"
 
 
@@ -209,7 +211,7 @@ def noise(bench: Bench) -> None:
     """How well scores find flipped labels."""
     found = trained(bench, NOISY)
     for score in SCORES:
-        value = ml.detection.auroc(found["noisy"], found[f"scores/{score}"])
+        value = detection.auroc(found["noisy"], found[f"scores/{score}"])
         about = _epochs(bench, found)
         bench.table.add("science", NOISY.case, f"{score}, AUROC", value, **about)
 

@@ -20,13 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import memlens as ml
-from memlens import devices, models
-from memlens.feeds import Feed
-from memlens.probes import Probes
-from memlens.recipes import OPTIMIZERS
-from memlens.recorder import Recorder
-from memlens.steps import train_step
-from memlens.training import shuffled
+from memlens.models import registry
+from memlens.tracking.recorder import Recorder
+from memlens.training import devices
+from memlens.training.feeds import Feed
+from memlens.training.loop import shuffled
+from memlens.training.probes import Probes
+from memlens.training.recipes import OPTIMIZERS
+from memlens.training.steps import train_step
 
 BATCHES = (128, 512)
 CASES = {f"resnet18, batch {size}": size for size in BATCHES}
@@ -58,7 +59,7 @@ GOALS = [
 
 
 class Loop:
-    """One net that trains an epoch whenever it is called, as `memlens.training` does.
+    """One net that trains an epoch whenever it is called, as `memlens.training.loop` does.
 
     With ``posthoc`` ("exact" or "tf32"), a pass over all samples follows each epoch.
     """
@@ -67,7 +68,7 @@ class Loop:
         self, model: str, data: ml.Dataset, recipe: ml.Recipe, record: bool, posthoc: str = ""
     ) -> None:
         self.engine, self.data, self.epoch = recipe.engine(), data, 0
-        net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+        net = registry.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
         self.net = self.engine.place(net).train()
         self.forward, self.feed = self.engine.forward(self.net), Feed(data, recipe, self.engine)
         self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
@@ -146,7 +147,7 @@ class Conventional:
 
     def __init__(self, model: str, data: ml.Dataset, recipe: ml.Recipe, workers: int) -> None:
         self.device = recipe.engine().device
-        net = models.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+        net = registry.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
         self.net = net.to(self.device).train()
         decay = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
         self.optimizer = torch.optim.SGD(self.net.parameters(), recipe.lr, **decay)
@@ -169,7 +170,7 @@ class Conventional:
 
 def flops_per_sample(model: str, data: ml.Dataset, n: int = 2) -> float:
     """Multiplications and additions of a forward and backward pass, two for a product's term."""
-    net = models.build(model, data.n_classes, data.in_shape).train()
+    net = registry.build(model, data.n_classes, data.in_shape).train()
     x, y = data.normalise(data.train.images[:n]), data.train.labels[:n]
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(net(x), y).backward()

@@ -16,8 +16,10 @@ from gpu_table import Bench, Goal, OutOfTime, say
 from sweep import one_by_one
 
 import memlens as ml
-from memlens import metrics, store, subsets
-from memlens.together import Nets, size_of_stack, train_together
+from memlens.ensembles import subsets
+from memlens.ensembles.together import Nets, size_of_stack, train_together
+from memlens.evaluation import metrics
+from memlens.storage import store
 
 KEEP = 0.7
 EPOCHS = 16  # a few: more nets are worth more than better ones

@@ -18,9 +18,9 @@ import torch
 from common import machine
 
 import memlens as ml
-from memlens import jobs, store
-from memlens.data import from_arrays
-from memlens.profiles import COLOUR
+from memlens.data.samples import from_arrays
+from memlens.experiments.profiles import COLOUR
+from memlens.storage import store
 
 MACHINE = ("machine", "gpu", "torch", "python", "date")
 COLUMNS = (
@@ -163,7 +163,7 @@ class Bench:
     def __init__(self, table: Table, work: Path, minutes: float, tiny: bool) -> None:
         self.table, self.minutes, self.tiny = table, minutes, tiny
         # By the code and the GPU: what another one left is not gone on with.
-        own = store.fingerprint([store.code_version(*jobs._ROOMS, "together"), machine()["gpu"]])
+        own = store.fingerprint([store.code_version(), machine()["gpu"]])
         self.work = work / ("tiny" if tiny else own)
         self.until = time.perf_counter() + 60 * minutes
 

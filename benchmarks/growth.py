@@ -29,12 +29,14 @@ from common import machine, seconds_of
 from PIL import Image
 
 import memlens as ml
-from memlens import models, store, subsets
-from memlens.data import Dataset, from_arrays
-from memlens.forecast import of_scores
-from memlens.ranks import joined
-from memlens.recipes import Measure, Recipe
-from memlens.steps import train_step
+from memlens.data.samples import Dataset, from_arrays
+from memlens.ensembles import subsets
+from memlens.models import registry
+from memlens.storage import store
+from memlens.training.forecast import of_scores
+from memlens.training.ranks import joined
+from memlens.training.recipes import Measure, Recipe
+from memlens.training.steps import train_step
 
 COUNTS, PROCESSES = (500, 1_000, 2_000, 5_000), (1, 2)
 SIDE, EPOCHS, BATCH, CLASSES = 32, 4, 100, 10  # of the images that are trained on
@@ -193,7 +195,7 @@ def seconds_of_sweep(data: Dataset, processes: int, seed: int) -> float:
 
 def seconds_a_sample(model: str, side: int, n_classes: int, rows: int) -> float:
     """A step of training with its recorder, on one core: the fastest of a few."""
-    net = models.build(model, n_classes, (3, side, side)).train()
+    net = registry.build(model, n_classes, (3, side, side)).train()
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9)
     x, y, found = torch.rand(rows, 3, side, side), torch.arange(rows) % n_classes, []
     for _ in range(ROUNDS):

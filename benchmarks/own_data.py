@@ -23,8 +23,8 @@ from common import save
 from PIL import Image
 
 import memlens as ml
-from memlens import plots
-from memlens.page import Page
+from memlens.evaluation import plots
+from memlens.experiments.page import Page
 
 N, FLIPS, COPIES, FIRST = 5_000, 0.05, 50, 250
 SHOWN = 8  # pictures a row

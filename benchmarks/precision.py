@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from common import save
 
 import memlens as ml
-from memlens import metrics, models, scores
-from memlens.devices import Engine
-from memlens.feeds import Feed
-from memlens.recipes import OPTIMIZERS
-from memlens.recorder import Recorder
-from memlens.steps import train_step
-from memlens.training import shuffled
+from memlens.evaluation import metrics
+from memlens.experiments import profiles
+from memlens.models import registry
+from memlens.tracking import scores
+from memlens.tracking.recorder import Recorder
+from memlens.training.devices import Engine
+from memlens.training.feeds import Feed
+from memlens.training.loop import shuffled
+from memlens.training.recipes import OPTIMIZERS
+from memlens.training.steps import train_step
 
 SCORES = ("csg", "csl", "loss_sensitivity", "aum")
 MEASURED, TRAINED = 2_000, 10_000  # samples
@@ -30,7 +33,7 @@ MEASURED, TRAINED = 2_000, 10_000  # samples
 def measured(data: ml.Dataset, recipe: ml.Recipe) -> dict[str, float]:
     """Spearman of each score measured in bfloat16 with that in float32, at the same weights."""
     n = len(data.train)
-    net = models.build("small_cnn_bn", data.n_classes, data.in_shape).train()
+    net = registry.build("small_cnn_bn", data.n_classes, data.in_shape).train()
     optimizer, feed = OPTIMIZERS["sgd"](net.parameters(), recipe), Feed(data, recipe, Engine())
     rounded, exact, low = Engine(bfloat16=True).forward(net), Recorder(n), Recorder(n)
     for epoch in range(recipe.epochs):
@@ -50,7 +53,7 @@ def measured(data: ml.Dataset, recipe: ml.Recipe) -> dict[str, float]:
     return {k: metrics.spearman(f(exact.trace), f(low.trace)) for k, f in of.items()}
 
 
-def trained(profile: ml.profiles.Profile) -> dict[str, dict[str, float]]:
+def trained(profile: profiles.Profile) -> dict[str, dict[str, float]]:
     """Spearman of each score with that of a float32 training, for three other trainings."""
     data, quick = profile.load(), ml.Measure()
     changes = {

@@ -21,9 +21,13 @@ from common import save
 from gpu_science import NOISE, TABLE_1, TABLE_4, first_minimum
 
 import memlens as ml
-from memlens import charts, detection, devices, metrics, models, paper, plots, proxies
-from memlens.page import Page
-from memlens.profiles import Profile
+from memlens.ensembles import proxies
+from memlens.evaluation import charts, detection, metrics, plots
+from memlens.experiments import paper
+from memlens.experiments.page import Page
+from memlens.experiments.profiles import Profile
+from memlens.models import registry
+from memlens.training import devices
 
 NET, SCALE = "strided_cnn", 0.3  # 60 of 200 epochs
 CURVED = ml.Measure(posthoc=True, curvature_probes=10, every=10)
@@ -123,7 +127,7 @@ def main() -> int:
     profile = laptop(page.profile)
     runs = trained(profile, data)
     (extra,) = profile.extra_scores([data], seeds=[0], kinds=["folds"])
-    net = models.build(NET, data.n_classes, data.in_shape)
+    net = registry.build(NET, data.n_classes, data.in_shape)
     weights = sum(p.numel() for p in net.parameters())
     cuts = f"{epochs} of {whole} epochs", f"a CNN of {weights:,} weights in place of ResNet-18"
     page.profile = replace(page.profile, cuts=cuts)

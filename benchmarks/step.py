@@ -11,11 +11,11 @@ import torch
 from common import interleaved, ratios, save
 
 import memlens as ml
-from memlens import models
-from memlens.recipes import OPTIMIZERS, Recipe
-from memlens.recorder import Recorder
-from memlens.steps import train_step
-from memlens.training import shuffled
+from memlens.models import registry
+from memlens.tracking.recorder import Recorder
+from memlens.training.loop import shuffled
+from memlens.training.recipes import OPTIMIZERS, Recipe
+from memlens.training.steps import train_step
 
 ROUNDS = 41
 
@@ -25,7 +25,7 @@ class Loop:
 
     def __init__(self, model: str, data: ml.Dataset, record: bool) -> None:
         recipe = Recipe()
-        self.net = models.build(model, data.n_classes, data.in_shape)
+        self.net = registry.build(model, data.n_classes, data.in_shape)
         self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
         self.data, self.record, self.size = data, record, recipe.batch_size
 

@@ -17,10 +17,11 @@ from common import interleaved, ratios, save
 from joblib import Parallel, delayed
 
 import memlens as ml
-from memlens import models, subsets
-from memlens.recipes import OPTIMIZERS
-from memlens.together import Nets, train_together
-from memlens.training import shuffled, thread_count
+from memlens.ensembles import subsets
+from memlens.ensembles.together import Nets, train_together
+from memlens.models import registry
+from memlens.training.loop import shuffled, thread_count
+from memlens.training.recipes import OPTIMIZERS
 
 RECIPE = subsets.SHORT
 ROUNDS = 3
@@ -33,7 +34,7 @@ def one_by_one(
     x, y = data.normalise(data.train.images).to(device), data.train.labels.to(device)
     with thread_count(1):
         for mask, seed in zip(masks, seeds, strict=True):
-            net = models.build("mlp", data.n_classes, data.in_shape, seed=int(seed)).to(device)
+            net = registry.build("mlp", data.n_classes, data.in_shape, seed=int(seed)).to(device)
             optimizer = OPTIMIZERS[recipe.optimizer](net.parameters(), recipe)
             members = torch.as_tensor(mask).nonzero()[:, 0]
             for epoch in range(recipe.epochs):

@@ -37,7 +37,7 @@ def main() -> None:
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         image_size=8, patch_size=2, num_channels=1, num_labels=10,
     )  # fmt: skip
-    callback = ml.integrations.TrainerRecorder(len(dataset), input="pixel_values")
+    callback = ml.TrainerRecorder(len(dataset), input="pixel_values")
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,

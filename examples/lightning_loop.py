@@ -44,7 +44,7 @@ def main() -> None:
     x = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
     dataset = ml.with_index(TensorDataset(x, torch.tensor(digits.target)))
 
-    callback = ml.integrations.LightningRecorder(len(dataset), stop=ml.PeakStop("input_gradient"))
+    callback = ml.LightningRecorder(len(dataset), stop=ml.PeakStop("input_gradient"))
     trainer = Trainer(
         max_epochs=12,
         accumulate_grad_batches=2,

@@ -160,7 +160,7 @@ def run_score(options: argparse.Namespace) -> int:
     # Before torch: on a machine that does other things, too, threads that wait by spinning make
     # each other many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from memlens.outputs import score_path
+    from memlens.audit.outputs import score_path
 
     classes = None
     if options.classes:
@@ -179,7 +179,7 @@ def run_score(options: argparse.Namespace) -> int:
 def run_train(options: argparse.Namespace) -> int:
     """Train one net, or this process's share of it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_score`
-    from memlens import launch
+    from memlens.experiments import launch
 
     changes = {name: getattr(options, name)
                for name in ("epochs", "batch_size", "lr", "device", "stop", "seed")}  # fmt: skip
@@ -212,7 +212,7 @@ def confirmed(told: str, do: str, ways: str) -> bool:
 
 def run_reproduce(options: argparse.Namespace) -> int:
     """Run the notebooks; 1 if any failed."""
-    from memlens.reproduce import reproduce
+    from memlens.experiments.reproduce import reproduce
 
     asked = {"scale": options.scale, "n_samples": options.samples}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -226,14 +226,15 @@ def asked_of(options: argparse.Namespace) -> AbstractContextManager:
     """Where trainings are mapped as the options ask, in the notebooks' kernels, too."""
     if options.jobs is None and options.scheduler is None:
         return nullcontext()
-    from memlens.workers import mapped  # loads torch, which only the kernels need else
+    from memlens.training.workers import mapped  # loads torch, which only the kernels need else
 
     return mapped(n_jobs=options.jobs, scheduler=options.scheduler)
 
 
 def run_claims(options: argparse.Namespace) -> int:
     """Print how the claims fare; write the ledger into a page, or check the page's copy of it."""
-    from memlens import ledger, store
+    from memlens.experiments import ledger
+    from memlens.storage import store
 
     print(ledger.summary(ledger.ledger(options.profile)), flush=True)
     page = options.readme or store.root() / "README.md"
@@ -250,7 +251,7 @@ def run_claims(options: argparse.Namespace) -> int:
 
 def run_scores(options: argparse.Namespace) -> int:
     """Print the catalogue."""
-    from memlens.costs import catalogue
+    from memlens.ensembles.costs import catalogue
 
     print(catalogue().to_string(max_colwidth=60), flush=True)
     return 0
@@ -258,7 +259,7 @@ def run_scores(options: argparse.Namespace) -> int:
 
 def run_cache(options: argparse.Namespace) -> int:
     """List, verify or clear finished work; 1 if some is damaged, or its removal not confirmed."""
-    from memlens import inventory
+    from memlens.storage import inventory
 
     folder = inventory.shelf_of(options.folder)
     entries = inventory.chosen(inventory.entries(folder), options.kind, options.older_than)

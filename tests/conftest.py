@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import nn
 
-    from memlens.data import Dataset
-    from memlens.runs import Run
-    from memlens.shadows import Shadows, Target
+    from memlens.attacks.shadows import Shadows, Target
+    from memlens.data.samples import Dataset
+    from memlens.training.runs import Run
 
 with suppress(ImportError):  # a machine that is only there for its GPU may lack it: `test_gpu`
     from hypothesis import settings
@@ -72,7 +72,7 @@ def house_style() -> Iterator[None]:
     import matplotlib
     import matplotlib.pyplot as plt
 
-    from memlens import plots
+    from memlens.evaluation import plots
 
     with matplotlib.rc_context():
         plots.apply_style()
@@ -95,7 +95,7 @@ def pets(
     """An image set that ``load`` knows as "pets", and its file in a data folder of its own."""
     import numpy as np
 
-    from memlens import imagesets
+    from memlens.data import imagesets
 
     found = _pets(colour=request.param)
     monkeypatch.setenv("MEMLENS_DATA", str(tmp_path))
@@ -122,7 +122,7 @@ def _facts_of(found):
     """Facts as they would be written down for these arrays."""
     import hashlib
 
-    from memlens.imagesets import Facts
+    from memlens.data.imagesets import Facts
 
     def digest(values):
         return hashlib.sha256(values.astype("uint8").tobytes()).hexdigest()[:16]
@@ -182,10 +182,10 @@ def _train_alone(model, data, mask, recipe, seed, *, labels=None, epochs=None, n
     import torch
     import torch.nn.functional as F
 
-    from memlens import models
-    from memlens.training import shuffled
+    from memlens.models import registry
+    from memlens.training.loop import shuffled
 
-    net = (net or models.build(model, data.n_classes, data.in_shape, seed=seed)).train()
+    net = (net or registry.build(model, data.n_classes, data.in_shape, seed=seed)).train()
     mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
     x = (data.train.images / data.pixel_max - mean) / std
     y = data.train.labels if labels is None else labels
@@ -246,7 +246,7 @@ def scene() -> "Callable[..., tuple[Target, Shadows]]":
 def _scene(n_models=24, n_views=2, n_samples=50, n_classes=4, seed=0):
     import numpy as np
 
-    from memlens.shadows import Shadows, Target
+    from memlens.attacks.shadows import Shadows, Target
 
     origin = {"model": "mlp", "epochs": 60, "keep": 0.5, "stop": "last"}
     rng = np.random.default_rng(seed)

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # before a process group, which it would hold for good: see `memlens.ranks`
+import torch._dynamo  # before a process group, which it would hold for good: see `ranks`
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from memlens.indexing import with_index
-from memlens.recorder import Recorder
-from memlens.stopping import PeakStop
-from memlens.traces import SIGNALS
+from memlens.tracking.indexing import with_index
+from memlens.tracking.recorder import Recorder
+from memlens.tracking.stopping import PeakStop
+from memlens.tracking.traces import SIGNALS
 
 N, SIZE, EPOCHS, CLASSES, RATE = 37, 8, 3, 4, 0.2
 ROOT = Path(__file__).resolve().parents[1]

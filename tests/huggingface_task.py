@@ -8,8 +8,8 @@ from foreign_loops import EPOCHS, RATE, SIZE, Dicts, N, build
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from memlens.indexing import with_index
-from memlens.integrations import TrainerRecorder
+from memlens.tracking.indexing import with_index
+from memlens.tracking.integrations import TrainerRecorder
 
 
 class Classifier(nn.Module):

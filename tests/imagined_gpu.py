@@ -251,14 +251,15 @@ def install() -> None:
     torch.Generator = _Generator
     torch.compile = lambda net, **_: net
     pin_memory.pin_memory = lambda batch, *_: batch
-    from memlens import devices, models
+    from memlens.models import registry
+    from memlens.training import devices
 
     # A plan keeps its device by name: by ours, which the real function does not know.
     real = devices.resolve
     devices.resolve = lambda name: _read(real("cuda" if name == str(GPU) else name))
-    large = set(models.MODELS) - set(models.SMALL)
+    large = set(registry.MODELS) - set(registry.SMALL)
     # A processor takes minutes for a large net; where its tensors are is no other question.
-    models.MODELS.update(dict.fromkeys(large, models.MODELS["small_cnn_bn"]))
+    registry.MODELS.update(dict.fromkeys(large, registry.MODELS["small_cnn_bn"]))
 
 
 @contextmanager

@@ -18,9 +18,12 @@ from gpu_table import tiny_images
 from torch import nn
 
 import memlens as ml
-from memlens import devices, duplicates, outputs, passes, robustness, signals
-from memlens.profiles import PROFILES
-from memlens.training import predict
+from memlens.attacks import robustness
+from memlens.audit import duplicates, outputs
+from memlens.experiments.profiles import PROFILES
+from memlens.tracking import signals
+from memlens.training import devices, passes
+from memlens.training.loop import predict
 
 GPU, HERE = "cuda", "cpu"
 

@@ -8,7 +8,7 @@ from foreign_loops import EPOCHS, RATE, SIZE, N, build, dataset
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from memlens.integrations import LightningRecorder
+from memlens.tracking.integrations import LightningRecorder
 
 
 class Classifier(LightningModule):

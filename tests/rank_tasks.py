@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 import memlens as ml
-from memlens import __main__, drafts, inventory, launch, store
-from memlens.data import Dataset
-from memlens.drafts import Draft
-from memlens.ranks import joined
-from memlens.recipes import Measure, Recipe
-from memlens.training import train
+from memlens import __main__
+from memlens.data.samples import Dataset
+from memlens.experiments import launch
+from memlens.storage import drafts, inventory, store
+from memlens.storage.drafts import Draft
+from memlens.training.loop import train
+from memlens.training.ranks import joined
+from memlens.training.recipes import Measure, Recipe
 
 # 101 samples in batches of 20: the last has one, so that the second process has none of it.
 UNEVEN = Recipe(epochs=4, batch_size=20, augment="crop", sam_rho=0.05)

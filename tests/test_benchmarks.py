@@ -15,9 +15,11 @@ from common import interleaved
 from gpu_curvature import authors_curvature
 from gpu_table import NOT_RUN, Bench, Goal, OutOfTime, Table, met, tiny_images
 
-from memlens import models, signals, store
-from memlens.profiles import Profile
-from memlens.recipes import Recipe
+from memlens.experiments.profiles import Profile
+from memlens.models import registry
+from memlens.storage import store
+from memlens.tracking import signals
+from memlens.training.recipes import Recipe
 
 GOALS = [Goal("p", "a", "x", "s", "<= 2"), Goal("p", "a", "y"), Goal("p", "b", "x", "s", ">= 2")]
 
@@ -150,7 +152,7 @@ def test_the_conventional_loop_trains_what_ours_trains():
     other = theirs.net.state_dict()
     for name, value in ours.net.state_dict().items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4, msg=name)
-    start = models.build("small_cnn_bn", data.n_classes, data.in_shape).state_dict()
+    start = registry.build("small_cnn_bn", data.n_classes, data.in_shape).state_dict()
     assert (start["0.weight"] - other["0.weight"]).abs().max() > 0.01  # there was a training
 
 
@@ -181,7 +183,7 @@ def test_a_conventional_loop_that_breaks_costs_no_other_number(bench, monkeypatc
 
 def test_the_authors_curvature_is_ours():
     data = tiny_images(40)
-    net = models.build("small_cnn_bn", data.n_classes, data.in_shape).double().eval()
+    net = registry.build("small_cnn_bn", data.n_classes, data.in_shape).double().eval()
     x, y = data.normalise(data.train.images).double(), data.train.labels
     settings = {"n_probes": 3, "step": 1e-3, "seed": 5}
     ours = signals.curvature(net, x, y, **settings).norm

@@ -6,12 +6,12 @@ import nbformat
 import pandas as pd
 import pytest
 
-from memlens import margins
-from memlens.margins import above, as_table
+from memlens.experiments import margins
+from memlens.experiments.margins import above, as_table
 from tools import elsewhere
 
 LEAVE = """import os, pathlib
-from memlens.margins import above, as_table
+from memlens.experiments.margins import above, as_table
 folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / "digits"
 folder.mkdir(parents=True)
 threads = int(os.environ["OMP_NUM_THREADS"])

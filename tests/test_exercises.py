@@ -14,7 +14,9 @@ import torch
 from test_notebooks import FOLDER, NAMES, code_cells, notebooks
 
 import memlens as ml
-from memlens import attacks, calibration, metrics, stopping
+from memlens.attacks import membership
+from memlens.evaluation import calibration, metrics
+from memlens.tracking import stopping
 
 RNG = np.random.default_rng(0)
 HEADING = re.compile(r"^#+ .*Exercises$", re.MULTILINE)
@@ -58,13 +60,13 @@ def primer():
     run = {k: SimpleNamespace(posthoc_trace=SimpleNamespace(curvature=v))
            for k, v in {"bent": bent, "calm": calm}.items()}  # fmt: skip
     scores = SimpleNamespace(loss_sensitivity=lambda trace: trace.grad_l1.mean(0))
-    fake = SimpleNamespace(
-        Trace=ml.Trace, scores=scores, train=lambda *_: run["calm"],
-        data=SimpleNamespace(from_arrays=lambda *_, **__: None),
-    )  # fmt: skip
-    return {"ml": fake, "trace": trace, "clouds": lambda *_: None, "n_seeds": 3, "toy_net": None,
-            "replace": lambda recipe, **_: recipe, "toy_recipe": None, "measure": None,
-            "runs": [run["bent"]]}  # fmt: skip
+    fake = SimpleNamespace(Trace=ml.Trace, train=lambda *_: run["calm"])
+    samples = SimpleNamespace(from_arrays=lambda *_, **__: None)
+    return {
+        "ml": fake, "scores": scores, "samples": samples, "trace": trace, "n_seeds": 3,
+        "clouds": lambda *_: None, "toy_net": None, "replace": lambda recipe, **_: recipe,
+        "toy_recipe": None, "measure": None, "runs": [run["bent"]],
+    }  # fmt: skip
 
 
 def theory():
@@ -90,14 +92,14 @@ def early():
     y, phi = np.zeros(12, dtype=int), RNG.normal(size=(20, 1, 12))
     sides = [SimpleNamespace(phi=p, masks=masks, y_true=y) for p in (RNG.normal(size=(1, 12)), phi)]
     fake = SimpleNamespace(
-        Target=attacks.Target, Shadows=attacks.Shadows,
+        Target=membership.Target, Shadows=membership.Shadows,
         calibrated_loss=lambda target, shadows: (
             np.logaddexp(0, -shadows.phi[:, 0]).mean(axis=0, where=~shadows.masks)
             - np.logaddexp(0, -target.phi[0])
         ),
     )  # fmt: skip
     sure = np.array([0.55, 0.60, 0.65, 0.70, 0.80, 0.90, 0.95, 1.00])
-    return {"targets": sides[:1], "shadows": sides[1], "attacks": fake, "stopping": stopping,
+    return {"targets": sides[:1], "shadows": sides[1], "membership": fake, "stopping": stopping,
             "calibration": calibration, "y_prob": np.column_stack([sure, 1 - sure])}  # fmt: skip
 
 
@@ -149,7 +151,7 @@ def trained_share(norms, patience):
 def uce_used(table):
     return float((table.accuracy - table.confidence).abs().fillna(0).mean())
 def calibrated(target, shadows):
-    return -attacks.calibrated_loss(target, shadows)""",
+    return -membership.calibrated_loss(target, shadows)""",
     "04_mislabel": """
 def to_read(y_true, y_score, found=0.95):
     return len(y_true)

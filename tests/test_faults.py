@@ -10,7 +10,8 @@ from faults_kills import JOBS, WHOM, Victims, kills
 from hypothesis import strategies as st
 
 import memlens as ml
-from memlens import drafts, models, store
+from memlens.models import registry
+from memlens.storage import drafts, store
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_keeping_costs_a_small_share(tmp_path, monkeypatch, cost, most):
 def test_what_a_save_costs_beside_an_epoch_is_measured():
     rows = faults.cost_of_cifar("small_cnn", ml.Recipe(epochs=3, batch_size=64), 2, n_samples=256)
     found = {measure: value for _, measure, value in rows}
-    weights = sum(p.numel() for p in models.build("small_cnn", 10, (3, 32, 32)).parameters())
+    weights = sum(p.numel() for p in registry.build("small_cnn", 10, (3, 32, 32)).parameters())
     # the net, its momentum, the nets kept at two peaks; nine numbers a sample and epoch
     assert found["MB of a save"] > 4 * (4 * weights + 9 * 256 * 3) / 1e6
     assert 0 < found["share of a CIFAR-sized epoch"] <= drafts.SHARE * (1 + 1e-9)  # by rule

@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import memlens as ml
-from memlens import models, signals
-from memlens.data import from_arrays
-from memlens.feeds import Feed
-from memlens.recipes import OPTIMIZERS, Measure, Recipe
-from memlens.recorder import Recorder
-from memlens.steps import train_step
-from memlens.training import train
-from memlens.watching import Watched, from_loss
+from memlens.data.samples import from_arrays
+from memlens.models import registry
+from memlens.tracking import signals
+from memlens.tracking.recorder import Recorder
+from memlens.tracking.watching import Watched, from_loss
+from memlens.training.feeds import Feed
+from memlens.training.loop import train
+from memlens.training.recipes import OPTIMIZERS, Measure, Recipe
+from memlens.training.steps import train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -36,7 +37,7 @@ def colour():
 def test_no_step_of_an_epoch_waits_for_the_device(colour, changes, rho):
     recipe = Recipe(batch_size=64, augment="crop_flip", **(FAST | changes))
     engine = recipe.engine()
-    net = engine.place(models.build("resnet18", 4, colour.in_shape)).train()
+    net = engine.place(registry.build("resnet18", 4, colour.in_shape)).train()
     forward, feed = engine.forward(net), Feed(colour, recipe, engine)
     optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), recipe), Recorder(256, flush_bytes=1)
     for epoch in range(2):  # the first one compiles
@@ -115,7 +116,7 @@ def test_the_numbers_are_those_of_the_cpu(tiny):
 
 def test_curvature_keeps_all_bits_of_float32(colour):
     """TF32 rounds to ten bits: curvature, a thousandth of a difference, is off by a fifth then."""
-    net = models.build("resnet18", 4, colour.in_shape).eval().to("cuda")
+    net = registry.build("resnet18", 4, colour.in_shape).eval().to("cuda")
     x, y = (t[:32].to("cuda") for t in (colour.train.images, colour.train.labels))
     x = colour.normalise(x)
     with Recipe(**FAST).engine().tuned():
@@ -137,7 +138,7 @@ def test_nets_train_together_and_one_by_one(colour, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_training_goes_on_there(tiny, tmp_path):
-    from test_drafts import Killed, Mortal
+    from mortal import Killed, Mortal
 
     recipe = Recipe(epochs=5, batch_size=20, device="cuda")
     with pytest.raises(Killed):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from memlens import margins, store
+from memlens.experiments import margins
+from memlens.storage import store
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "elsewhere"

@@ -1,0 +1,1 @@
+"""Membership inference, and the distance to the decision boundary."""

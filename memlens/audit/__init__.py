@@ -1,0 +1,1 @@
+"""Your own data: read it, score it, report what looks wrong."""

@@ -1,0 +1,295 @@
+"""Data sets by name: digits, the papers' image sets with what is known of them checked, ImageNet.
+
+An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or else downloaded
+there through torchvision. Scores and published memorization are joined by position, so that the
+order of a file matters as much as its pixels: what is known of both is checked, and a file that
+fails is refused. `SETS` says what is known; of CIFAR-10's images it is no more than their mean.
+"""
+
+import hashlib
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from memlens.data.folders import folder_dataset
+from memlens.data.samples import Dataset, from_arrays, load_digits
+from memlens.storage import store
+from memlens.storage.store import Arrays
+
+PARTS = ("train", "test")
+MEAN_TOLERANCE = 5e-4  # of means in [0, 1]: the published ones have four digits
+N_SPOTS = 10  # images looked at in each part: a shuffled file passes none but by chance
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an image set, whoever wrote the file.
+
+    Attributes
+    ----------
+    torchvision : str, the class in ``torchvision.datasets`` that downloads it
+    shape : tuple, of an image: (height, width) or (height, width, 3)
+    counts : samples of each class in train and in test, one number where all classes have as many
+    first : the first eight labels of train and of test
+    labels_sha256 : of all labels as uint8, 16 hex digits, train and test; None where not known
+    mean : of the training pixels in [0, 1], one a channel
+    class_names : tuple of str
+    images_sha256 : of all pixels in C order, 16 hex digits, train and test; None where not known
+    spots : mean in [0, 1] of channel 0 over the upper half of each of ``N_SPOTS`` evenly spaced
+        images, train and test; None where not known
+    """
+
+    torchvision: str
+    shape: tuple[int, ...]
+    counts: tuple[tuple[int, ...] | int, tuple[int, ...] | int]
+    first: tuple[tuple[int, ...], tuple[int, ...]]
+    labels_sha256: tuple[str, str] | None
+    mean: tuple[float, ...]
+    class_names: tuple[str, ...]
+    images_sha256: tuple[str, str] | None = None
+    spots: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# First labels, counts, checksums and spots of MNIST, Fashion-MNIST and CIFAR-100 were computed from
+# copies in the original order. Of 82 training and 23 test images of that CIFAR-100 (beavers,
+# shrews, skunks) only the class is sure; a checksum of its images would refuse the true order, so
+# that ten sure ones are looked at instead. First labels, counts and means of CIFAR-10 are as widely
+# printed; nothing here tells whether its images fit their labels.
+SETS: dict[str, Facts] = {
+    "mnist": Facts(
+        "MNIST", (28, 28),
+        ((5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+         (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)),
+        ((5, 0, 4, 1, 9, 2, 1, 3), (7, 2, 1, 0, 4, 1, 4, 9)),
+        ("1feba77c54802fa5", "ddeff807876a9661"), (0.1307,), tuple("0123456789"),
+        images_sha256=("741c988805d008ac", "6d87418db22cc802"),
+    ),
+    "fashion_mnist": Facts(
+        "FashionMNIST", (28, 28), (6000, 1000),
+        ((9, 0, 0, 3, 0, 2, 7, 2), (9, 2, 1, 1, 6, 1, 4, 6)),
+        ("657fbd221bfc9f41", "3d0e6c6ea990b53b"), (0.2860,),
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+         "Ankle boot"),
+        images_sha256=("2e487a6c89124f78", "c867c93ff9536059"),
+    ),
+    "cifar10": Facts(
+        "CIFAR10", (32, 32, 3), (5000, 1000),
+        ((6, 9, 9, 4, 1, 1, 2, 7), (3, 8, 8, 0, 6, 6, 1, 6)), None, (0.4914, 0.4822, 0.4465),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": Facts(
+        "CIFAR100", (32, 32, 3), (500, 100),
+        ((19, 29, 0, 11, 1, 86, 90, 28), (49, 33, 72, 51, 71, 92, 15, 14)),
+        ("9f11b9f97aad759b", "4dad7d09c7c97d33"), (0.5071, 0.4865, 0.4409),
+        _words("""apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+        bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach
+        couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house
+        kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+        mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+        plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew
+        skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+        telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
+        woman worm"""),
+        spots=((.6587, .4600, .3812, .3263, .6340, .5615, .8215, .5447, .4427, .8140),
+               (.8646, .4003, .4468, .3160, .5795, .4064, .4974, .2385, .3109, .5317)),
+    ),
+}  # fmt: skip
+LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
+IMAGENET_COUNTS = (1_281_167, 50_000)  # of the 1,000 classes of ILSVRC 2012, train and validation
+
+
+def load(name: str, *, root: str | Path | None = None) -> Dataset:
+    """A data set by name, in its original order.
+
+    Image sets are standardised: a net's input has mean 0 and standard deviation 1 in each channel
+    of the training images. Digits are not. The images of "imagenet" are decoded when they are asked
+    for (`memlens.data.folders`); with its 1,000 classes, another number of images is warned of.
+
+    Parameters
+    ----------
+    name : str
+    root : path, optional
+        Of "imagenet" only: the folder that holds ``train/<class>/`` and ``val/<class>/``; by
+        default ``imagenet`` in the data folder.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or a file is not what it should be; the message says what to do.
+    FileNotFoundError
+        If the set is not there and cannot be downloaded; the message says where to put it.
+    """
+    if name == "imagenet":
+        return _imagenet(store.data_dir() / name if root is None else Path(root))
+    known = sorted([*LOADERS, *SETS, "imagenet"])
+    if name not in known:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
+    if root is not None:
+        raise ValueError(f"only imagenet takes a root, not {name}; MEMLENS_DATA moves all files")
+    if name in LOADERS:
+        return LOADERS[name]()
+    path, facts = store.data_dir() / f"{name}.npz", SETS[name]
+    if path.exists():
+        arrays, source = read_npz(path), str(path)
+    else:
+        arrays, source = download(name, path), f"the download of {name}"
+    check(arrays, facts, source)
+    parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
+    return from_arrays(name, *parts, class_names=facts.class_names)
+
+
+def _imagenet(root: Path) -> Dataset:
+    try:
+        data = folder_dataset("imagenet", root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}: load('imagenet', root=...). It is not downloaded: by its terms, each user "
+            "gets a copy from image-net.org"
+        ) from error
+    found = len(data.train), len(data.test)
+    if data.n_classes == 1000 and found != IMAGENET_COUNTS:
+        warnings.warn(
+            "{} has {:,} training and {:,} test images, ImageNet {:,} and {:,}: indices are not "
+            "those of the full set".format(root, *found, *IMAGENET_COUNTS),
+            stacklevel=3,
+        )
+    return data
+
+
+def as_images(x: np.ndarray) -> np.ndarray:
+    """Images (n, height, width) or (n, height, width, 3) as (n, channels, height, width)."""
+    return x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def read_npz(path: Path) -> Arrays:
+    """The arrays of a file; nothing in it is unpickled.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, is no .npz, holds Python objects, or lacks one of the arrays
+        x_train, y_train, x_test, y_test.
+    """
+    arrays = plain_arrays(path)
+    needed = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
+    if missing := [name for name in needed if name not in arrays]:
+        raise ValueError(f"{path} has no {', '.join(missing)}; it has: {', '.join(arrays)}")
+    return arrays
+
+
+def plain_arrays(path: Path, only: str | None = None) -> Arrays:
+    """All arrays of an .npz, or the one named if it is there; nothing in it is unpickled.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, is no .npz, or holds Python objects.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if only in (None, name)}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is damaged, or no .npz of plain arrays; put a "
+            "good copy in its place"
+        ) from error
+
+
+def download(name: str, path: Path) -> Arrays:
+    """The arrays of an image set, as torchvision downloads it into the data folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that fails; the message says which file to put where.
+    """
+    from torchvision import datasets  # it takes a second, which other data sets do not pay
+
+    kind, arrays = getattr(datasets, SETS[name].torchvision), {}
+    try:
+        for part in PARTS:
+            found = kind(root=str(path.parent), train=part == "train", download=True)
+            arrays |= {f"x_{part}": np.asarray(found.data), f"y_{part}": np.asarray(found.targets)}
+    except (OSError, RuntimeError) as error:  # no network, a bad checksum, no space
+        raise FileNotFoundError(
+            f"{name} is not at {path}, and cannot be downloaded ({error}); put a file there with "
+            "the arrays x_train, y_train, x_test, y_test (uint8 images, labels, original order), "
+            "or set MEMLENS_DATA to a folder that has it"
+        ) from error
+    return arrays
+
+
+def check(arrays: Arrays, facts: Facts, source: str) -> None:
+    """Compare images and labels with what is known of them.
+
+    Raises
+    ------
+    ValueError
+        Naming the source, what was found, and what was expected.
+    """
+    for i, part in enumerate(PARTS):
+        problem = _problem(arrays[f"x_{part}"], arrays[f"y_{part}"], facts, i)
+        if problem:
+            raise ValueError(
+                f"{source}, {part} part: {problem}. It is another set, altered, or in another "
+                "order; scores could not be traced to its images: put the original in its place"
+            )
+
+
+def _problem(x: np.ndarray, y: np.ndarray, facts: Facts, part: int) -> str:
+    """What is wrong with a part (0: train, 1: test); nothing: an empty text."""
+    n = int(np.broadcast_to(facts.counts[part], len(facts.class_names)).sum())
+    if x.dtype != np.uint8 or x.shape != (n, *facts.shape):
+        return f"images are {x.dtype} {x.shape}, expected uint8 {(n, *facts.shape)}"
+    return _label_problem(y, facts, part) or _image_problem(x, facts, part)
+
+
+def _label_problem(y: np.ndarray, facts: Facts, part: int) -> str:
+    n_classes = len(facts.class_names)
+    counts = np.broadcast_to(facts.counts[part], n_classes)
+    if y.shape != (counts.sum(),) or y.dtype.kind not in "iu":
+        return f"labels are {y.dtype} {y.shape}, expected whole numbers ({counts.sum()},)"
+    if y.min() < 0 or y.max() >= n_classes:
+        return f"labels go from {y.min()} to {y.max()}, expected 0 to {n_classes - 1}"
+    if not np.array_equal(found := np.bincount(y, minlength=n_classes), counts):
+        return f"classes have {found.tolist()} samples, expected {counts.tolist()}"
+    if tuple(y[: len(facts.first[part])].tolist()) != facts.first[part]:
+        return f"the first labels are {y[:8].tolist()}, expected {list(facts.first[part])}"
+    if facts.labels_sha256 and _sha(y.astype(np.uint8)) != facts.labels_sha256[part]:
+        return "the labels' checksum differs"
+    return ""
+
+
+def _image_problem(x: np.ndarray, facts: Facts, part: int) -> str:
+    mean = x.reshape(len(x), -1, len(facts.mean)).mean(axis=(0, 1)) / 255
+    if part == 0 and np.abs(mean - facts.mean).max() > MEAN_TOLERANCE:
+        return f"the mean of the pixels is {mean.round(4).tolist()}, expected {list(facts.mean)}"
+    if facts.spots:
+        at = np.arange(0, len(x), len(x) // N_SPOTS)[:N_SPOTS]
+        wrong = np.abs(spots(x) - facts.spots[part]) > MEAN_TOLERANCE
+        if wrong.any():
+            return f"the images at {at[wrong].tolist()} do not belong there"
+    if facts.images_sha256 and _sha(x) != facts.images_sha256[part]:
+        return "the images' checksum differs"
+    return ""
+
+
+def spots(x: np.ndarray) -> np.ndarray:
+    """Channel 0 over the upper half of evenly spaced images, (n, h, w[, 3]) -> (``N_SPOTS``,).
+
+    Means in [0, 1]. The half and the channel tell turned images and swapped channels, too.
+    """
+    some = x[:: len(x) // N_SPOTS][:N_SPOTS, : x.shape[1] // 2]
+    return (some if some.ndim == 3 else some[..., 0]).mean(axis=(1, 2)) / 255
+
+
+def _sha(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()[:16]

@@ -1,0 +1,365 @@
+"""The extra trainings that some scores need: folds, a second split, repeats.
+
+Each kind trains several nets for one (data, seed); the nets of many data sets (noise rates, seeds)
+that share their images are stacked and trained together. What a kind leaves is kept in the store,
+so that any score can be made of it later; each stack is kept there as well until all are done, so
+that an interruption costs the one that is being trained.
+
+kind            trainings for one seed               leaves
+``folds``       3 folds                              ``logits`` (n_samples, n_classes), held out
+``samis``       10 folds, each by SGD and by SAM     ``sgd``, ``sam``, the same, held out
+``second_split``  each half, then the other half     ``correct`` (n_epochs, n_samples) of the first
+                                                     half's samples while the second is learned
+``repeats``     10 nets, stopped early               ``el2n``, ``weight_grad`` (10, n_samples)
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from joblib import delayed
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from memlens.data.samples import Dataset
+from memlens.ensembles.together import Nets, size_of_stack, train_together
+from memlens.storage import store
+from memlens.storage.store import Arrays
+from memlens.tracking import signals
+from memlens.tracking.scores import EARLY_EPOCH
+from memlens.tracking.weightgrads import weight_gradient_norm
+from memlens.training import devices
+from memlens.training.feeds import in_order
+from memlens.training.jobs import described
+from memlens.training.recipes import Recipe, mixed_seed
+from memlens.training.workers import Made, elsewhere, handed_over, side_by_side
+
+Wanted = dict[str, tuple[Dataset, int]]  # by key: data and seed
+SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
+TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
+RETRAINING_VERSION = 1  # part of every key, see `jobs.RUN_VERSION`
+
+
+@dataclass(frozen=True)
+class Part:
+    """One net to train: on which samples (n_samples,), with which labels, from which seed."""
+
+    mask: np.ndarray
+    labels: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way of training again: what to train, how, and what is kept of it.
+
+    Attributes
+    ----------
+    plan : (data, seed) -> parts
+    work : (nets, data, parts, recipe) -> arrays of each part
+    gather : (parts, their arrays) -> what is kept for the (data, seed)
+    trainings : float, what it costs for one seed, in trainings of all samples for all epochs; for
+        ``repeats``, which stop early, in epochs
+    """
+
+    plan: Callable[[Dataset, int], list[Part]]
+    work: Callable[[Nets, Dataset, list[Part], Recipe], list[Arrays]]
+    gather: Callable[[list[Part], list[Arrays]], Arrays]
+    trainings: float
+
+
+def retrain(
+    kind: str,
+    model: str,
+    datasets: Sequence[Dataset],
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    n_jobs: int | None = None,
+) -> list[Arrays]:
+    """The extra trainings of one kind for each data set, or what the store has of them.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    model : str
+        A name from ``models.MODELS``.
+    datasets : sequence of Dataset
+        Those that share their images (only the labels differ) are trained together.
+    recipe : Recipe
+        Its seed is not used.
+    seeds : sequence of int, one a data set
+        Of the split, the weights and the order of the samples.
+    n_jobs : int, optional
+        Processes; by default as in `jobs.train_many`.
+
+    Returns
+    -------
+    list of dict, one a data set
+        The arrays of the kind, and ``y_true`` (n_samples,).
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, or there is not one seed a data set.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    if len(datasets) != len(seeds):
+        raise ValueError(f"{len(datasets)} data sets and {len(seeds)} seeds: pass one seed each")
+    shelf, version = store.Store(), RETRAINING_VERSION
+    engine = recipe.engine().key
+    keys = [
+        f"{kind}-{store.fingerprint([model, data, replace(recipe, seed=0), engine, seed, version])}"
+        for data, seed in zip(datasets, seeds)
+    ]
+    found = {key: shelf.get(key) for key in keys}
+    if claimed := [key for key in keys if found[key] is None]:
+        with shelf.claim(*claimed):
+            found = {key: found[key] or shelf.get(key) for key in keys}  # or finished meanwhile
+            wanted = dict(zip(keys, zip(datasets, seeds)))
+            for same in _by_images(wanted):
+                if missing := {key: same[key] for key in same if found[key] is None}:
+                    found |= _finish(kind, model, same, missing, recipe, n_jobs, shelf)
+    for key in keys:
+        shelf.tidy(key)
+    labels = [data.train.labels.numpy() for data in datasets]
+    return [found[key].arrays | {"y_true": y} for key, y in zip(keys, labels)]
+
+
+def _by_images(wanted: Wanted) -> list[Wanted]:
+    groups: dict[tuple, Wanted] = {}
+    for key, (data, seed) in wanted.items():
+        scale = data.pixel_max, data.mean, data.std, data.class_names
+        groups.setdefault((id(data.train.images), *scale), {})[key] = (data, seed)
+    return list(groups.values())
+
+
+def _finish(
+    kind: str,
+    model: str,
+    same: Wanted,
+    missing: Wanted,
+    recipe: Recipe,
+    n_jobs: int | None,
+    shelf: store.Store,
+) -> dict[str, store.Piece]:
+    """Train what is missing and keep it; nets that an interrupted call has trained are found."""
+    _, chunks = _chunks(KINDS[kind], model, same, recipe)
+    # A call that was killed while it put its pieces has left all its chunks. To train what is
+    # missing alone would be another stack, and other last bits.
+    wanted = same if all(name in shelf for name in chunks) else missing
+    pieces = train_kind(KINDS[kind], model, wanted, recipe, n_jobs, shelf)
+    for key in missing:
+        what = f"{kind}: {described(model, wanted[key][0], recipe)}"
+        pieces[key] = pieces[key]._replace(meta={"kind": kind}, what=what)
+        shelf.put(key, pieces[key])
+    return {key: pieces[key] for key in missing}
+
+
+def train_kind(
+    kind: Kind,
+    model: str,
+    wanted: Wanted,
+    recipe: Recipe,
+    n_jobs: int | None,
+    shelf: store.Store,
+) -> dict[str, store.Piece]:
+    """What a kind leaves for each wanted (data, seed); they share their images.
+
+    Each stack of nets is kept on the shelf as a part of the last of them, and taken from there; the
+    caller puts that one last, and tidies up after it.
+    """
+    parts, chunks = _chunks(kind, model, wanted, recipe)
+    data = next(iter(wanted.values()))[0]
+    near = None if elsewhere(n_jobs) else shelf
+    calls = {
+        name: delayed(_work)(name, near, kind, model, data, [parts[i][1] for i in chunk], recipe)
+        for name, chunk in chunks.items()
+    }
+    done = side_by_side(calls, shelf, n_jobs, [recipe])
+    left, seconds = {}, {}
+    for name, chunk in chunks.items():
+        for at, i in enumerate(chunk):
+            arrays = done[name].arrays
+            left[i] = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{at}/")}
+            seconds[i] = done[name].seconds / len(chunk)
+    rows = {key: [i for i, (k, _) in enumerate(parts) if k == key] for key in wanted}
+    gathered = {
+        k: kind.gather([parts[i][1] for i in r], [left[i] for i in r]) for k, r in rows.items()
+    }
+    return {
+        key: store.Piece(arrays, {}, seconds=sum(seconds[i] for i in rows[key]))
+        for key, arrays in gathered.items()
+    }
+
+
+def _chunks(
+    kind: Kind, model: str, wanted: Wanted, recipe: Recipe
+) -> tuple[list[tuple[str, Part]], dict[str, list[int]]]:
+    """All nets to train, and which of them are stacked, by the name under which a stack is kept.
+
+    The name says who is in the stack, as who is beside a net decides the last bits of its weights.
+    It makes the stack a part of the piece that is put last: with that, all others are finished.
+    """
+    parts = [(key, part) for key, (data, s) in wanted.items() for part in kind.plan(data, s)]
+    data = next(iter(wanted.values()))[0]
+    by_size: dict[int, list[int]] = {}
+    for i, (_, part) in enumerate(parts):
+        by_size.setdefault(int(part.mask.sum()), []).append(i)
+    stack, chunks = size_of_stack(model, data, recipe, TOGETHER), {}
+    first = {key: i for i, (key, _) in reversed(list(enumerate(parts)))}
+    for rows in by_size.values():
+        for chunk in np.array_split(rows, -(-len(rows) // stack)):
+            members = [[parts[i][0], int(i - first[parts[i][0]])] for i in chunk]
+            name = f"{list(wanted)[-1]}.{len(members)}-nets-{store.fingerprint(members)}"
+            chunks[name] = chunk.tolist()
+    return parts, chunks
+
+
+def _work(
+    name: str,
+    shelf: store.Store | None,
+    kind: Kind,
+    model: str,
+    data: Dataset,
+    parts: list[Part],
+    recipe: Recipe,
+) -> Made:
+    """Train a stack of nets, and keep what they leave, or hand it over."""
+    start = time.perf_counter()
+    nets = Nets.build(model, data, [part.seed for part in parts])
+    with devices.exact_float32():
+        left = kind.work(nets, data, parts, recipe)
+    arrays = {f"{at}/{k}": values for at, rows in enumerate(left) for k, values in rows.items()}
+    what = f"{len(parts)} x {described(model, data, recipe)}"
+    piece = store.Piece(arrays, {}, what, time.perf_counter() - start)
+    return handed_over(name, piece, shelf)
+
+
+def fit_parts(
+    nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe, **options: object
+) -> None:
+    """Train each net on its part; options as in `together.train_together`."""
+    masks, labels = np.stack([p.mask for p in parts]), torch.stack([p.labels for p in parts])
+    seeds = [part.seed for part in parts]
+    train_together(nets, data, masks, recipe, seeds, labels=labels, **options)
+
+
+def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
+    """One part a fold, stratified by the labels as they are given, noise included.
+
+    Fold k's net has the seed (seed, k). No more folds than the largest class has samples.
+
+    Raises
+    ------
+    ValueError
+        If no class has two samples, one to train on and one to hold out.
+    """
+    y, n = data.train.labels, len(data.train)
+    n_folds = min(n_folds, int(torch.bincount(y).max()))
+    if n_folds < 2:
+        raise ValueError(
+            f"{n} training samples of {data.name} are {n} classes with one each: a fold would hold "
+            "out all that there is of a class; take more samples"
+        )
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n), y)
+    masks = [~np.isin(np.arange(n), held_out) for _, held_out in folds]
+    return [Part(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]
+
+
+def _logits(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    fit_parts(nets, data, parts, recipe)
+    return [{"logits": logits.cpu().numpy()} for logits in nets.predict(data)]
+
+
+def _sgd_and_sam(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    # The same initial weights and order for both: the difference is the optimizer's alone.
+    nets.place(recipe.engine())  # now, so that what is kept here is what will be trained
+    state = nets.weights | nets.buffers
+    start = {name: values.detach().clone() for name, values in state.items()}
+    sgd = _logits(nets, data, parts, replace(recipe, sam_rho=0.0))
+    with torch.no_grad():
+        for name, values in start.items():
+            state[name].copy_(values)
+    sam = _logits(nets, data, parts, replace(recipe, sam_rho=SAM_RHO))
+    return [{"sgd": a["logits"], "sam": b["logits"]} for a, b in zip(sgd, sam)]
+
+
+def _held_out(parts: list[Part], arrays: list[Arrays]) -> Arrays:
+    """Each sample's rows from the net that was not trained on it."""
+    whole = {name: np.zeros_like(rows) for name, rows in arrays[0].items()}
+    for part, rows in zip(parts, arrays):
+        for name, values in rows.items():
+            whole[name][~part.mask] = values[~part.mask]
+    return whole
+
+
+def plan_halves(data: Dataset, seed: int) -> list[Part]:
+    """Two parts, each one random half of the samples; both nets start from the same weights."""
+    half = np.zeros(len(data.train), dtype=bool)
+    half[np.random.default_rng(seed).permutation(half.size)[: half.size // 2]] = True
+    return [Part(mask, data.train.labels, seed) for mask in (half, ~half)]
+
+
+def _second_split(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    fit_parts(nets, data, parts, recipe)
+    y, correct = torch.stack([part.labels for part in parts]), []
+    # The same weights go on, on the other half, with a new optimizer and from the first rate again.
+    others = [replace(part, mask=~part.mask, seed=mixed_seed(part.seed, 1)) for part in parts]
+    note = lambda: correct.append(nets.predict(data).argmax(2).cpu() == y)  # noqa: E731
+    fit_parts(nets, data, others, recipe, after_epoch=note)
+    return [{"correct": rows.numpy()} for rows in torch.stack(correct, 1)]
+
+
+def _first_half(parts: list[Part], arrays: list[Arrays]) -> Arrays:
+    """Each sample's column from the net that learned it first and then went on without it."""
+    first, second = (rows["correct"] for rows in arrays)
+    return {"correct": np.where(parts[0].mask, first, second)}
+
+
+def plan_repeats(data: Dataset, seed: int, n_runs: int = 10) -> list[Part]:
+    """Parts of all samples that differ in their seed, (seed, k)."""
+    every = np.ones(len(data.train), dtype=bool)
+    return [Part(every, data.train.labels, mixed_seed(seed, k)) for k in range(n_runs)]
+
+
+def _early(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+    fit_parts(nets, data, parts, recipe, epochs=min(EARLY_EPOCH + 1, recipe.epochs))
+    return early_signals(nets, data, parts)
+
+
+def early_signals(nets: Nets, data: Dataset, parts: list[Part]) -> list[Arrays]:
+    """EL2N and the norm of the weight gradient of every sample, as each net stands: eval mode."""
+    found = []
+    for i, (part, logits) in enumerate(zip(parts, nets.predict(data))):
+        y = part.labels.to(nets.device)
+        arrays = {"el2n": signals.el2n(logits, y), "weight_grad": _weight_norms(nets, i, data, y)}
+        found.append({name: values.detach().cpu().numpy() for name, values in arrays.items()})
+    return found
+
+
+def _weight_norms(nets: Nets, i: int, data: Dataset, y: Tensor) -> Tensor:
+    net = nets.member(i)
+    rows = devices.rows_of(net, data.in_shape)
+    parts = zip(in_order(data.train, rows, nets.device), y.split(rows), strict=True)
+    return torch.cat([weight_gradient_norm(net, data.normalise(x), own) for (x, _), own in parts])
+
+
+def _stacked(_: list[Part], arrays: list[Arrays]) -> Arrays:
+    return {name: np.stack([rows[name] for rows in arrays]) for name in arrays[0]}
+
+
+def _ten_folds(data: Dataset, seed: int) -> list[Part]:
+    return plan_folds(data, seed, n_folds=10)
+
+
+KINDS: dict[str, Kind] = {
+    "folds": Kind(plan_folds, _logits, _held_out, 3 * 2 / 3),
+    "samis": Kind(_ten_folds, _sgd_and_sam, _held_out, 10 * 0.9 * (1 + 2)),  # SAM steps twice
+    "second_split": Kind(plan_halves, _second_split, _first_half, 2 * (1 / 2 + 1 / 2) + 2 / 3),
+    "repeats": Kind(plan_repeats, _early, _stacked, 10 * (EARLY_EPOCH + 1)),
+}

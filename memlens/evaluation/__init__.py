@@ -1,0 +1,1 @@
+"""Similarity with intervals, detection, calibration, and plots."""

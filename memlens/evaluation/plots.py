@@ -1,0 +1,415 @@
+"""Axes-level plots in one look: each takes axes and a table, draws the table, returns the axes.
+
+Nothing here shows or closes a figure, or alters what it is given. A plot of something computed has
+a partner that returns the table (`bands`, `binned`, `counts`, `roc_points`), so that one table goes
+to the plot and into the figure's CSV twin. A marker, hatch or line style doubles each colour.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_curve
+
+from memlens.evaluation import metrics
+
+COLUMN, FULL = 3.4, 6.9  # inches: one column of a page, the whole width
+LINE, LETTER = 0.12, 0.042  # inches: height of a line of small print, width of a letter
+MARKED, CHANCE, INK, FILL, GAP = "#E69F00", "0.6", "0.25", "#9FB8CC", "#882255"
+
+# Scores wear Okabe and Ito's colours, everything else Tol's muted ones, so that no loss curve can
+# be taken for a score. Variants of a score share its colour and differ in marker and line.
+PALETTE: dict[str, tuple[str, str, str]] = {
+    "csg": ("#0072B2", "o", "-"), "early_csg": ("#0072B2", "p", "--"),
+    "csg_plain": ("#0072B2", "h", ":"), "memorization": ("#000000", "D", "-"),
+    "csl": ("#D55E00", "s", "-"), "sgal": ("#D55E00", "d", "--"),
+    "final_loss": ("#D55E00", "H", ":"),
+    "curvature": ("#009E73", "^", "-"), "curvature_squared": ("#009E73", "v", ":"),
+    "loss_sensitivity": ("#56B4E9", "<", "-"), "learning_time": ("#56B4E9", ">", "--"),
+    "first_correct": ("#56B4E9", "8", ":"), "last_wrong": ("#56B4E9", "*", "-."),
+    "forgetting": ("#CC79A7", "X", "-"), "aum": ("#CC79A7", "P", "--"),
+    "el2n": ("#CC79A7", "p", ":"), "in_confidence": ("#CC79A7", "d", "-."),
+    "weight_norm": ("#332288", "o", "-"), "input_gradient": ("#117733", "s", "-"),
+    "val_loss": ("#882255", "^", "-"), "train_loss": ("#999933", "v", "--"),
+    "peak": ("#332288", "o", "-"), "best_val": ("#882255", "^", "-."),
+    "last": ("#44AA99", "s", "--"),
+    "lira": ("#CC6677", "o", "-"), "lira_offline": ("#CC6677", "D", ":"),
+    "lira_csg": ("#CC6677", "X", "--"), "mast": ("#AA4499", "s", "-."),
+    "calibrated_loss": ("#999933", "v", "--"), "yeom": ("#88CCEE", "<", "-"),
+}  # fmt: skip
+_OTHERS = (
+    ("#332288", "o", "-"), ("#44AA99", "s", "--"), ("#882255", "^", "-."), ("#999933", "D", ":"),
+    ("#CC6677", "v", "-"), ("#117733", "X", "--"), ("#AA4499", "P", "-."), ("#88CCEE", "<", ":"),
+)  # fmt: skip
+_WRITTEN = ["CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
+            "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd",
+            "TracIn", "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR"]  # fmt: skip
+
+
+STYLE = Path(__file__).with_name("memlens.mplstyle")
+
+
+def apply_style() -> None:
+    """Make the house style, ``memlens.mplstyle``, matplotlib's default."""
+    mpl.style.use(STYLE)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, the house style is the default, and as before outside."""
+    # A backend that is loaded inside would be undone with the style: a notebook would show no
+    # figure any more.
+    plt.draw_if_interactive()
+    with mpl.style.context(STYLE):
+        yield
+
+
+def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[float, float]:
+    """Inches for so many panels of height ``aspect`` x width: one column wide, else full width."""
+    width = COLUMN if columns == 1 else FULL
+    return width, round(width / columns * aspect * rows, 3)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Lines of small print below everything that is drawn, which makes room for them."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(text, int(width / LETTER))
+    room = LINE * len(lines)
+    figure.set_size_inches(width, height := height + room)
+    if engine := figure.get_layout_engine():
+        engine.set(rect=(0, room / height, 1, 1 - room / height))
+    for legend in figure.legends:  # of the whole figure: the layout leaves them at its lower edge
+        legend.borderaxespad += 72 * room / legend.prop.get_size_in_points()
+    place = 0.2 * LINE / height
+    figure.text(0.01, place, "\n".join(lines), size=5.5, color=INK, va="bottom")
+
+
+def style_of(name: str, position: int = 0) -> dict[str, str]:
+    """Color, marker and linestyle of a series; one without a look of its own is numbered."""
+    look = PALETTE.get(name, _OTHERS[position % len(_OTHERS)])
+    return dict(zip(("color", "marker", "linestyle"), look, strict=True))
+
+
+def label_of(name: object) -> str:
+    """How a name is written in a figure: ``early_csg`` becomes ``early CSG``."""
+    words = {word.lower(): word for word in _WRITTEN}
+    return " ".join(words.get(word, word) for word in str(name).split("_"))
+
+
+def shortened(name: str, n_letters: int) -> str:
+    """A name of at most so many letters, to be written as it is: a $ begins no formula."""
+    short = name if len(name) <= n_letters else f"{name[: n_letters - 1]}…"
+    return short.replace("$", r"\$")
+
+
+def panels(
+    axes: np.ndarray,
+    draw: Callable[..., object],
+    tables: Mapping[str, pd.DataFrame],
+    **options: object,
+) -> pd.DataFrame:
+    """Draw a table a panel, its name as the title; returns all tables as one, for the CSV twin.
+
+    ``draw(ax, table, **options)`` is a function of this room or of `charts`; ``axes`` are as many
+    as there are tables, in order. The first column, or level of the index, is "panel".
+    """
+    for ax, (title, table) in zip(np.ravel(axes), tables.items(), strict=True):
+        draw(ax, table, **options)
+        ax.set_title(label_of(title))
+    index = next(iter(tables.values())).index
+    drawn = pd.concat(tables, names=["panel", *(name or "row" for name in index.names)])
+    if isinstance(index, pd.RangeIndex) and index.name is None:  # which only counts
+        drawn = drawn.reset_index("panel").reset_index(drop=True)
+    return drawn
+
+
+def bands(values: Mapping[str, ArrayLike], x: ArrayLike, x_name: str = "epoch") -> pd.DataFrame:
+    """Mean and spread over seeds, for `curves`, of arrays (n_seeds, n) or (n,) by series name.
+
+    Returns columns x_name, series, mean, std (divisor n_seeds - 1, NaN for one seed), n_seeds.
+    ValueError when an array's last axis is not as long as x, (n,).
+    """
+    x, parts = np.asarray(x), []
+    for name, value in values.items():
+        runs = np.atleast_2d(np.asarray(value, dtype=float))  # (n_seeds, n)
+        if runs.shape[1:] != x.shape:
+            raise ValueError(f"{name} has shape {np.shape(value)}: x asks for (n_seeds, {x.size})")
+        std = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.nan
+        part = {x_name: x, "series": name, "mean": runs.mean(axis=0), "std": std}
+        parts.append(pd.DataFrame(part).assign(n_seeds=len(runs)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
+    """Mean line and a band of ± one standard deviation for each series of a `bands` table.
+
+    The first column is x, beside series, mean and optionally std. ``labels`` is "direct" (names at
+    the line ends, up to about five; set limits and log scale before), "legend" or "none". On a log
+    axis a band that reaches 0 or less goes on to the lower limit, or to half the least mean. Where
+    the mean is NaN nothing was measured: the line goes from one value to the next.
+    """
+    if labels not in ("direct", "legend", "none"):
+        raise ValueError(f"labels is {labels!r}: pass 'direct', 'legend' or 'none'")
+    x, lines, floor = frame.columns[0], [], _floor(ax, frame)
+    for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
+        part = part[part["mean"].notna()]
+        look, every = style_of(str(name), i), max(1, len(part) // 7)
+        lines += ax.plot(
+            part[x], part["mean"], **look, label=label_of(name), markevery=(i % every, every)
+        )
+        if "std" in part and part["std"].notna().any():
+            low, high = part["mean"] - part["std"], part["mean"] + part["std"]
+            ax.fill_between(
+                part[x], low.clip(lower=floor), high, color=look["color"], alpha=0.2, linewidth=0
+            )
+    ax.set_xlabel(label_of(x))
+    if labels == "direct":
+        _label_ends(ax, lines)
+    elif labels == "legend":
+        ax.legend()
+    return ax
+
+
+def _floor(ax: Axes, frame: pd.DataFrame) -> float | None:
+    """Where a band ends that has no logarithm: a corner at 0 would lie infinitely far below."""
+    if ax.get_yscale() != "log":
+        return None
+    if not ax.get_autoscaley_on():  # limits were set
+        return ax.get_ylim()[0]
+    return frame["mean"].where(frame["mean"] > 0).min() / 2
+
+
+def _label_ends(ax: Axes, lines: list) -> None:
+    """Write each line's name at its right end, pushed apart where two names would touch."""
+    size = mpl.rcParams["legend.fontsize"]
+    lines = [line for line in lines if len(line.get_xdata())]
+    ends = [tuple(line.get_xydata()[-1]) for line in lines]
+    points = 72 / ax.get_figure(root=True).dpi
+    wanted = ax.transData.transform(np.reshape(ends, (-1, 2)))[:, 1] * points
+    placed, gap = wanted.copy(), 1.5 * size  # more than a line: the layout shrinks the axes later
+    for _ in range(100):  # neighbours that are too close each give way by half, until none is
+        order = np.argsort(placed, kind="stable")
+        push = np.clip(gap - np.diff(placed[order]), 0, None) / 2
+        placed[order[1:]] += push
+        placed[order[:-1]] -= push
+    for line, end, shift in zip(lines, ends, placed - wanted, strict=True):
+        ax.annotate(
+            line.get_label(),
+            end,
+            (5, shift),
+            textcoords="offset points",
+            va="center",
+            color=line.get_color(),
+            fontsize=size,
+            annotation_clip=False,
+        )
+
+
+def mark_epoch(ax: Axes, epoch: float, label: str, *, height: float = 0.97) -> Axes:
+    """Draw a dashed upright line at an epoch, its label at ``height`` (share of the axes)."""
+    ax.axvline(epoch, color=INK, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1.5)
+    box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    ax.annotate(
+        label,
+        (epoch, height),
+        (4, 0),
+        xycoords=("data", "axes fraction"),
+        va="top",
+        textcoords="offset points",
+        color=INK,
+        fontsize=7,
+        bbox=box,
+        zorder=5,
+    )
+    return ax
+
+
+CURVES = {
+    "loss": ("train_loss", "val_loss"),
+    "mean input gradient": ("input_gradient",),
+    "weight norm": ("weight_norm",),
+}
+
+
+def training_figure(history: pd.DataFrame, peaks: Mapping[str, int] | None = None) -> Figure:
+    """Loss, mean input gradient and weight norm by epoch, on a figure of its own.
+
+    ``history`` is as ``Run.history``; columns that it lacks, or that are NaN, are left out.
+    ``peaks`` gives the epoch to mark on a curve, by the curve's column.
+    """
+    with styled():
+        figure, axes = plt.subplots(1, len(CURVES), figsize=figsize(3, 1, 0.8))
+        return _draw_training(figure, axes, history, peaks or {})
+
+
+def _draw_training(
+    figure: Figure, axes: np.ndarray, history: pd.DataFrame, peaks: Mapping[str, int]
+) -> Figure:
+    for ax, (title, names) in zip(axes, CURVES.items(), strict=True):
+        values = {n: history[n] for n in names if n in history and history[n].notna().any()}
+        ax.set_title(title)
+        if values:
+            labels = "legend" if len(names) > 1 else "none"
+            curves(ax, bands(values, history["epoch"]), labels=labels)
+        for name in set(names) & set(peaks):
+            mark_epoch(ax, peaks[name], f"peak: {peaks[name]}", height=0.2)
+    plt.close(figure)  # a notebook would show it twice: once as it is, once as what is returned
+    return figure
+
+
+def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = False) -> pd.DataFrame:
+    """Means of y in equal-width bins of x and the line through them, for `binned_scatter`.
+
+    x and y are (n_samples,). ``weighted`` fits with the bins' counts; the papers weigh bins alike.
+    Returns the columns of `metrics.binned_mean`, then fit (the line at x_mean) and r2 (one value),
+    which are NaN where all samples are in one bin.
+    """
+    frame = metrics.binned_mean(x, y, n_bins=n_bins)
+    if len(frame) == 1:
+        return frame.assign(fit=np.nan, r2=np.nan)
+    line = metrics.linear_fit(frame["x_mean"], frame["y_mean"], frame["n"] if weighted else None)
+    return frame.assign(fit=line.intercept + line.slope * frame["x_mean"], r2=line.r2)
+
+
+def binned_scatter(ax: Axes, frame: pd.DataFrame, *, color: str = "#0072B2") -> Axes:
+    """Bin means (a larger dot for more samples), the line and its R², from a `binned` table."""
+    size = 12 + 60 * np.sqrt(frame["n"] / frame["n"].max())
+    ax.plot(
+        frame["x_mean"],
+        frame["fit"],
+        color=INK,
+        linestyle="--",
+        linewidth=1,
+        zorder=1.5,
+        label=f"line, R² = {frame['r2'].iloc[0]:.2f}",
+    )
+    ax.scatter(frame["x_mean"], frame["y_mean"], size, color=color, edgecolor="white")
+    ax.legend()
+    return ax
+
+
+def counts(values: ArrayLike, marked: ArrayLike | None = None, *, n_bins: int = 40) -> pd.DataFrame:
+    """Count in equal-width bins, for `histogram`: columns left, right, n (all), n_marked.
+
+    values are (n_samples,), finite; marked is bool of that shape, such as ``is_noisy``.
+    """
+    values = np.asarray(values, dtype=float)
+    mask = np.zeros(values.shape, bool) if marked is None else np.asarray(marked)
+    if mask.shape != values.shape or mask.dtype != bool:
+        raise ValueError(f"marked is {mask.dtype} of shape {mask.shape}: pass bool {values.shape}")
+    n, edges = np.histogram(values, bins=n_bins)
+    frame = pd.DataFrame({"left": edges[:-1], "right": edges[1:], "n": n})
+    return frame.assign(n_marked=np.histogram(values[mask], bins=edges)[0])
+
+
+def histogram(
+    ax: Axes, frame: pd.DataFrame, *, label: str = "all samples", marked_label: str = "mislabelled"
+) -> Axes:
+    """Draw a `counts` table on a log axis, with the marked ones hatched in orange."""
+    width = frame["right"] - frame["left"]
+    ax.bar(frame["left"], frame["n"], width, align="edge", color=FILL, label=label)
+    if frame["n_marked"].any():
+        ax.bar(
+            frame["left"],
+            frame["n_marked"],
+            width,
+            align="edge",
+            color=MARKED,
+            hatch="////",
+            edgecolor="white",
+            linewidth=0,
+            label=marked_label,
+        )
+        ax.legend()
+    ax.set(yscale="log", ylim=(0.7, None), ylabel="samples")
+    return ax
+
+
+def image_grid(
+    figure: FigureBase,
+    images: ArrayLike,
+    *,
+    titles: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    columns: int = 8,
+    pixel_max: float = 255,
+    marked: ArrayLike | None = None,
+) -> np.ndarray:
+    """Show images in rows on a figure of their own; returns its axes, (rows, columns).
+
+    images are (n, 1 or 3, h, w), uint8 arrays or tensors; ``pixel_max`` is drawn white; ``marked``,
+    bool (n,), puts an orange frame around an image; ``rows`` names each row at its left.
+    ``figsize(columns, rows, 1.25)`` fits.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images have shape {images.shape}: (n, 1 or 3, h, w) needed")
+    titles = [""] * len(images) if titles is None else titles
+    marked = np.zeros(len(images), bool) if marked is None else np.asarray(marked)
+    n_rows, bare = -(-len(images) // columns), {"xticks": [], "yticks": [], "frame_on": False}
+    axes = figure.subplots(n_rows, columns, squeeze=False, subplot_kw=bare)
+    for ax, name in zip(axes[:, 0], [""] * n_rows if rows is None else rows, strict=True):
+        ax.set_ylabel(label_of(name), fontsize=7)
+    each = zip(images, titles, marked, strict=True)
+    for ax, (image, title, framed) in zip(axes.flat, each, strict=False):
+        shown = np.squeeze(image.transpose(1, 2, 0) / pixel_max)  # (c, h, w) -> (h, w[, 3])
+        ax.imshow(shown, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=7, loc="center", pad=2)
+        ax.set_frame_on(bool(framed))
+        ax.spines[:].set(visible=True, color=MARKED, linewidth=2.5)
+    return axes
+
+
+def reliability_diagram(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """Accuracy by bin of confidence (bars), and its gap to the mean confidence there (dots).
+
+    The table is `calibration.reliability`'s: left, right, confidence, accuracy, n.
+    """
+    used = frame[frame["n"] > 0]
+    ax.bar(
+        used["left"],
+        used["accuracy"],
+        used["right"] - used["left"],
+        align="edge",
+        color=FILL,
+        edgecolor="white",
+        linewidth=0.6,
+        label="accuracy",
+    )
+    ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
+    ax.vlines(used["confidence"], used["accuracy"], used["confidence"], color=GAP, linewidth=1)
+    ax.plot(used["confidence"], used["confidence"], "o", color=GAP, label="confidence")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
+    return ax
+
+
+def roc_points(y_true: ArrayLike, scores: Mapping[str, ArrayLike] | pd.DataFrame) -> pd.DataFrame:
+    """ROC curves for `roc`: columns series, fpr, tpr; y_true is bool, scores (n_samples,) each."""
+    found = {name: roc_curve(np.asarray(y_true, bool), score) for name, score in scores.items()}
+    parts = [pd.DataFrame({"series": k, "fpr": v[0], "tpr": v[1]}) for k, v in found.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def roc(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """ROC curves of a `roc_points` table, the area under each in the legend, the chance line."""
+    ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
+    for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
+        ax.plot(
+            part["fpr"],
+            part["tpr"],
+            **style_of(str(name), i),
+            markevery=0.15,
+            label=f"{label_of(name)}  {np.trapezoid(part['tpr'], part['fpr']):.3f}",
+        )
+    ax.set(xlim=(-0.02, 1), xlabel="false positive rate", ylabel="true positive rate")
+    ax.legend(title="AUROC", loc="lower right", alignment="left")
+    return ax

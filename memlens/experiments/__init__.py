@@ -1,0 +1,1 @@
+"""The papers' experiments: profiles, notebooks, printed tables, claims, and the headless run."""

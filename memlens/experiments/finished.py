@@ -1,0 +1,84 @@
+"""Executed notebooks as files, and which of them need not be run again.
+
+A stamp lies beside each executed copy. A notebook is finished as long as its cells, its parameters,
+the package and the libraries that compute are the same, and every file that it left is there as it
+was left. The stamp is written last, so that an interrupted run leaves none.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from memlens.storage import store
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LIBRARIES = ("torch", "numpy", "pandas", "scikit-learn", "matplotlib")
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """The notebook without what changes from run to run: timings, versions, widget states.
+
+    Two runs with the same outputs give the same bytes.
+    """
+    cells = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "papermill-error-cell-tag" in tags:
+            continue
+        cell.metadata = NotebookNode({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        cells.append(cell)
+    metadata = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+    return NotebookNode({**notebook, "cells": cells, "metadata": metadata})
+
+
+def as_bytes(notebook: NotebookNode) -> bytes:
+    """The notebook, cleaned, as a file holds it."""
+    text = nbformat.writes(nbformat.from_dict(clean(notebook)))
+    return (text.rstrip("\n") + "\n").encode()
+
+
+def key_of(path: Path, changed: Mapping[str, Any], profile: str) -> str:
+    """Hash of everything that shapes the outputs of a notebook; its stored outputs do not."""
+    cells = [(c.cell_type, c.source) for c in nbformat.read(path, as_version=4).cells]
+    package = sorted(p for p in store.PACKAGE.rglob("*") if p.suffix in (".py", ".csv"))
+    code = [hashlib.sha256(p.read_bytes()).hexdigest() for p in package]
+    libraries = [platform.python_version(), *map(version, LIBRARIES)]
+    return store.fingerprint([cells, dict(changed), profile, code, libraries])
+
+
+def remember(copy: Path, key: str, files: Iterable[Path], outcome: Mapping[str, Any]) -> None:
+    """Stamp an executed copy: its key, the checksums of the files it left, what came of it."""
+    sums = {str(p.relative_to(copy.parent.parent)): _checksum(p) for p in (copy, *files)}
+    stamp = {"key": key, "files": sums, "outcome": dict(outcome)}
+    store.write_atomic(_stamp(copy), json.dumps(stamp, indent=1).encode())
+
+
+def recall(copy: Path, key: str) -> dict[str, Any] | None:
+    """What came of the run, if it is still what a new run would give; else None."""
+    try:
+        stamp = json.loads(_stamp(copy).read_text())
+        if stamp["key"] != key:
+            return None
+        folder = copy.parent.parent
+        same = all(_checksum(folder / name) == found for name, found in stamp["files"].items())
+        return stamp["outcome"] if same else None
+    except (OSError, ValueError, KeyError, AttributeError):  # no stamp, or a damaged one
+        return None
+
+
+def _stamp(copy: Path) -> Path:
+    return copy.with_suffix(".json")
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

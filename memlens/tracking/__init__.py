@@ -1,0 +1,1 @@
+"""Record what happens to every sample while any loop trains, and score it."""

@@ -1,0 +1,311 @@
+"""Every score that falls out of one training, as a pure function of a `Trace`; the catalogue.
+
+All scores are (n_samples,) float64 and oriented so that higher means more memorized, or more
+suspicious. The same functions serve the in-step trace (train mode, augmented inputs, before each
+update) and the post-hoc trace (eval mode, clean inputs, after each epoch). T is the number of
+epochs, t counts them from 0, g is the gradient of a sample's loss by its normalised input. Where a
+signal is not measured in every epoch, scores take the epochs that have it. Where samples are
+visited unequally, the functions want `Trace.filled`, which `score_frame` sees to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from memlens.tracking.stopping import Peak
+from memlens.tracking.traces import SIGNALS, Trace
+
+EARLY_EPOCH = 10  # of EL2N and GraNd: early in training, as Paul et al. 2021 (10 to 20 of 200)
+
+
+def csg(trace: Trace) -> np.ndarray:
+    """CSG: sum of squared L2 norms of the input gradient (Ravikumar 2026, Eq. 3)."""
+    return (trace.grad_l2.astype(np.float64) ** 2).sum(0)
+
+
+def csg_plain(trace: Trace) -> np.ndarray:
+    """The same sum of plain L2 norms, as the CSG authors' public code adds them up."""
+    return trace.grad_l2.sum(0, dtype=np.float64)
+
+
+def loss_sensitivity(trace: Trace) -> np.ndarray:
+    """Mean L1 norm of the input gradient (Arpit et al. 2017)."""
+    return trace.grad_l1.mean(0, dtype=np.float64)
+
+
+def csl(trace: Trace) -> np.ndarray:
+    """CSL: sum of the losses (Ravikumar et al. 2025)."""
+    return trace.loss.sum(0, dtype=np.float64)
+
+
+def forgetting(trace: Trace, never_learned: float | None = None) -> np.ndarray:
+    """How often a right prediction turned wrong (Toneva et al. 2019).
+
+    A sample never right gets ``never_learned``; by default T, as there. Other code gives it 0, 1000
+    or infinity.
+    """
+    correct = trace.correct
+    events = (correct[:-1] & ~correct[1:]).sum(0)
+    never = trace.n_epochs if never_learned is None else never_learned
+    return np.where(correct.any(0), events, never).astype(np.float64)
+
+
+def first_correct(trace: Trace, never_learned: float | None = None) -> np.ndarray:
+    """First epoch with a right prediction; for a sample never right ``never_learned``, or T."""
+    correct = trace.correct
+    never = trace.n_epochs if never_learned is None else never_learned
+    return np.where(correct.any(0), correct.argmax(0), never).astype(np.float64)
+
+
+def share_wrong(trace: Trace) -> np.ndarray:
+    """Share of the epochs with a wrong prediction, in [0, 1]."""
+    return 1 - trace.correct.mean(0)
+
+
+def last_wrong(trace: Trace) -> np.ndarray:
+    """Last epoch with a wrong prediction, + 1; 0 for a sample that never was wrong."""
+    wrong = ~trace.correct
+    last = trace.n_epochs - wrong[::-1].argmax(0)
+    return np.where(wrong.any(0), last, 0).astype(np.float64)
+
+
+def learning_time(trace: Trace) -> np.ndarray:
+    """Share of epochs at which the running mean gradient norm is not below its grand mean.
+
+    The form in which the CSG authors compute Eq. 4; the threshold is the mean over all samples and
+    epochs. A sample whose gradient was not measured has NaN, and is not in that mean.
+    """
+    epochs = np.arange(1, trace.n_epochs + 1)[:, None]
+    running_mean = trace.grad_l2.cumsum(0, dtype=np.float64) / epochs  # (n_epochs, n_samples)
+    unknown = np.isnan(running_mean[-1])
+    if unknown.all():
+        return np.full(trace.n_samples, np.nan)
+    grand_mean = running_mean[:, ~unknown].mean() if unknown.any() else running_mean.mean()
+    return np.where(unknown, np.nan, 1 - (running_mean < grand_mean).mean(0))
+
+
+def aum(trace: Trace) -> np.ndarray:
+    """Minus the mean margin (area under the margin, Pleiss et al. 2020, negated)."""
+    return -trace.margin.mean(0, dtype=np.float64)
+
+
+def el2n(trace: Trace) -> np.ndarray:
+    """Norm of the error vector at one early epoch of one run (Paul et al. 2021 average ten)."""
+    return trace.el2n[min(EARLY_EPOCH, trace.n_epochs - 1)].astype(np.float64)
+
+
+def final_loss(trace: Trace) -> np.ndarray:
+    """Loss in the last epoch."""
+    return trace.loss[-1].astype(np.float64)
+
+
+def in_confidence(trace: Trace) -> np.ndarray:
+    """1 minus the probability of the true class in the last epoch (Carlini et al. 2019)."""
+    return -np.expm1(-trace.loss[-1].astype(np.float64))
+
+
+def in_confidence_max(trace: Trace) -> np.ndarray:
+    """1 minus the largest probability in the last epoch, whichever class has it.
+
+    The form of the CSL authors' public code. A sample that the net calls wrong with certainty gets
+    0 here and 1 by `in_confidence`.
+    """
+    log_largest = np.maximum(-trace.margin[-1].astype(np.float64), 0) - trace.loss[-1]
+    return -np.expm1(np.minimum(log_largest, 0))
+
+
+def curvature(trace: Trace) -> np.ndarray:
+    """Mean over epochs and probes of the norm ||Hv||."""
+    return np.nanmean(trace.curvature, axis=0, dtype=np.float64)
+
+
+def curvature_squared(trace: Trace) -> np.ndarray:
+    """Mean over epochs and probes of ||Hv||^2 (Garg et al. 2024, Eq. 6)."""
+    return np.nanmean(trace.curvature_squared, axis=0, dtype=np.float64)
+
+
+def curvature_last(trace: Trace) -> np.ndarray:
+    """Norm ||Hv|| at the end of training alone (Garg et al. 2024, Table 4)."""
+    return _latest(trace.curvature)
+
+
+def vog(trace: Trace) -> np.ndarray:
+    """Variance of the true-class logit's gradient over all checkpoints (Agarwal et al. 2022)."""
+    return _latest(trace.vog)
+
+
+def vog_last5(trace: Trace) -> np.ndarray:
+    """The same over the last five checkpoints."""
+    return _latest(trace.vog_last)
+
+
+def vog_class(trace: Trace) -> np.ndarray:
+    """VoG over all checkpoints, standardised within the sample's class, as its authors rank it."""
+    return class_normalised(vog(trace), trace.y_true)
+
+
+def vog_last5_class(trace: Trace) -> np.ndarray:
+    """VoG over the last five checkpoints, standardised within the class."""
+    return class_normalised(vog_last5(trace), trace.y_true)
+
+
+def grand(trace: Trace) -> np.ndarray:
+    """GraNd: norm of the weight gradient at one early epoch (Paul et al. 2021), one run."""
+    return _latest(trace.weight_grad[: EARLY_EPOCH + 1])
+
+
+def tracin(trace: Trace) -> np.ndarray:
+    """TracIn self-influence: sum of lr * ||weight gradient||^2 (Pruthi et al. 2020, TracInCP)."""
+    return _self_influence(trace.weight_grad, trace.lr)
+
+
+def tracin_last_layer(trace: Trace) -> np.ndarray:
+    """TracIn self-influence through the weights of the last layer alone, a usual shortcut."""
+    return _self_influence(trace.weight_grad_last, trace.lr)
+
+
+def class_normalised(values: np.ndarray, y_true: np.ndarray) -> np.ndarray:
+    """Values (n_samples,) minus the mean of their class, over its standard deviation.
+
+    0 throughout a class without spread.
+    """
+    if np.shape(y_true) != values.shape:
+        raise ValueError(
+            f"y_true has shape {np.shape(y_true)}; expected {values.shape}: pass y_true to Trace"
+        )
+    y_true, normal = np.asarray(y_true), np.zeros_like(values, dtype=np.float64)
+    for label in np.unique(y_true):
+        own = values[y_true == label]
+        normal[y_true == label] = (own - own.mean()) / (own.std() or 1.0)
+    return normal
+
+
+def _latest(rows: np.ndarray) -> np.ndarray:
+    """The last row that was measured, (n_samples,)."""
+    measured = np.flatnonzero(~np.isnan(rows).any(1))
+    if not measured.size:
+        raise ValueError(f"none of {len(rows)} epochs was measured: lower `every` in Measure")
+    return rows[measured[-1]].astype(np.float64)
+
+
+def _self_influence(norms: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    if lr is None:
+        raise ValueError("the trace has no learning rates: pass lr to Trace")
+    return np.nansum(lr[:, None] * norms.astype(np.float64) ** 2, axis=0)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a score column is.
+
+    Attributes
+    ----------
+    function : from a `Trace` (here) or from what extra trainings left (room ``proxies``)
+    formula, variant, never_learned, source : str
+    needs : tuple of str, the signals it is made of
+    until_peak : bool, whether it stops at the peak of the weight norm
+    """
+
+    function: Callable[..., np.ndarray]
+    formula: str
+    variant: str
+    never_learned: str
+    source: str
+    needs: tuple[str, ...]
+    until_peak: bool = False
+
+    @property
+    def post_hoc_only(self) -> bool:
+        """Whether the training step alone cannot give it."""
+        return not set(self.needs) <= set(SIGNALS)
+
+
+# fmt: off
+CATALOGUE: dict[str, Score] = {
+    "csg": Score(csg, "sum_t ||g||_2^2", "squared L2, summed", "-", "Ravikumar 2026, Eq. 3",
+                 ("grad_l2",)),
+    "csg_plain": Score(csg_plain, "sum_t ||g||_2", "L2 not squared, summed", "-",
+                       "Ravikumar 2026, public code", ("grad_l2",)),
+    "loss_sensitivity": Score(loss_sensitivity, "mean_t ||g||_1", "L1, mean", "-", "Arpit 2017",
+                              ("grad_l1",)),
+    "csl": Score(csl, "sum_t loss", "cross-entropy, summed", "-", "Ravikumar 2025", ("loss",)),
+    "forgetting": Score(forgetting, "count of right -> wrong", "events", "T", "Toneva 2019",
+                        ("margin",)),
+    "first_correct": Score(first_correct, "first t with a right prediction",
+                           "threshold learning time", "T", "Ravikumar 2026, B.6.1", ("margin",)),
+    "last_wrong": Score(last_wrong, "last t with a wrong prediction, + 1", "learned for good",
+                        "T", "Toneva 2019; Maini 2022", ("margin",)),
+    "share_wrong": Score(share_wrong, "mean_t [prediction wrong]", "0-1 loss, mean", "1",
+                         "Ravikumar 2025, public code", ("margin",)),
+    "learning_time": Score(learning_time, "share of t with mean_{s<=t} ||g||_2 >= its grand mean",
+                           "running mean of gradients", "-", "Ravikumar 2026, Eq. 4",
+                           ("grad_l2",)),
+    "aum": Score(aum, "- mean_t (z_y - max_{k != y} z_k)", "logit margin, negated", "-",
+                 "Pleiss 2020", ("margin",)),
+    "el2n": Score(el2n, f"||softmax - onehot||_2 at t = {EARLY_EPOCH}", "one early epoch, one run",
+                  "-", "Paul 2021", ("el2n",)),
+    "final_loss": Score(final_loss, "loss at t = T - 1", "cross-entropy", "-",
+                        "Ravikumar 2026, Tab. 1", ("loss",)),
+    "in_confidence": Score(in_confidence, "1 - p_y at t = T - 1", "true class", "-",
+                           "Carlini 2019", ("loss",)),
+    "in_confidence_max": Score(in_confidence_max, "1 - max_k p_k at t = T - 1", "largest class",
+                               "-", "Ravikumar 2025, public code", ("loss", "margin")),
+    "sgal": Score(csl, "sum_{t <= peak} loss", "CSL up to the peak of the weight norm", "-",
+                  "Ravikumar 2026, 4.3", ("loss",), until_peak=True),
+    "early_csg": Score(csg, "sum_{t <= peak} ||g||_2^2", "CSG up to the peak of the weight norm",
+                       "-", "Ravikumar 2026, 4.3", ("grad_l2",), until_peak=True),
+    "curvature": Score(curvature, "mean_{t,v} ||H v||_2", "norm, mean", "-",
+                       "Garg 2024, public code", ("curvature",)),
+    "curvature_squared": Score(curvature_squared, "mean_{t,v} ||H v||_2^2", "squared norm, mean",
+                               "-", "Garg 2024, Eq. 6", ("curvature_squared",)),
+    "curvature_last": Score(curvature_last, "mean_v ||H v||_2 at t = T - 1", "end of training",
+                            "-", "Garg 2024, Table 4", ("curvature",)),
+    "vog": Score(vog, "mean_pixels std_t dz_y/dx", "all checkpoints, raw", "-", "Agarwal 2022",
+                 ("vog",)),
+    "vog_last5": Score(vog_last5, "mean_pixels std_{last 5 t} dz_y/dx", "last five, raw", "-",
+                       "Ravikumar 2026, Tab. 1", ("vog_last",)),
+    "vog_class": Score(vog_class, "(vog - mean of class) / std of class",
+                       "all checkpoints, class-normalised", "-", "Agarwal 2022", ("vog",)),
+    "vog_last5_class": Score(vog_last5_class, "(vog_last5 - mean of class) / std of class",
+                             "last five, class-normalised", "-", "Agarwal 2022", ("vog_last",)),
+    "grand": Score(grand, f"||dl/dw||_2 at t = {EARLY_EPOCH}", "all weights, one run", "-",
+                   "Paul 2021", ("weight_grad",)),
+    "tracin": Score(tracin, "sum_t lr_t ||dl/dw||_2^2", "self-influence, all weights", "-",
+                    "Pruthi 2020", ("weight_grad",)),
+    "tracin_last_layer": Score(tracin_last_layer, "sum_t lr_t ||dl/dw_last||_2^2",
+                               "self-influence, last layer", "-", "Pruthi 2020",
+                               ("weight_grad_last",)),
+}
+# fmt: on
+
+
+def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
+    """All scores that the trace has the signals for.
+
+    A trace with gaps is filled, up to the peak from what lies before it; a sample that was never
+    visited has NaN for every score, one first visited after the peak for those that stop there, and
+    no other score depends on it.
+
+    Parameters
+    ----------
+    trace : Trace
+    peak : Peak
+        Where SGAL and early CSG stop adding up.
+    index : ndarray (n_samples,)
+        Original index of each sample: the index of the frame.
+    """
+    named = pd.Index(index, name="index")
+    visited = trace.visited
+    if not visited.all():
+        part = score_frame(trace.of(visited), peak, np.flatnonzero(visited))
+        return part.reindex(np.arange(trace.n_samples)).set_axis(named)
+    early = trace.until(peak.peak_epoch + 1).filled()
+    trace = trace.filled()
+    columns = {
+        name: score.function(early if score.until_peak else trace)
+        for name, score in CATALOGUE.items()
+        if all(signal in trace for signal in score.needs)
+    }
+    return pd.DataFrame(columns, index=named)

@@ -1,0 +1,1 @@
+"""Configure and run trainings: one, many, on many devices."""

@@ -1,0 +1,175 @@
+"""What one training leaves: scores, history, peaks and checkpoints."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from memlens.data.samples import Dataset
+from memlens.evaluation import plots
+from memlens.models import registry
+from memlens.tracking import scores
+from memlens.tracking.stopping import PEAKS, Peak
+from memlens.tracking.traces import Trace
+from memlens.training import devices
+
+CHECKPOINTS = ("peak", "best_val", "last")
+
+
+class Run:
+    """One finished training: scores, history and checkpoints.
+
+    Attributes
+    ----------
+    trace : Trace, in-step (train mode, augmented inputs, before each update)
+    posthoc_trace : Trace or None (eval mode, clean inputs, after each epoch)
+    history : DataFrame, a row an epoch: epoch, lr, train_loss, train_accuracy, val_loss,
+        val_accuracy, weight_norm, input_gradient (mean L2 norm), seconds
+    peaks : dict of `Peak`, by "weight_norm" and "input_gradient"
+    arrays, meta : dict, all of the above as the store keeps it
+    """
+
+    def __init__(
+        self,
+        model: str | registry.Builder,
+        data: Dataset,
+        arrays: dict[str, np.ndarray],
+        meta: dict[str, Any],
+    ) -> None:
+        self.model, self.data, self.arrays, self.meta = model, data, arrays, meta
+        self.history = history_of(arrays)
+        beside = {"lr": self.history["lr"].to_numpy(), "y_true": data.train.labels.numpy()}
+        self.trace = Trace(_group(arrays, "trace/"), **beside)
+        posthoc = _group(arrays, "posthoc/")
+        self.posthoc_trace = Trace(posthoc, **beside) if posthoc else None
+        self.peaks = {name: Peak(*meta["peaks"][name]) for name in PEAKS}
+
+    def __repr__(self) -> str:
+        last = self.history.iloc[-1]
+        return (
+            f"Run({self.model} on {self.data.name}, {len(self.history)} epochs, "
+            f"validation accuracy {last.val_accuracy:.3f}, {self.peak})"
+        )
+
+    @property
+    def peak(self) -> Peak:
+        """Peak of the weight norm: where SGAL and early CSG are taken."""
+        return self.peaks["weight_norm"]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """In-step scores: a row a training sample (original index), a column a score."""
+        return self.scores_at("weight_norm")
+
+    @cached_property
+    def posthoc_scores(self) -> pd.DataFrame:
+        """The same scores post-hoc, and those that only a post-hoc pass can give.
+
+        Raises
+        ------
+        ValueError
+            If the run was not measured post-hoc.
+        """
+        return self.scores_at("weight_norm", posthoc=True)
+
+    def scores_at(self, peak: str, *, posthoc: bool = False) -> pd.DataFrame:
+        """All scores, with SGAL and early CSG taken at the named peak.
+
+        Parameters
+        ----------
+        peak : "weight_norm" or "input_gradient"
+        posthoc : bool
+            From the post-hoc signals instead of the in-step ones.
+
+        Raises
+        ------
+        ValueError
+            If the peak is unknown, or the run was not measured post-hoc.
+        """
+        if peak not in self.peaks:
+            raise ValueError(f"unknown peak {peak!r}; known: {', '.join(self.peaks)}")
+        trace = self.posthoc_trace if posthoc else self.trace
+        if trace is None:
+            raise ValueError("no post-hoc signals: train with Measure(posthoc=True)")
+        return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
+
+    def plot(self) -> Figure:
+        """Losses, mean input gradient and weight norm by epoch, the peaks that were called marked.
+
+        A cell of a notebook shows it as its last expression; elsewhere save it by ``savefig``.
+        """
+        called = {n: p.peak_epoch for n, p in self.peaks.items() if p.detected_epoch is not None}
+        return plots.training_figure(self.history, called)
+
+    def show(self, score: str = "csg", n: int = 8) -> Figure:
+        """The training samples with the highest and the lowest score, as pictures.
+
+        Parameters
+        ----------
+        score : str, a column of `scores`
+        n : int
+            Pictures in a row: each with its index, its label, its score; an orange frame around
+            those whose label was changed. A cell shows the figure as its last expression.
+
+        Raises
+        ------
+        ValueError
+            If there is no such score, or no ``n`` samples.
+        """
+        if score not in self.scores:
+            raise ValueError(f"unknown score {score!r}; this run has {', '.join(self.scores)}")
+        if not 1 <= n <= len(self.data.train):
+            raise ValueError(f"n is {n}; expected 1 to {len(self.data.train)} samples")
+        values = self.scores[score].to_numpy()
+        order = np.argsort(-values, kind="stable")
+        rows = np.concatenate([order[:n], order[::-1][:n]])
+        shown, names = self.data.train[torch.as_tensor(rows)], self.data.class_names
+        titles = [
+            f"{index}: {plots.shortened(names[label], 14)}\n{value:.3g}"
+            for index, label, value in zip(shown.index.tolist(), shown.labels, values[rows])
+        ]
+        figure = plt.figure(figsize=plots.figsize(n, 2, 1.45))
+        plots.image_grid(
+            figure, shown.images[:], titles=titles, rows=[f"highest_{score}", f"lowest_{score}"],
+            columns=n, pixel_max=self.data.pixel_max, marked=shown.is_noisy.numpy(),
+        )  # fmt: skip
+        plt.close(figure)  # a notebook would show it twice
+        return figure
+
+    def checkpoint(self, name: str, *, device: str = "cpu") -> nn.Module:
+        """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last".
+
+        ``device`` as in `Recipe`; what measures a net (`training.predict`, `passes.in_parts`)
+        computes where it is.
+
+        Raises
+        ------
+        ValueError
+            If there is no such checkpoint, or no such device.
+        """
+        if name not in CHECKPOINTS:
+            raise ValueError(f"unknown checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
+        place = devices.resolve(device)
+        net = registry.build(self.model, self.data.n_classes, self.data.in_shape)
+        weights = _group(self.arrays, f"checkpoint/{name}/")
+        net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
+        return net.eval().to(place)
+
+    def checkpoint_epoch(self, name: str) -> int:
+        """Epoch (from 0) after which the checkpoint was taken."""
+        return self.meta["checkpoints"][name]
+
+
+def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The history, a row an epoch, of a run of which there is only what the store keeps."""
+    return pd.DataFrame(_group(arrays, "history/")).astype({"epoch": int})
+
+
+def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

@@ -1,0 +1,235 @@
+"""The catalogue is complete, what scores cost is added up right, and flips stand out."""
+
+import inspect
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_proxies
+from hand_made import SCORES
+
+import memlens as ml
+from memlens.ensembles import costs, proxies
+from memlens.ensembles.costs import (
+    EVERY_SCORE,
+    SIGNAL_WAYS,
+    WAYS,
+    cost_of_scores,
+    measure_ways,
+    ways_of,
+)
+from memlens.ensembles.retrainings import KINDS, plan_folds, plan_halves, plan_repeats
+from memlens.tracking.scores import CATALOGUE, Score
+from memlens.training.recipes import Recipe
+
+ORACLES = SCORES | test_proxies.BY_HAND
+
+
+def problems():
+    """What is missing of any score in the catalogue."""
+    for name, score in costs.EVERY_SCORE.items():
+        texts = (score.formula, score.variant, score.never_learned, score.source)
+        if not all(isinstance(text, str) and text for text in texts) or not score.needs:
+            yield f"{name} has no complete metadata"
+        if not inspect.getdoc(score.function):
+            yield f"{name} is not documented"
+        if name not in ORACLES:
+            yield f"{name} has no oracle"
+        if not all(SIGNAL_WAYS.get(need) in WAYS for need in score.needs):
+            yield f"{name} has no cost"
+
+
+def test_every_score_has_metadata_an_oracle_and_a_cost():
+    assert list(problems()) == []
+    assert set(ORACLES) == set(EVERY_SCORE)
+    assert {way for name in EVERY_SCORE for way in ways_of(name)} | {"plain", "post-hoc"} == set(
+        WAYS
+    )
+
+
+def documented(trace):
+    """A score that is planted."""
+
+
+GOOD = Score(documented, "sum", "all", "-", "nobody 2020", ("loss",))
+
+
+@pytest.mark.parametrize(
+    ("planted", "problem"),
+    [
+        (GOOD, "has no oracle"),
+        (replace(GOOD, source=""), "has no complete metadata"),
+        (replace(GOOD, never_learned=""), "has no complete metadata"),
+        (replace(GOOD, needs=()), "has no complete metadata"),
+        (replace(GOOD, needs=("loss", "aura")), "has no cost"),
+        (replace(GOOD, function=lambda trace: trace), "is not documented"),
+    ],
+)
+def test_a_score_planted_without_one_of_them_is_found(monkeypatch, planted, problem):
+    monkeypatch.setitem(costs.EVERY_SCORE, "planted", planted)
+    assert f"planted {problem}" in set(problems())
+
+
+def test_no_name_is_taken_twice():
+    assert len(EVERY_SCORE) == len(CATALOGUE) + len(proxies.PROXIES)
+
+
+def test_the_catalogue_is_a_table_of_all_scores():
+    table = ml.catalogue()
+    assert list(table.index) == list(EVERY_SCORE)
+    assert table.index.name == "score"
+    assert (table.map(len) > 0).all(axis=None)
+    assert set(table["direction"]) == {"higher = more memorized"}
+    measured = table["measured"].str.split(" ").str[0]
+    assert measured["csg"] == "in-step"
+    assert measured[["curvature", "vog_class", "grand"]].tolist() == ["post-hoc"] * 3
+    retrained = ["ssft", "label_quality", "curvature_ssft", "grand_mean"]
+    assert set(measured[retrained]) == {"after"}
+    assert table.loc["csg", "cost"] == "1"
+    assert table.loc["sgal", "cost"] == "(1) x peak / T"
+    assert table.loc["vog", "cost"] == WAYS["logit gradients"].formula
+    both = [WAYS[way].formula for way in ("curvature", "second_split")]
+    assert table.loc["curvature_ssft", "cost"] == " + ".join(both)
+
+
+def test_a_count_in_words_is_the_count():
+    """The formulas are arithmetic, but for n and T."""
+    for name, way in WAYS.items():
+        words = way.formula.replace(", n = 10", "").replace("n", "10").replace("x", "*")
+        value = eval(words, {"T": 60, "__builtins__": {}})
+        assert way.counted(60) == pytest.approx(value), name
+    assert WAYS["repeats"].counted(5) == 10  # which is over before the early epoch
+
+
+def test_the_counts_of_retrainings_are_those_of_their_plans(tiny):
+    """Samples trained on, in multiples of all of them; SAM takes two steps for one."""
+    share = {
+        "folds": sum(part.mask.mean() for part in plan_folds(tiny, 0)),
+        "samis": sum(3 * part.mask.mean() for part in plan_folds(tiny, 0, 10)),
+        # each half and then the other, and a look (a third of a step) at all after each epoch
+        "second_split": sum(part.mask.mean() + 1 / 3 for part in plan_halves(tiny, 0)) + 1,
+        "repeats": sum(part.mask.mean() for part in plan_repeats(tiny, 0)) * 11 / 60,
+    }
+    assert set(share) == set(KINDS)
+    for kind, value in share.items():
+        assert WAYS[kind].counted(60) == pytest.approx(value, rel=1e-3), kind
+
+
+def hand_made_ways():
+    """Every way costs a power of two, so that a sum says what it was made of."""
+    powers = 2.0 ** np.arange(len(WAYS))
+    columns = {"seconds": 10 * powers, "measured": powers, "counted": powers + 0.5}
+    return pd.DataFrame(columns, index=pd.Index(WAYS, name="way"))
+
+
+def test_a_score_costs_what_its_ways_cost():
+    ways = hand_made_ways()
+    table = cost_of_scores(ways)
+    assert list(table.index) == list(EVERY_SCORE)
+    used = {
+        "csl": ["step"],
+        "in_confidence_max": ["step"],  # two signals, one way
+        "sgal": ["step"],
+        "curvature_last": ["curvature"],
+        "curvature_squared": ["curvature"],
+        "vog": ["logit gradients"],
+        "vog_last5_class": ["logit gradients"],
+        "grand": ["weight gradients"],
+        "tracin_last_layer": ["weight gradients"],
+        "ssft": ["second_split"],
+        "samis_prob": ["samis"],
+        "confident_learning": ["folds"],
+        "el2n_mean": ["repeats"],
+        "curvature_ssft": ["curvature", "second_split"],
+    }
+    for name, needed in used.items():
+        expected = ways.loc[needed].sum()
+        found = table.loc[name]
+        assert found[["seconds", "measured", "counted"]].tolist() == expected.tolist(), name
+        assert found["forwards"] == 3 * (expected["measured"] - 1)
+
+
+def test_what_stops_early_costs_its_share_of_the_epochs():
+    whole, stopped = (cost_of_scores(hand_made_ways(), stopped=s) for s in (1.0, 0.25))
+    for name, score in EVERY_SCORE.items():
+        share = 0.25 if score.until_peak else 1
+        assert stopped.loc[name, "seconds"] == share * whole.loc[name, "seconds"]
+    assert (stopped["forwards"] != whole["forwards"]).sum() == 2
+    plain = hand_made_ways().assign(measured=1.0)
+    assert cost_of_scores(plain, stopped=0.5).loc["sgal", "forwards"] == -1.5
+    for share in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"stopped is .*; expected a share of the epochs"):
+            cost_of_scores(plain, stopped=share)
+
+
+def test_every_way_is_measured(tiny):
+    recipe = Recipe(epochs=4, batch_size=16)
+    table = measure_ways("mlp", tiny, recipe, epochs=2, n_rounds=1)
+    assert list(table.index) == list(WAYS)
+    assert table.index.name == "way"
+    assert (table["seconds"] > 0).all()
+    assert table.loc["plain", "measured"] == 1
+    assert table["counted"].tolist() == [way.counted(4) for way in WAYS.values()]
+    assert (table.loc[["curvature", "samis"], "measured"] > 1).all()
+    assert np.isfinite(cost_of_scores(table)).all(axis=None)
+
+
+def test_the_clock_counts_the_whole_recipe(tiny, monkeypatch):
+    """Each way takes a second an epoch, or nine once; the middle one of three rounds is slow."""
+    clock, rounds = [0.0], []
+
+    def run(name, pace):
+        def work(model, data, recipe):
+            rounds.append(name)
+            assert recipe.epochs == (40 if WAYS[name].fixed else 8)
+            slow = 5 if rounds.count(name) == 2 else 1
+            clock[0] += slow * (9 if WAYS[name].fixed else pace * recipe.epochs)
+
+        return work
+
+    for pace, (name, way) in enumerate(list(WAYS.items()), start=1):
+        monkeypatch.setitem(WAYS, name, replace(way, run=run(name, pace)))
+    monkeypatch.setattr(costs.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(costs, "train", lambda *_, **__: None)
+    table = measure_ways("mlp", tiny, Recipe(epochs=40), epochs=8, n_rounds=3)
+    assert rounds == 3 * list(WAYS)  # in turns
+    for pace, (name, way) in enumerate(WAYS.items(), start=1):
+        assert table.loc[name, "seconds"] == (9 if way.fixed else 40 * pace), name
+        assert table.loc[name, "measured"] == pytest.approx((9 / 40) if way.fixed else pace)
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"n_rounds": 0}])
+def test_bad_requests_are_named(tiny, bad):
+    with pytest.raises(ValueError, match=r"epochs=.*, n_rounds=.*: expected at least one of each"):
+        measure_ways("mlp", tiny, Recipe(), **bad)
+
+
+VARIANCE = "how the logit's slope moves says nothing of the label: on digits AUROC 0.3 to 0.65"
+NO_CLAIM = {
+    "vog": VARIANCE,
+    "vog_class": VARIANCE,
+    "vog_last5": VARIANCE,
+    "vog_last5_class": VARIANCE,
+    "samis_prob": "compares two predictions of nets that never saw the sample, nor its label",
+}
+
+
+@pytest.mark.parametrize("name", sorted(EVERY_SCORE))
+def test_planted_flips_score_higher_than_clean_samples(flipped, name):
+    """The sign of every column, but for those that say nothing of a label."""
+    _, frame, is_flip = flipped
+    values = frame[name].to_numpy()
+    assert values.std() > 0
+    if name not in NO_CLAIM:
+        assert values[is_flip].mean() > values[~is_flip].mean()
+
+
+def test_in_step_and_post_hoc_have_the_same_sign(flipped):
+    run, _, is_flip = flipped
+    frame = run.posthoc_scores.drop(columns=[n for n in NO_CLAIM if n in run.posthoc_scores])
+    assert (frame[is_flip].mean() > frame[~is_flip].mean()).all()
+
+
+def test_the_exceptions_are_scores():
+    assert set(NO_CLAIM) < set(EVERY_SCORE)

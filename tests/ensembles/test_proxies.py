@@ -1,0 +1,341 @@
+"""Scores of extra trainings by hand, confident learning written out, procedures by slow loops."""
+
+import math
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import softmax
+
+import memlens as ml
+from memlens.ensembles import costs, proxies, retrainings
+from memlens.ensembles.proxies import (
+    PROXIES,
+    aum_flags,
+    every_score,
+    extra_scores,
+    grand_at,
+    rank_mean,
+)
+from memlens.ensembles.retrainings import KINDS
+from memlens.tracking import scores
+from memlens.training.recipes import Measure, Recipe, mixed_seed
+
+SHORT = Recipe(epochs=5, batch_size=16, lr=0.1)
+
+# Three samples of two classes, and what the trainings of each kind left of them.
+LEFT = {
+    "y_true": np.array([0, 0, 1]),
+    "el2n": np.array([[0.1, 0.5, 1.0], [0.3, 0.5, 1.4]], dtype=np.float32),
+    "weight_grad": np.array([[1, 2, 3], [3, 2, 7]], dtype=np.float32),
+    "sgd": np.log(np.array([[0.9, 0.1], [0.5, 0.5], [0.8, 0.2]])).astype(np.float32),
+    "sam": np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])).astype(np.float32),
+    # right to the end, lost after the first epoch, never right
+    "correct": np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool),
+    # Thresholds: the mean of 0.9 and 0.2 for class 0, 0.7 for class 1.
+    "logits": 5 + np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])).astype(np.float32),
+}
+BY_HAND = {
+    "el2n_mean": [0.2, 0.5, 1.2],
+    "grand_mean": [2, 2, 5],
+    "samis_loss": [0, math.log(1.2), math.log(3)],
+    "samis_prob": [0, 0.2, 0.8],
+    "ssft": [-4, -1, 0],
+    "ssft_mean": [0.25, 0.75, 1],
+    "confident_learning": [0, 1, 0],
+    "label_quality": [0.1, 0.8, 0.3],
+    "curvature_ssft": [1 / 3, 5 / 6, 5 / 6],
+}
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(PROXIES))
+def test_score_by_hand(name):
+    """A score in the catalogue that is not in BY_HAND fails here: no score without an oracle."""
+    if name == "curvature_ssft":  # curvatures 1, 9, 4 and the shares wrong, by their ranks
+        found = PROXIES[name].function(np.array([1, 9, 4]), np.array([0.25, 0.75, 1]))
+    else:
+        found = PROXIES[name].function(LEFT)
+    assert found == pytest.approx(BY_HAND[name], abs=1e-6)
+    assert found.dtype == np.float64
+
+
+def test_a_sample_never_learned_gets_what_the_catalogue_says():
+    never = LEFT | {"correct": np.zeros((4, 3), dtype=bool)}
+    for name, score in PROXIES.items():
+        if score.never_learned != "-":
+            assert (score.function(never) == float(score.never_learned)).all(), name
+
+
+def test_ssft_counts_from_the_last_right_prediction():
+    """Forgotten after each epoch in turn, whatever was before: the slow definition."""
+    rng = np.random.default_rng(0)
+    correct = rng.random((6, 200)) < 0.4
+    expected = []
+    for column in correct.T:
+        epoch = 6
+        while epoch and not column[epoch - 1]:
+            epoch -= 1
+        expected.append(-epoch)
+    assert proxies.ssft({"correct": correct}).tolist() == expected
+    assert len(set(expected)) == 7
+
+
+def held_out(seed, n=150, n_classes=4):
+    """Labels, a fifth of them wrong, and logits of a net that is mostly right."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(n_classes, size=n)
+    labels = np.where(rng.random(n) < 0.2, rng.integers(n_classes, size=n), truth)
+    logits = rng.normal(size=(n, n_classes)) + 3 * np.eye(n_classes)[truth]
+    return labels, logits.astype(np.float32)
+
+
+def slow_confident_learning(labels, p):
+    """Which labels are called wrong, sample by sample, as the definition reads."""
+    thresholds = [p[labels == k, k].mean() for k in range(p.shape[1])]
+    flagged = []
+    for i, label in enumerate(labels):
+        sure = [k for k in range(p.shape[1]) if p[i, k] >= thresholds[k]]
+        if sure and max(sure, key=lambda k: p[i, k]) != label:
+            flagged.append(i)
+    return flagged
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_confident_learning_is_the_definition_ranked(seed):
+    labels, logits = held_out(seed)
+    p = softmax(logits.astype(np.float64), 1)
+    score = proxies.confident_learning({"y_true": labels, "logits": logits})
+    flagged = slow_confident_learning(labels, p)
+    assert np.flatnonzero(score).tolist() == flagged
+    assert 10 < len(flagged) < 75
+    # Among them, the least sure of its label has 1 and the surest 1 / their number.
+    order = sorted(flagged, key=lambda i: p[i, labels[i]])
+    assert score[order] == pytest.approx(np.arange(len(order), 0, -1) / len(order))
+
+
+def test_confident_learning_is_what_cleanlab_returns():
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    labels, logits = held_out(9)
+    left, p = {"y_true": labels, "logits": logits}, softmax(logits.astype(np.float64), 1)
+    issues = find_label_issues(
+        labels, p, filter_by="confident_learning", return_indices_ranked_by="self_confidence"
+    )
+    score = proxies.confident_learning(left)
+    assert np.argsort(-score)[: len(issues)].tolist() == issues.tolist()
+    assert (score > 0).sum() == len(issues)
+    quality = get_label_quality_scores(labels, p)
+    assert proxies.label_quality(left) == pytest.approx(1 - quality, rel=1e-12)
+
+
+def test_label_quality_is_one_minus_the_held_out_probability():
+    labels, logits = held_out(3)
+    p = softmax(logits.astype(np.float64), 1)[np.arange(len(labels)), labels]
+    found = proxies.label_quality({"y_true": labels, "logits": logits})
+    assert found == pytest.approx(1 - p, rel=1e-9)
+    assert len(np.unique(found)) == len(found)  # it tells all samples apart
+
+
+def test_without_a_wrong_label_nothing_is_flagged():
+    labels = np.arange(20) % 2
+    left = {"y_true": labels, "logits": 8.0 * np.eye(2)[labels]}
+    assert (proxies.confident_learning(left) == 0).all()
+
+
+def test_missing_cleanlab_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "cleanlab"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    for score in (proxies.confident_learning, proxies.label_quality):
+        with pytest.raises(
+            ImportError, match=r"needs cleanlab: pip install 'memlens\[confident\]'"
+        ):
+            score(LEFT)
+
+
+def test_samis_is_exact_where_a_probability_is_nearly_nothing():
+    left = {"y_true": np.array([0]), "sgd": np.array([[0, 400]], dtype=np.float32)}
+    left["sam"] = np.array([[0, 100]], dtype=np.float32)
+    assert proxies.samis_loss(left) == pytest.approx([300])
+    assert proxies.samis_prob(left) == pytest.approx([0], abs=1e-30)
+
+
+def test_rank_mean_puts_scores_on_one_scale():
+    one, other = np.array([5.0, 1e9, 7.0, 5.0]), pd.Series([0.1, 0.4, 0.2, 0.3])
+    assert rank_mean(one) == pytest.approx([1.5 / 4, 1, 3 / 4, 1.5 / 4])
+    assert rank_mean(one, other) == pytest.approx([2.5 / 8, 1, 5 / 8, 4.5 / 8])
+    assert rank_mean(one**3, other) == pytest.approx(rank_mean(one, other))
+
+
+def own_index(data):
+    """The same data whose samples come from anywhere, so that positions are not indices."""
+    index = 1000 - 7 * torch.arange(len(data.train))
+    return replace(data, train=replace(data.train, index=index))
+
+
+def test_extra_scores_are_the_functions_of_what_was_left(tiny, own_cache):
+    data = own_index(tiny)
+    noisy = data.with_noise(0.2)
+    frames = extra_scores("mlp", [data, noisy], SHORT, seeds=[0, 3], n_jobs=1)
+    for frame, samples, seed in zip(frames, (data, noisy), (0, 3), strict=True):
+        assert set(frame) == set(PROXIES) - {"curvature_ssft"}
+        assert frame.index.name == "index"
+        assert frame.index.tolist() == samples.train.index.tolist()
+        assert np.isfinite(frame).all(axis=None)
+        for kind in KINDS:
+            left = retrainings.retrain(kind, "mlp", [samples], SHORT, seeds=[seed])[0]
+            for name in (name for name, score in PROXIES.items() if score.needs == (kind,)):
+                assert frame[name].tolist() == PROXIES[name].function(left).tolist()
+    assert not frames[0]["label_quality"].equals(frames[1]["label_quality"])
+    two = extra_scores("mlp", [data], SHORT, seeds=[0], kinds=["second_split"])[0]
+    assert list(two) == ["ssft", "ssft_mean"]
+    assert two.equals(frames[0][list(two)])
+
+
+def test_every_score_is_one_frame(tiny, own_cache):
+    data, measure = own_index(tiny), Measure(posthoc=True, curvature_probes=1, logit_gradients=True)
+    run = ml.train("mlp", data, SHORT, measure)
+    bare = ml.train("mlp", data, SHORT)
+    extra = extra_scores("mlp", [data], SHORT, seeds=[0], kinds=["second_split"], n_jobs=1)[0]
+    assert every_score(bare).equals(bare.scores)
+    whole = every_score(run, extra)
+    in_step = [n for n, score in scores.CATALOGUE.items() if not score.post_hoc_only]
+    later = [n for n in scores.CATALOGUE if n not in in_step and not n.startswith(("gra", "tra"))]
+    assert list(whole) == [*in_step, *later, *extra, "curvature_ssft"]
+    assert whole.index.equals(run.scores.index)
+    assert whole[in_step].equals(run.scores)  # in-step where the step gives it
+    assert whole[later].equals(run.posthoc_scores[later])
+    assert whole[list(extra)].equals(extra)
+    by_rank = rank_mean(run.posthoc_scores["curvature"], extra["ssft_mean"])
+    assert whole["curvature_ssft"].tolist() == by_rank.tolist()
+    assert "curvature_ssft" not in every_score(bare, extra)
+    assert list(run.scores) == in_step  # the run's own frame has not grown
+    with pytest.raises(ValueError, match=r"extra holds other samples than the run"):
+        every_score(run, extra.iloc[::-1])
+
+
+def test_with_everything_measured_every_score_is_there(flipped):
+    _, frame, _ = flipped
+    assert set(frame) == set(costs.EVERY_SCORE)
+    assert np.isfinite(frame).all(axis=None)
+
+
+def slow_early(nets, data):
+    """Means over nets of EL2N and of the weight gradient's norm, a sample at a time."""
+    errors, norms = np.zeros((2, len(nets), len(data.train)))
+    for k, net in enumerate(nets):
+        x, y = data.normalise(data.train.images), data.train.labels
+        for i in range(len(y)):
+            net.zero_grad()
+            logits = net(x[i : i + 1])
+            F.cross_entropy(logits, y[i : i + 1]).backward()
+            p = logits.detach().softmax(1)[0]
+            errors[k, i] = float((p - F.one_hot(y[i], len(p))).norm())
+            norms[k, i] = float(sum((w.grad**2).sum() for w in net.parameters())) ** 0.5
+    return errors.mean(0), norms.mean(0)
+
+
+def test_grand_at_initialisation_warns_and_is_that_of_fresh_nets(double):
+    data = own_index(double)
+    with pytest.warns(UserWarning, match="does not reproduce"):
+        frame = grand_at("small_cnn_bn", data, SHORT, epochs=0, n_runs=3, seed=4)
+    seeds = [mixed_seed(4, k) for k in range(3)]
+    nets = [ml.build("small_cnn_bn", 3, data.in_shape, seed=seed).eval() for seed in seeds]
+    errors, norms = slow_early(nets, data)
+    assert frame["el2n"].to_numpy() == pytest.approx(errors, rel=1e-6)
+    assert frame["grand"].to_numpy() == pytest.approx(norms, rel=1e-6)
+    assert frame.index.tolist() == data.train.index.tolist()
+
+
+@pytest.mark.parametrize("epochs", [3, 5])
+def test_grand_at_an_epoch_is_that_of_nets_trained_so_far(double, train_alone, epochs):
+    frame = grand_at("mlp", double, SHORT, epochs=epochs, n_runs=2)
+    every, seeds = np.ones(60, dtype=bool), [mixed_seed(0, k) for k in range(2)]
+    nets = [train_alone("mlp", double, every, SHORT, seed, epochs=epochs) for seed in seeds]
+    errors, norms = slow_early(nets, double)
+    assert frame["el2n"].to_numpy() == pytest.approx(errors, rel=1e-6)
+    assert frame["grand"].to_numpy() == pytest.approx(norms, rel=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [-1, 6])
+def test_epochs_that_the_recipe_does_not_have_are_refused(tiny, epochs):
+    with pytest.raises(ValueError, match=rf"epochs is {epochs}; the recipe has 0 to 5"):
+        grand_at("mlp", tiny, SHORT, epochs=epochs)
+
+
+@pytest.fixture
+def trainings(monkeypatch, own_cache):
+    """The jobs that a procedure asks for, and their runs."""
+    seen, real = [], proxies.train_many
+
+    def spy(jobs):
+        runs = real(jobs, n_jobs=1)
+        seen.extend(zip(jobs, runs, strict=True))
+        return runs
+
+    monkeypatch.setattr(proxies, "train_many", spy)
+    return seen
+
+
+@pytest.mark.parametrize("percentile", [99.0, 60.0])
+def test_aum_flags_against_the_rule_written_out(tiny, trainings, percentile):
+    data = own_index(tiny)
+    table = aum_flags("mlp", data, SHORT, percentile=percentile, seed=2)
+    assert table.index.tolist() == data.train.index.tolist()
+    served = []
+    for job, run in trainings:
+        assert (job.recipe.seed, job.data.n_classes) == (2, 4)
+        fake = job.data.train.labels.numpy() == 3
+        kept = torch.tensor(~fake)
+        assert torch.equal(job.data.train.labels[kept], data.train.labels[kept])
+        served.append(set(np.flatnonzero(fake)))
+        # The value below which a share of the threshold samples lies, between neighbours.
+        values = sorted(run.trace.margin[:, fake].mean(0, dtype=np.float64))
+        place = percentile / 100 * (len(values) - 1)
+        low = values[math.floor(place)]
+        threshold = low + (values[math.ceil(place)] - low) * (place - math.floor(place))
+        second = len(served) == 2
+        judged = sorted(served[0]) if second else np.flatnonzero(~fake)
+        area = run.trace.margin.mean(0, dtype=np.float64)[judged]
+        rows = table.iloc[judged]
+        assert rows["score"].to_numpy() == pytest.approx(-area, rel=1e-9)
+        assert rows["threshold"].to_numpy() == pytest.approx(-threshold, rel=1e-6)
+        assert rows["flagged"].tolist() == (area < threshold).tolist()
+    assert [len(rows) for rows in served] == [15, 15]  # 60 / (3 + 1)
+    assert not served[0] & served[1]  # so every sample is judged once, by its real label
+    assert table["threshold"].nunique() == 2
+    assert table["flagged"].dtype == bool
+
+
+def test_aum_flags_planted_flips_rather_than_clean_labels(flipped, trainings):
+    run, _, is_flip = flipped
+    table = aum_flags("mlp", run.data, Recipe(epochs=30))
+    flags = table["flagged"].to_numpy()
+    assert flags[is_flip].mean() > 0.6
+    assert flags[~is_flip].mean() < 0.15
+
+
+def test_bad_thresholds_are_named(tiny):
+    for percentile in (0.0, 101.0):
+        with pytest.raises(ValueError, match=rf"percentile is {percentile}; expected a value"):
+            aum_flags("mlp", tiny, SHORT, percentile=percentile)
+    few = replace(tiny, train=tiny.train[torch.tensor([0, 1, 2])])
+    with pytest.raises(ValueError, match=r"3 samples of 3 classes leave no threshold sample"):
+        aum_flags("mlp", few, replace(SHORT, batch_size=2))
+
+
+def test_a_flip_is_forgotten_at_once_in_the_second_split(flipped):
+    _, frame, is_flip = flipped
+    epoch = -frame["ssft"].to_numpy()
+    assert np.median(epoch[is_flip]) <= 2
+    assert np.median(epoch[~is_flip]) == 30

@@ -1,0 +1,343 @@
+"""Extra trainings: each kind against a slow loop that trains its nets one by one."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from memlens.ensembles import retrainings
+from memlens.ensembles.retrainings import KINDS, plan_folds, plan_halves, plan_repeats, retrain
+from memlens.storage import store
+from memlens.tracking.scores import EARLY_EPOCH
+from memlens.training.recipes import Recipe, mixed_seed
+
+SHORT = Recipe(epochs=5, batch_size=16, lr=0.1)
+SEED = 5
+CLOSE = {"rel": 1e-6, "abs": 1e-8}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def noisy(double):
+    return double.with_noise(0.2, seed=1)
+
+
+def logits_of(net, data):
+    with torch.no_grad():
+        return net.eval()(data.normalise(data.train.images)).numpy()
+
+
+def slow_folds(data, n_folds, recipe, train_alone):
+    """Held-out logits (n_samples, n_classes), fold by fold."""
+    y, found = data.train.labels, np.full((len(data.train), data.n_classes), np.nan)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=SEED)
+    for k, (kept, held_out) in enumerate(splitter.split(np.zeros(len(y)), y)):
+        mask = np.zeros(len(y), dtype=bool)
+        mask[kept] = True
+        net = train_alone("mlp", data, mask, recipe, mixed_seed(SEED, k))
+        found[held_out] = logits_of(net, data)[held_out]
+    return found
+
+
+def slow_second_split(data, recipe, train_alone):
+    n = len(data.train)
+    half = np.zeros(n, dtype=bool)
+    half[np.random.default_rng(SEED).permutation(n)[: n // 2]] = True
+    correct = np.zeros((recipe.epochs, n), dtype=bool)
+    for mask in (half, ~half):
+        rows = []
+        look = lambda net, _, rows=rows: rows.append(logits_of(net, data).argmax(1))  # noqa: E731
+        net = train_alone("mlp", data, mask, recipe, SEED)
+        train_alone(
+            "mlp", data, ~mask, recipe, mixed_seed(SEED, 1), net=net, each=look_and_go(look)
+        )
+        correct[:, mask] = (np.stack(rows) == data.train.labels.numpy())[:, mask]
+    return correct
+
+
+def look_and_go(look):
+    """Look at the net between epochs, and leave it in train mode."""
+
+    def each(net, epoch):
+        look(net, epoch)
+        net.train()
+
+    return each
+
+
+def slow_repeats(data, recipe, train_alone, n_runs=10):
+    every = np.ones(len(data.train), dtype=bool)
+    rows = {"el2n": [], "weight_grad": []}
+    for k in range(n_runs):
+        epochs = min(EARLY_EPOCH + 1, recipe.epochs)
+        net = train_alone("mlp", data, every, recipe, mixed_seed(SEED, k), epochs=epochs)
+        for name, values in zip(rows, slow_early(net, data), strict=True):
+            rows[name].append(values)
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def slow_early(net, data):
+    """EL2N and the norm of the weight gradient, a sample at a time."""
+    errors, norms = [], []
+    for x, y in zip(data.normalise(data.train.images), data.train.labels, strict=True):
+        net.zero_grad()
+        p = net(x[None]).softmax(1)[0]
+        p[y].log().neg().backward()
+        errors.append(float((p.detach() - nn.functional.one_hot(y, len(p))).norm()))
+        norms.append(float(sum((w.grad**2).sum() for w in net.parameters())) ** 0.5)
+    return errors, norms
+
+
+def test_folds_are_held_out_logits(noisy, train_alone):
+    left = retrain("folds", "mlp", [noisy], SHORT, seeds=[SEED], n_jobs=1)[0]
+    expected = slow_folds(noisy, 3, SHORT, train_alone)
+    assert left["logits"] == pytest.approx(expected, **CLOSE)
+    assert np.array_equal(left["y_true"], noisy.train.labels.numpy())
+    assert set(left) == {"logits", "y_true"}
+
+
+def test_samis_is_sgd_and_sam_from_the_same_start(noisy, train_alone):
+    left = retrain("samis", "mlp", [noisy], SHORT, seeds=[SEED], n_jobs=1)[0]
+    assert left["sgd"] == pytest.approx(slow_folds(noisy, 10, SHORT, train_alone), **CLOSE)
+    sam = replace(SHORT, sam_rho=0.05)
+    assert left["sam"] == pytest.approx(slow_folds(noisy, 10, sam, train_alone), **CLOSE)
+    assert np.abs(left["sam"] - left["sgd"]).max() > 0.1
+    assert set(left) == {"sgd", "sam", "y_true"}
+
+
+def test_samis_with_batch_norm_starts_both_from_fresh_statistics(double):
+    """SGD's statistics must not be where SAM begins: without a radius the two are the same."""
+    parts = plan_folds(double, SEED)
+    nets = retrainings.Nets.build("mlp_bn", double, [part.seed for part in parts])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrainings, "SAM_RHO", 0.0)
+        for left in KINDS["samis"].work(nets, double, parts, SHORT):
+            assert np.array_equal(left["sgd"], left["sam"])
+
+
+def test_second_split_is_the_first_half_while_the_other_is_learned(noisy, train_alone):
+    recipe = replace(SHORT, epochs=8)
+    left = retrain("second_split", "mlp", [noisy], recipe, seeds=[SEED], n_jobs=1)[0]
+    expected = slow_second_split(noisy, recipe, train_alone)
+    assert left["correct"].shape == (8, 60)
+    assert left["correct"].dtype == bool
+    assert np.array_equal(left["correct"], expected)
+    assert 0.05 < 1 - expected.mean() < 0.95
+    assert set(left) == {"correct", "y_true"}
+
+
+@pytest.mark.parametrize("epochs", [5, 13])
+def test_repeats_are_early_signals_of_ten_nets(noisy, train_alone, epochs):
+    """After 11 epochs of 13, or after all of 5."""
+    recipe = replace(SHORT, epochs=epochs, lr=0.01)
+    left = retrain("repeats", "mlp", [noisy], recipe, seeds=[SEED], n_jobs=1)[0]
+    for name, rows in slow_repeats(noisy, recipe, train_alone).items():
+        assert left[name].shape == (10, 60)
+        assert left[name] == pytest.approx(rows, **CLOSE)
+    assert set(left) == {"el2n", "weight_grad", "y_true"}
+
+
+@pytest.mark.parametrize("n_folds", [3, 10])
+def test_every_sample_is_held_out_once_and_the_folds_are_stratified(noisy, n_folds):
+    parts = plan_folds(noisy, SEED, n_folds)
+    assert (sum(~part.mask for part in parts) == 1).all()
+    for label in range(3):
+        own = noisy.train.labels.numpy() == label
+        held_out = [int((own & ~part.mask).sum()) for part in parts]
+        assert max(held_out) - min(held_out) <= 1
+    assert len({part.seed for part in parts}) == n_folds
+    assert all(torch.equal(part.labels, noisy.train.labels) for part in parts)
+    other = plan_folds(noisy, SEED + 1, n_folds)
+    assert any((a.mask != b.mask).any() for a, b in zip(parts, other, strict=True))
+
+
+def test_halves_are_complements_from_one_start(double):
+    odd = replace(double, train=double.train[torch.arange(59)])
+    first, second = plan_halves(odd, SEED)
+    assert (first.mask ^ second.mask).all()
+    assert (first.mask.sum(), second.mask.sum()) == (29, 30)
+    assert first.seed == second.seed
+    assert (plan_halves(odd, SEED + 1)[0].mask != first.mask).any()
+    left = retrain("second_split", "mlp", [odd], SHORT, seeds=[SEED], n_jobs=1)[0]
+    assert left["correct"].shape == (5, 59)
+
+
+def test_repeats_are_all_samples_from_seeds_of_their_own(double):
+    parts = plan_repeats(double, SEED)
+    assert all(part.mask.all() for part in parts)
+    assert len({part.seed for part in parts}) == len(parts) == 10
+
+
+def same(a, b, **close):
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name] == pytest.approx(b[name], **close) if close else (a[name] == b[name]).all()
+
+
+def test_finished_trainings_are_found_again(double, noisy, monkeypatch):
+    first = retrain("folds", "mlp", [double, noisy], SHORT, seeds=[0, 1], n_jobs=1)
+    asked = []
+    real = retrainings.train_kind
+    monkeypatch.setattr(
+        retrainings, "train_kind", lambda kind, model, wanted, *a: asked.append(wanted)
+        or real(kind, model, wanted, *a),
+    )  # fmt: skip
+    again = retrain("folds", "mlp", [noisy, double], replace(SHORT, seed=9), seeds=[1, 0], n_jobs=1)
+    assert not asked  # in another order, and whatever the recipe's own seed
+    same(again[0], first[1])
+    same(again[1], first[0])
+    more = retrain("folds", "mlp", [double, noisy, noisy], SHORT, seeds=[0, 1, 2], n_jobs=1)
+    assert [len(wanted) for wanted in asked] == [1]  # only what was missing
+    same(more[1], first[1])
+    for changed in ({"model": "mlp_bn"}, {"recipe": replace(SHORT, lr=0.01)}, {"kind": "repeats"}):
+        settings = {"kind": "folds", "model": "mlp", "recipe": SHORT} | changed
+        retrain(datasets=[double], seeds=[0], n_jobs=1, **settings)
+    assert len(asked) == 4
+
+
+def test_the_same_wish_twice_is_trained_once(double, monkeypatch):
+    asked = []
+    real = retrainings.train_kind
+    monkeypatch.setattr(
+        retrainings, "train_kind", lambda kind, model, wanted, *a: asked.append(len(wanted))
+        or real(kind, model, wanted, *a),
+    )  # fmt: skip
+    left = retrain("folds", "mlp", [double, double], SHORT, seeds=[0, 0], n_jobs=1)
+    assert asked == [1]
+    same(*left)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_who_is_trained_beside_whom_does_not_matter(double, noisy, monkeypatch, tmp_path, kind):
+    recipe = replace(SHORT, epochs=3)
+    together = retrain(kind, "mlp", [double, noisy, noisy], recipe, seeds=[0, 0, 1], n_jobs=1)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(retrainings, "TOGETHER", 4)
+    for data, seed, left in zip((double, noisy, noisy), (0, 0, 1), together, strict=True):
+        same(retrain(kind, "mlp", [data], recipe, seeds=[seed], n_jobs=1)[0], left, **CLOSE)
+
+
+def test_processes_do_not_matter(tiny, monkeypatch, tmp_path):
+    data, found = [tiny, tiny.with_noise(0.2)], []
+    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    for n_jobs in (1, 2):
+        monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n_jobs)))
+        left = retrain("folds", "mlp", data, SHORT, seeds=[0, 1], n_jobs=n_jobs)
+        found.append(left)
+    for one, two in zip(*found, strict=True):
+        same(one, two)
+
+
+def test_data_sets_with_other_images_are_not_mixed(double, monkeypatch, tmp_path):
+    darker = replace(double, train=replace(double.train, images=double.train.images // 2))
+    both = retrain("folds", "mlp", [double, darker], SHORT, seeds=[0, 0], n_jobs=1)
+    assert np.abs(both[0]["logits"] - both[1]["logits"]).max() > 0.1
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    same(retrain("folds", "mlp", [darker], SHORT, seeds=[0], n_jobs=1)[0], both[1], **CLOSE)
+
+
+def test_the_same_images_on_another_scale_are_not_mixed(double, monkeypatch, tmp_path):
+    """Nor are those with other classes: AUM's threshold samples have one more."""
+    paler = replace(double, pixel_max=64.0)
+    labels = double.train.labels.clone()
+    labels[:6] = 3
+    train = replace(double.train, labels=labels)
+    more = replace(double, train=train, class_names=(*double.class_names, "three"))
+    all_three = [double, paler, more]
+    left = retrain("folds", "mlp", all_three, SHORT, seeds=[0, 0, 0], n_jobs=1)
+    for i, data in enumerate(all_three):
+        monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(i)))
+        same(retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1)[0], left[i], **CLOSE)
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def stopped_after(n, real, calls):
+    def work(*given):
+        if len(calls) == n:
+            raise Stopped
+        calls.append(1)
+        return real(*given)
+
+    return work
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_interruption_costs_the_stack_that_is_trained(tiny, monkeypatch, tmp_path, kind):
+    data, recipe = [tiny, tiny.with_noise(0.2)], replace(SHORT, epochs=3)
+    settings = {"seeds": [0, 1], "n_jobs": 1}
+    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    whole = retrain(kind, "mlp", data, recipe, **settings)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    real, calls = retrainings._work, []
+    monkeypatch.setattr(retrainings, "_work", stopped_after(1, real, calls))
+    with pytest.raises(Stopped):
+        retrain(kind, "mlp", data, recipe, **settings)
+    monkeypatch.setattr(retrainings, "_work", stopped_after(99, real, calls))
+    for one, two in zip(whole, retrain(kind, "mlp", data, recipe, **settings), strict=True):
+        same(one, two)  # bit for bit
+    plans = [len(KINDS[kind].plan(d, s)) for d, s in zip(data, (0, 1), strict=True)]
+    assert sum(plans) // 2 <= len(calls) <= sum(plans) // 2 + 1  # each stack once
+    assert store.Store().clear() == 2  # what was asked for: the stacks are gone
+
+
+def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tmp_path):
+    """What is still missing alone would be another stack, with other last bits."""
+    data, real = [tiny, tiny.with_noise(0.2)], store.Store.put
+    settings = {"seeds": [0, 1], "n_jobs": 1}
+    whole = retrain("folds", "mlp", data, SHORT, **settings)
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
+    put = []
+
+    def full(self, key, piece):
+        put.extend([] if "." in key else [key])
+        if len(put) == 2:
+            raise Stopped
+        real(self, key, piece)
+
+    monkeypatch.setattr(store.Store, "put", full)
+    with pytest.raises(Stopped):
+        retrain("folds", "mlp", data, SHORT, **settings)
+    monkeypatch.setattr(store.Store, "put", real)
+    monkeypatch.setattr(retrainings, "_work", None)
+    for one, two in zip(whole, retrain("folds", "mlp", data, SHORT, **settings), strict=True):
+        same(one, two)
+
+
+def test_stacks_that_outlived_their_retraining_are_removed(tiny, monkeypatch, tmp_path):
+    """A kill after the last piece, and one while a stack was being removed."""
+    data, real = [tiny, tiny.with_noise(0.2)], store.Store.tidy
+    settings = {"seeds": [0, 1], "n_jobs": 1}
+    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    monkeypatch.setattr(store.Store, "tidy", lambda *_: None)
+    retrain("folds", "mlp", data, SHORT, **settings)
+    stacks = list(tmp_path.glob("folds-*.*"))
+    assert len(stacks) == 3
+    os.replace(stacks[0], tmp_path / f".{stacks[0].name}.77.part")
+    monkeypatch.setattr(store.Store, "tidy", real)
+    retrain("folds", "mlp", data, SHORT, **settings)
+    assert sorted(p.name[:6] for p in tmp_path.iterdir()) == [".locks", "folds-", "folds-"]
+
+
+def test_bad_requests_are_named(double):
+    with pytest.raises(ValueError, match=r"unknown kind 'fold'; known: folds, samis, second_split"):
+        retrain("fold", "mlp", [double], SHORT, seeds=[0])
+    with pytest.raises(ValueError, match=r"1 data sets and 2 seeds: pass one seed each"):
+        retrain("folds", "mlp", [double], SHORT, seeds=[0, 1])
+    with pytest.raises(ValueError, match=r"unknown model 'vgg'"):
+        retrain("folds", "vgg", [double], SHORT, seeds=[0], n_jobs=1)
+    single = double.train[
+        torch.tensor([int((double.train.labels == c).nonzero()[0]) for c in range(3)])
+    ]
+    with pytest.raises(ValueError, match=r"3 training samples of .* are 3 classes with one each"):
+        plan_folds(replace(double, train=single), SEED)

@@ -1,0 +1,498 @@
+"""The printed numbers are what the papers print, and ours are put beside the right ones."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from memlens.evaluation import metrics
+from memlens.experiments import paper
+
+ROWS = {
+    "csg_table1_similarity": 12,
+    "csg_table2_calibration": 15,
+    "csg_table3_privacy": 30,
+    "csg_table4_mislabel_auroc": 70,
+    "csg_table5_architecture": 4,
+    "csg_table6_optimizers": 80,
+    "csg_table7_adam_gradient_norm": 8,
+    "csg_table8_compute": 3,
+    "csg_table9_tpr_at_low_fpr": 45,
+    "csl_poster_duplicates_auroc": 12,
+    "csl_poster_mislabel_auroc": 48,
+    "csl_poster_similarity": 20,
+    "curvature_table1_similarity": 4,
+    "curvature_table2_mislabel_auroc": 102,
+    "curvature_table3_hyperparameters": 9,
+    "curvature_table4_end_of_training": 3,
+    "curvature_table5_architectures": 4,
+    "curvature_table6_7_cross_architecture": 32,
+}
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    truth = pd.Series(rng.random(200))
+    columns = {"csg": 0.1, "early_csg": 0.2, "csl": 0.3, "csg_plain": 0.4, "vog": 0.5}
+    frame = {name: truth + noise * rng.random(200) for name, noise in columns.items()}
+    return pd.DataFrame(frame), truth
+
+
+def value(name, column, **where):
+    rows = paper.table(name, **where)
+    assert len(rows) == 1
+    return rows[column].item()
+
+
+def test_every_table_is_there_with_every_row():
+    tables = paper.tables()
+    assert list(tables.columns) == ["name", "paper", "title", "rows"]
+    assert dict(zip(tables["name"], tables["rows"], strict=True)) == ROWS
+    assert set(tables["paper"]) == set(paper.PAPERS)
+    assert tables["title"].is_unique
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "where", "expected"),
+    [
+        ("csg_table1_similarity", "cifar100_cosine", {"proxy": "csg"}, 0.84),
+        ("csg_table1_similarity", "cifar100_pearson", {"proxy": "csg"}, 0.72),
+        ("csg_table1_similarity", "imagenet_pearson", {"proxy": "csl"}, 0.64),
+        ("csg_table2_calibration", "std", {"metric": "uce", "checkpoint": "peak_stop"}, 0.4648),
+        ("csg_table4_mislabel_auroc", "mean",
+         {"dataset": "cifar100", "method": "csg", "noise": 0.1}, 0.9904),
+        ("csg_table6_optimizers", "pearson",
+         {"proxy": "csg", "subset": "top5k", "optimizer": "adagrad"}, 0.54),
+        ("csg_table7_adam_gradient_norm", "input_gradient_norm", {"epoch": 100}, 3.6039),
+        ("csg_table9_tpr_at_low_fpr", "mean_percent",
+         {"attack": "lira", "checkpoint": "last_epoch", "fpr": 1e-2}, 22.77),
+        ("csl_poster_duplicates_auroc", "mean", {"dataset": "cifar100", "method": "csl"}, 0.9886),
+        ("curvature_table1_similarity", "cosine",
+         {"dataset": "cifar100", "weight_decay": 1e-4}, 0.82),
+        ("curvature_table2_mislabel_auroc", "auroc_percent",
+         {"dataset": "cifar100", "method": "curvature", "noise": 0.1}, 84.3),
+    ],
+)  # fmt: skip
+def test_printed_values(name, column, where, expected):
+    assert value(name, column, **where) == expected
+
+
+def test_a_dagger_is_nan():
+    grand = paper.table("csg_table1_similarity", proxy="grand")
+    assert grand[["imagenet_cosine", "imagenet_pearson"]].isna().all(axis=None)
+
+
+def test_an_unknown_table_is_named_with_those_that_exist():
+    with pytest.raises(ValueError, match="unknown table 'csg_table11'.*csg_table1_similarity"):
+        paper.table("csg_table11")
+    with pytest.raises(ValueError, match="unknown table 'doubts'"):
+        paper.table("doubts")
+
+
+def test_an_unknown_column_or_value_is_named_with_those_that_exist():
+    with pytest.raises(ValueError, match="has no column 'score'; it has: proxy"):
+        paper.table("csg_table1_similarity", score="csg")
+    with pytest.raises(ValueError, match="no row with proxy = 'cgs'; it has: final_loss"):
+        paper.table("csg_table1_similarity", proxy="cgs")
+
+
+def test_reading_a_table_gives_a_fresh_one():
+    first = paper.table("csg_table5_architecture")
+    first.loc[0, "cosine"] = 0
+    assert paper.table("csg_table5_architecture").loc[0, "cosine"] == 0.84
+
+
+# ---------------------------------------------------------------- what does not add up
+
+
+def of(doubt):
+    """The text of a doubt; the test that asks for it recomputes the numbers in it."""
+    return paper.doubts().set_index("id").loc[doubt, "doubt"]
+
+
+def all_in(text, *numbers):
+    return all(number in text for number in numbers)
+
+
+def test_doubts_have_a_short_id_papers_a_table_and_a_text():
+    doubts = paper.doubts()
+    assert list(doubts.columns) == ["id", "paper", "table", "doubt"]
+    assert doubts["id"].is_unique and doubts["doubt"].is_unique
+    assert doubts["id"].str.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){1,4}").all()
+    assert set(doubts["table"]) <= set(ROWS)
+    assert not doubts.isna().any(axis=None)
+    for papers in doubts["paper"]:
+        assert set(papers.split(", ")) <= set(paper.PAPERS)
+    owner = paper.tables().set_index("name")["paper"]
+    for row in doubts.itertuples():  # the table is one of a paper that the doubt is about
+        assert owner[row.table] in row.paper.split(", ")
+
+
+def test_doubt_ids_stay_as_they_are_because_notebooks_name_them():
+    assert list(paper.doubts()["id"]) == [
+        "csg-table2-sums", "csg-table2-ece", "csg-table5-resnet50", "csg-table4-csl-shifted",
+        "csg-table4-confident-learning", "curvature-table2-auroc", "curvature-table1-cosine",
+        "csg-table8-140-times", "csg-table8-trainings", "csg-fz-architecture", "csg-table1-samis",
+        "csg-table1-exchanged", "csg-table6-forgetting",
+        "csl-poster-learning-time", "cosine-of-a-constant",
+        "csg-table3-order", "csg-table9-lira-concave", "csg-a1-curvature-sign",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpoint", ["peak_stop", "val_loss_stop", "last_epoch"])
+def test_doubt_table_2_prints_sums_over_bins(checkpoint):
+    def mean(metric):
+        return value("csg_table2_calibration", "mean", metric=metric, checkpoint=checkpoint)
+
+    mce, msce, uce = mean("mce"), mean("msce"), mean("uce")
+    assert msce > mce**2 and uce > mce  # no mean over bins exceeds the largest bin
+    assert uce**2 > 10 * msce  # a sum over M bins: at most M times the sum of squares (Cauchy)
+    assert uce**2 < 15 * msce
+    assert msce < 15 * mce**2 and uce < 15 * mce
+    if checkpoint == "peak_stop":
+        assert all_in(of("csg-table2-sums"), f"{msce:.2f}", f"{uce:.2f}", f"{mce:.2f}")
+
+
+def test_doubt_ece_is_worse_at_the_early_stop():
+    ece = paper.table("csg_table2_calibration", metric="ece").set_index("checkpoint")["mean"]
+    assert ece["peak_stop"] > ece["last_epoch"]
+    assert all_in(of("csg-table2-ece"), f"{ece['peak_stop']:.3f}", f"{ece['last_epoch']:.3f}")
+
+
+def test_doubt_the_csl_row_of_table_4_is_the_poster_shifted():
+    def means(name, dataset, method):
+        rows = paper.table(name, dataset=dataset, method=method)
+        return rows.set_index("noise")["mean"].to_dict()
+
+    table, poster = "csg_table4_mislabel_auroc", "csl_poster_mislabel_auroc"
+    late, early = means(table, "cifar10", "csl"), means(poster, "cifar10", "csl")
+    assert [late[n] for n in (0.05, 0.1, 0.2)] == [early[n] for n in (0.01, 0.02, 0.05)]
+    late, early = means(table, "cifar100", "csl"), means(poster, "cifar100", "csl")
+    assert [late[n] for n in (0.05, 0.1)] == [early[n] for n in (0.01, 0.02)]
+    for dataset in ("cifar10", "cifar100"):
+        for method in ("cl", "in_confidence", "ssft", "curvature", "csl"):
+            late, early = means(table, dataset, method), means(poster, dataset, method)
+            same = [late[n] == early[n] for n in (0.05, 0.1)]
+            assert same == ([False, False] if method == "csl" else [True, True]), (dataset, method)
+
+
+def test_doubt_attacks_that_model_more_find_less_at_the_early_stop():
+    rows = paper.table("csg_table3_privacy", metric="auroc")
+    auroc = rows.pivot(index="attack", columns="checkpoint", values="mean_percent")
+    simple, modelled = ["mast", "calibrated_loss"], ["curvature", "lira"]
+    for stop in ("peak_stop", "val_loss_stop"):
+        assert auroc.loc[simple, stop].min() > auroc.loc[modelled, stop].max()
+    assert auroc.loc[simple, "last_epoch"].max() < auroc.loc[modelled, "last_epoch"].min()
+    named = auroc.loc[[*simple, *modelled], ["peak_stop", "last_epoch"]].to_numpy().ravel()
+    assert all_in(of("csg-table3-order"), *(f"{number:.1f}" for number in named))
+
+
+def test_doubt_the_rates_of_lira_are_no_concave_curve():
+    where = {"attack": "lira", "checkpoint": "last_epoch"}
+    low, high = (
+        value("csg_table9_tpr_at_low_fpr", "mean_percent", fpr=fpr, **where) for fpr in (1e-3, 1e-2)
+    )
+    assert low < high * 1e-3 / 1e-2  # the chord from the origin lies above the curve
+    mixed = high / 10
+    assert all_in(of("csg-table9-lira-concave"), f"{high:.1f} %", f"{low:.1f} %", f"{mixed:.1f} %")
+
+
+def test_doubt_confident_learning_collapses():
+    rows = paper.table("csg_table4_mislabel_auroc", method="cl")
+    assert rows["mean"].min() == 0.6662 and rows["std"].max() == 0.1565
+    assert (rows.loc[rows["noise"] <= 0.1, "std"] < 0.01).all()
+    assert all_in(of("csg-table4-confident-learning"), "0.67", "0.16")
+
+
+def test_doubt_resnet50_has_two_similarities():
+    here = {"dataset": "imagenet", "architecture": "resnet50"}
+    five = value("csg_table5_architecture", "cosine", **here)
+    one, sgal = (
+        value("csg_table1_similarity", "imagenet_cosine", proxy=p) for p in ("csg", "sgal")
+    )
+    assert one < five == sgal
+    assert all_in(of("csg-table5-resnet50"), f"{five}", f"{one}", f"{sgal}")
+
+
+def test_doubt_the_auroc_of_curvature_falls_in_one_paper_and_rises_in_two():
+    where = {"dataset": "cifar100", "method": "curvature"}
+    own = paper.table("curvature_table2_mislabel_auroc", **where)["auroc_percent"] / 100
+    poster = paper.table("csl_poster_mislabel_auroc", **where)["mean"]
+    later = paper.table("csg_table4_mislabel_auroc", **where)["mean"]
+    assert own.is_monotonic_decreasing
+    assert poster.is_monotonic_increasing and later.is_monotonic_increasing
+    ends = [f"{x:.3f}" for s in (own, poster) for x in (s.iloc[0], s.iloc[-1])]
+    assert all_in(of("curvature-table2-auroc"), *ends, f"{later.iloc[-1]:.3f}")
+
+
+def test_doubt_the_cosine_of_curvature_differs_between_the_papers():
+    own = value("curvature_table1_similarity", "cosine", dataset="cifar100", weight_decay=1e-4)
+    csg = value("csg_table1_similarity", "cifar100_cosine", proxy="curvature")
+    where = {"dataset": "cifar100", "subset": "all", "proxy": "curvature"}
+    poster = paper.table("csl_poster_similarity", **where)
+    assert poster["cosine"].item() == csg
+    assert poster["architecture"].item() == "inception"
+    assert all_in(of("curvature-table1-cosine"), f"{own}", f"{csg}")
+
+
+def test_doubt_140_times_compares_two_lengths():
+    cost = paper.table("csg_table8_compute").set_index("method")
+    full, stopped = cost.loc["curvature", "relative_high"], cost.loc["csg", "relative_low"]
+    assert 140 < full / stopped < 145
+    assert full / 1 == pytest.approx(14, abs=0.5)  # CSG of a whole training costs one training
+    assert full == pytest.approx((3 + 4 * 10) / 3, abs=0.01)  # n = 10, a step is 3 forwards
+    assert all_in(of("csg-table8-140-times"), f"{full}", f"{stopped}", "n = 10", "14")
+
+
+def test_doubt_30000_are_forwards_not_trainings():
+    cost = paper.table("csg_table8_compute").set_index("method").loc["feldman_zhang"]
+    assert cost["cost_low_in_FTm"] / 3 == cost["relative_low"]
+    assert cost["cost_high_in_FTm"] / 3 == 10_000 != cost["relative_high"]
+    assert cost["relative_high"] == cost["cost_high_in_FTm"]
+
+
+def test_doubt_the_nets_of_the_published_memorization():
+    assert "small_inception" in set(paper.table("csg_table5_architecture")["architecture"])
+    assert all_in(of("csg-fz-architecture"), "Inception", "4,000 ResNet50", "70 %")
+
+
+def test_doubt_samis_has_two_similarities():
+    row = paper.table("csg_table1_similarity", proxy="samis").iloc[0]
+    printed = f"{row['cifar100_cosine']}", f"{row['cifar100_pearson']}"
+    assert all_in(of("csg-table1-samis"), *printed, "0.92", "0.87")
+
+
+def test_doubt_grand_and_samis_have_each_others_pearson():
+    table = paper.table("csg_table1_similarity").set_index("proxy")
+    cosine, pearson = table["cifar100_cosine"], table["cifar100_pearson"]
+    constant = 0.615
+
+    def bounds(r):  # of the cosine, for a score without negative values
+        rest = 1 - constant**2
+        return min(constant, r * rest**0.5), (constant**2 + r**2 * rest) ** 0.5
+
+    assert cosine["grand"] > bounds(pearson["grand"] + 0.005)[1] + 0.005
+    assert cosine["samis"] < bounds(pearson["samis"] - 0.005)[0] - 0.004
+    for score, other in (("grand", "samis"), ("samis", "grand")):
+        low, high = bounds(pearson[other])
+        assert low < cosine[score] < high
+    again = paper.table("csg_table6_optimizers", proxy="grand", subset="all", optimizer="adam")
+    assert again[["cosine", "pearson"]].values.tolist() == [[cosine["grand"], pearson["samis"]]]
+    ends = [f"{bounds(pearson['grand'])[1]:.2f}", f"{bounds(pearson['samis'])[0]:.2f}"]
+    assert all_in(of("csg-table1-exchanged"), *ends, "0.615", "0.81", "0.53", "0.36", "0.69")
+
+
+def test_doubt_forgetting_stands_alone_under_adamw_and_adagrad():
+    rows = paper.table("csg_table6_optimizers", subset="top5k").set_index(["optimizer", "proxy"])
+    text = of("csg-table6-forgetting")
+    ratio = rows["pearson"] / rows["cosine"]
+    odd = ratio[rows["cosine"] > 0.7].sort_values().index[:2]
+    assert set(odd) == {("adamw", "forgetting"), ("adagrad", "forgetting")}
+    for optimizer in ("adam", "adamw", "adagrad", "rmsprop"):
+        row = rows.loc[(optimizer, "forgetting")]
+        assert all_in(text, f"{row['cosine']:.2f}", f"{row['pearson']:.2f}")
+
+
+def test_doubt_the_learning_time_of_the_poster_is_near_chance():
+    auroc = paper.table("csl_poster_mislabel_auroc", method="learning_time")["mean"]
+    text = of("csl-poster-learning-time")
+    assert all_in(text, f"{auroc.min():.2f}", f"{auroc.max():.2f}")
+    first = value(
+        "csl_poster_mislabel_auroc", "mean", dataset="cifar10", method="learning_time", noise=0.01
+    )
+    assert all_in(text, f"{first:.3f}", f"{1 - first:.3f}")
+
+
+def test_doubt_a_constant_has_a_cosine():
+    assert all_in(of("cosine-of-a-constant"), "0.615", "0.9998")
+    printed = paper.table("csl_poster_similarity", dataset="cifar100", subset="top5k")
+    assert (printed["cosine"] < 0.9998).all()  # what all of them print is below a constant's
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([True], "holds"),
+        ([True, True], "holds"),
+        ([True, False], "holds in part"),
+        ((np.True_, np.False_), "holds in part"),
+        ([False, False], "does not hold here"),
+        (np.array([False]), "does not hold here"),
+        (True, "holds"),
+        (np.False_, "does not hold here"),
+    ],
+)
+def test_verdict(parts, expected):
+    assert paper.verdict(parts) == expected
+
+
+def test_verdict_refuses_no_parts_and_numbers():
+    with pytest.raises(ValueError, match="at least one part"):
+        paper.verdict([])
+    with pytest.raises(TypeError, match=r"True or False, got 0\.79"):
+        paper.verdict([True, 0.79])
+
+
+@pytest.mark.parametrize(
+    ("bears_out", "expected"),
+    [
+        (True, "seen here too"),
+        ([True, False], "seen here in part"),
+        (np.False_, "not seen here"),
+        (None, "cannot be tested here"),
+    ],
+)
+def test_verdict_on_a_doubt(bears_out, expected):
+    assert paper.doubt_verdict(bears_out) == expected
+
+
+def test_verdict_on_a_doubt_refuses_numbers():
+    with pytest.raises(TypeError, match=r"True or False, got 0\.5"):
+        paper.doubt_verdict([0.5])
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("CSG Table 1", ("CSG", "Table 1")),
+        ("Curvature Table 4", ("curvature", "Table 4")),
+        ("CSL poster", ("CSL", "poster")),
+        ("csg abstract", ("CSG", "abstract")),
+        ("curvature 4.4, test points", ("curvature", "section 4.4, test points")),
+        ("CSG Sec. 4.3", ("CSG", "section 4.3")),
+        ("CSG section 4.3, mirror", ("CSG", "section 4.3, mirror")),
+        ("CSG Section 5", ("CSG", "section 5")),
+        ("CSG Fig. 1a, 1b, 16", ("CSG", "Fig. 1a, 1b, 16")),
+        ("Curvature App. D.4", ("curvature", "App. D.4")),
+        ("CSL theorem 5.3", ("CSL", "theorem 5.3")),
+        ("CSG sectional view", ("CSG", "sectional view")),
+    ],
+)
+def test_a_source_is_a_paper_and_a_place(source, expected):
+    assert paper.split_source(source) == expected
+
+
+@pytest.mark.parametrize("source", ["", "CSG", "CSG ", "Table 1", "CGS Table 1", "CSGTable 1"])
+def test_a_source_without_paper_or_place_is_refused(source):
+    with pytest.raises(ValueError, match="begin with CSG, CSL, curvature"):
+        paper.split_source(source)
+
+
+RIVALS = {
+    "csg": "csg", "early_csg": "csg", "sgal": "sgal", "csl": "csl", "forgetting": "forgetting",
+    "final_loss": "final_loss", "loss_sensitivity": "loss_sensitivity", "vog": "vog_all",
+    "vog_last5": "vog_last5", "grand": "grand", "tracin": "tracin", "samis_loss": "samis",
+    "curvature": "curvature",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "absent"),
+    [
+        ("csg_table1_similarity", {}, set()),
+        ("csg_table6_optimizers", {"subset": "all", "optimizer": "adam"}, {"curvature", "samis"}),
+        ("csg_table6_optimizers", {"subset": "top5k", "optimizer": "adagrad"},
+         {"curvature", "samis"}),
+        ("csl_poster_similarity", {"dataset": "cifar100", "subset": "all"},
+         {"csg", "sgal", "vog_all", "vog_last5", "grand", "tracin", "samis"}),
+    ],
+)  # fmt: skip
+def test_every_printed_proxy_is_found_by_our_name(name, where, absent):
+    raw = paper.table(name, **where).set_index("proxy")
+    assert set(raw.index) == set(RIVALS.values()) - absent
+    found = paper.printed(RIVALS, name, **where)
+    assert list(found.index) == list(RIVALS) and found.index.name == "score"
+    column = next(c for c in ("cifar100_cosine", "cosine") if c in raw)
+    for ours, theirs in RIVALS.items():
+        if theirs in absent:
+            assert found.loc[ours].isna().all()
+        else:
+            assert found.loc[ours, column] == raw.loc[theirs, column]
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "learned"),
+    [
+        ("csl_poster_mislabel_auroc", {"dataset": "cifar10", "noise": 0.01}, "first_correct"),
+        ("csl_poster_duplicates_auroc", {"dataset": "cifar100"}, "first_correct"),
+        ("curvature_table2_mislabel_auroc", {"dataset": "mnist", "noise": 0.1}, "last_wrong"),
+        ("csg_table4_mislabel_auroc", {"dataset": "cifar100", "noise": 0.3}, None),
+    ],
+)
+def test_every_printed_method_is_found_by_our_name(name, where, learned):
+    raw = paper.table(name, **where).set_index("method")
+    ours = {
+        "curvature": "curvature", "in_confidence": "in_confidence", "ssft": "ssft",
+        "ssft_mean": "ssft", "confident_learning": "cl", "in_confidence_max": "in_confidence",
+    }  # fmt: skip
+    ours |= {s: s for s in ("csl", "csg", "sgal", "curvature_ssft") if s in raw.index}
+    ours |= {learned: "learning_time"} if learned else {}
+    assert set(raw.index) == set(ours.values())
+    found = paper.printed(ours, name, **where)
+    column = next(c for c in ("mean", "auroc_percent") if c in raw)
+    assert found[column].to_dict() == {s: raw.loc[theirs, column] for s, theirs in ours.items()}
+
+
+def test_scores_that_no_paper_prints_have_none():
+    where = {"dataset": "cifar10", "noise": 0.01}
+    none = ["learning_time", "last_wrong", "label_quality", "samis_prob", "el2n"]
+    assert paper.printed(none, "csl_poster_mislabel_auroc", **where)["mean"].isna().all()
+    assert paper.printed(none, "csg_table1_similarity").isna().all(axis=None)
+    assert paper.printed_name("samis_prob", "csg_table1_similarity") != "samis"
+
+
+def test_printed_refuses_tables_without_one_row_a_score():
+    with pytest.raises(ValueError, match="several rows for one score"):
+        paper.printed(["csl"], "csl_poster_mislabel_auroc")
+    with pytest.raises(ValueError, match="no row a score; it has: metric"):
+        paper.printed(["csl"], "csg_table2_calibration")
+    with pytest.raises(ValueError, match="unknown table"):
+        paper.printed(["csl"], "csl_table")
+
+
+def test_compare_puts_the_printed_numbers_beside_ours(scores):
+    frame, truth = scores
+    table = paper.compare(frame, truth, n_resamples=20)
+    ours = metrics.compare(frame, truth, n_resamples=20)
+    pd.testing.assert_frame_equal(table[ours.columns], ours)
+    assert list(table.columns[-3:]) == ["printed_cosine", "printed_pearson", "gap"]
+    assert table.loc["csl", ["printed_cosine", "printed_pearson"]].tolist() == [0.87, 0.79]
+    assert table.loc["early_csg", "printed_pearson"] == 0.72  # the papers' cheap CSG
+    assert table.loc["vog", ["printed_cosine", "printed_pearson"]].tolist() == [0.80, 0.67]
+    assert table.loc["csg_plain", ["printed_cosine", "printed_pearson", "gap"]].isna().all()
+    assert table.loc["csg", "gap"] == pytest.approx(ours.loc["csg", "pearson"] - 0.72, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dataset": "imagenet"}, 0.52),
+        ({"top_k": 50}, np.nan),
+        ({"table": "csg_table6_optimizers", "where": {"optimizer": "adam"}}, 0.74),
+        ({"table": "csg_table6_optimizers", "where": {"optimizer": "adam"}, "top_k": 50}, 0.64),
+    ],
+)
+def test_compare_picks_data_set_subset_and_optimizer(scores, options, expected):
+    table = paper.compare(*scores, n_resamples=5, **options)
+    assert table.loc["csg", "printed_pearson"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_compare_takes_the_poster_s_top_rows(scores):
+    table = paper.compare(*scores, table="csl_poster_similarity", top_k=50, n_resamples=5)
+    assert table.loc["csl", "printed_pearson"] == 0.4
+    assert table.loc["csl", "n_samples"] == 50
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"table": "csg_table6_optimizers"}, "several rows for one score"),
+        ({"table": "csg_table2_calibration"}, "prints no similarity of scores"),
+        ({"dataset": "mnist"}, "no similarity for the data set 'mnist'"),
+        ({"table": "csg_table6_optimizers", "dataset": "imagenet"}, "data set 'imagenet'"),
+        ({"table": "csl_poster_similarity", "dataset": "mnist"}, "no row with dataset = 'mnist'"),
+    ],
+)
+def test_compare_refuses_a_table_without_one_number_for_a_score(scores, options, message):
+    with pytest.raises(ValueError, match=message):
+        paper.compare(*scores, n_resamples=5, **options)

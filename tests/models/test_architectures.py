@@ -1,0 +1,329 @@
+"""The papers' nets: their sizes by an arithmetic of its own, their maps, what they refuse."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memlens.models import registry
+from memlens.models.architectures import same_padding
+
+# an image that the net takes; the big ones' are small for them, so that a test is quick
+SHAPES = {
+    "densenet121": (3, 32, 32),
+    "mobilenet_v2": (3, 32, 32),
+    "resnet18": (3, 32, 32),
+    "resnet50": (3, 64, 64),
+    "small_inception": (3, 32, 32),
+    "strided_cnn": (3, 32, 32),
+    "vgg13_bn": (3, 32, 32),
+    "vit_medium": (3, 32, 32),
+}
+every_net = pytest.mark.parametrize("name", sorted(SHAPES))
+
+
+def test_every_model_is_tested_as_a_small_one_or_here():
+    assert {*SHAPES, *registry.SMALL} == set(registry.MODELS)
+    assert not {*SHAPES} & set(registry.SMALL)
+
+
+def conv(before, after, kernel):
+    return before * after * kernel**2
+
+
+def conv_norm(before, after, kernel):
+    return conv(before, after, kernel) + 2 * after
+
+
+def linear(before, after):
+    return before * after + after
+
+
+def size_of_resnet18(classes, channels):
+    total, before = conv_norm(channels, 64, 3) + linear(512, classes), 64
+    for width in (64, 128, 256, 512):
+        total += conv_norm(before, width, 3) + 3 * conv_norm(width, width, 3)
+        total += conv_norm(before, width, 1) if before != width else 0
+        before = width
+    return total
+
+
+def size_of_resnet50(classes, channels):
+    total, before = conv_norm(channels, 64, 7) + linear(2048, classes), 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        total += conv_norm(before, 4 * width, 1)  # the shortcut of the first block
+        for _ in range(blocks):
+            total += conv_norm(before, width, 1) + conv_norm(width, width, 3)
+            total += conv_norm(width, 4 * width, 1)
+            before = 4 * width
+    return total
+
+
+def size_of_vgg13_bn(classes, channels):
+    widths = (channels, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512)
+    body = sum(conv_norm(before, after, 3) + after for before, after in pairwise(widths))
+    return body + linear(512, classes)
+
+
+def size_of_densenet121(classes, channels):
+    total, width = conv(channels, 64, 3), 64
+    for i, layers in enumerate((6, 12, 24, 16)):
+        for _ in range(layers):
+            total += 2 * width + conv(width, 128, 1) + 2 * 128 + conv(128, 32, 3)
+            width += 32
+        if i < 3:
+            total += 2 * width + conv(width, width // 2, 1)
+            width //= 2
+    return total + 2 * width + linear(width, classes)
+
+
+def size_of_mobilenet_v2(classes, channels):
+    total, before = conv_norm(channels, 32, 3), 32
+    rows = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+    for expansion, width, blocks in rows:
+        for _ in range(blocks):
+            inner = expansion * before
+            total += conv_norm(before, inner, 1) if expansion > 1 else 0
+            total += conv_norm(1, inner, 3)  # each channel for itself
+            total += conv_norm(inner, width, 1)
+            before = width
+    return total + conv_norm(320, 1280, 1) + linear(1280, classes)
+
+
+def size_of_small_inception(classes, channels):
+    blocks = [  # input, 1x1, 3x3
+        (96, 32, 32), (64, 32, 48),
+        (160, 112, 48), (160, 96, 64), (160, 80, 80), (160, 48, 96),
+        (240, 176, 160), (336, 176, 160),
+    ]  # fmt: skip
+    total = sum(conv_norm(c, a, 1) + conv_norm(c, b, 3) for c, a, b in blocks)
+    total += conv_norm(80, 160, 3) + conv_norm(144, 240, 3)  # the two of stride 2
+    return total + conv_norm(channels, 96, 3) + linear(336, classes)
+
+
+def size_of_strided_cnn(classes, channels):
+    widths = (channels, 32, 64, 128)
+    return sum(conv_norm(a, b, 3) for a, b in pairwise(widths)) + linear(16 * 128, classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "published"),
+    [
+        ("resnet18", 10, 11_173_962),  # pytorch-cifar
+        ("resnet18", 100, 11_220_132),
+        ("resnet50", 1000, 25_557_032),  # torchvision
+        ("vgg13_bn", 10, 9_416_010),
+        ("vgg13_bn", 100, 9_462_180),
+        ("densenet121", 10, 6_956_298),  # pytorch-cifar
+        ("densenet121", 100, 7_048_548),
+        ("mobilenet_v2", 10, 2_236_682),
+        ("mobilenet_v2", 100, 2_351_972),
+        ("small_inception", 10, 1_895_786),  # Feldman and Zhang
+        ("small_inception", 100, 1_926_116),
+    ],
+)
+def test_number_of_parameters(name, classes, published):
+    by_arithmetic = globals()[f"size_of_{name}"]
+    assert by_arithmetic(classes, 3) == published
+    for channels in (1, 3):
+        net = registry.build(name, classes, (channels, *SHAPES[name][1:]))
+        assert sum(p.numel() for p in net.parameters()) == by_arithmetic(classes, channels)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
+@every_net
+def test_every_net_maps_images_to_logits(name, shape):
+    if name in ("resnet50", "vgg13_bn", "vit_medium") and shape[1] == 28:
+        pytest.raises(ValueError, registry.build, name, 7, shape)
+        return
+    shape = SHAPES[name] if shape[1] == 32 else shape
+    net = registry.build(name, 7, shape).eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "maps"),
+    [
+        ("resnet18", 32, {"maxpool": 32, "layer1": 32, "layer2": 16, "layer3": 8, "layer4": 4}),
+        ("resnet18", 28, {"maxpool": 28, "layer1": 28, "layer2": 14, "layer3": 7, "layer4": 4}),
+        ("resnet50", 224, {"maxpool": 56, "layer1": 56, "layer2": 28, "layer3": 14, "layer4": 7}),
+        ("vgg13_bn", 32, {"5": 32, "6": 16, "13": 8, "20": 4, "27": 2, "34": 1}),
+        ("vgg13_bn", 64, {"6": 32, "34": 2}),
+        ("densenet121", 32, {f"features.denseblock{i}": 64 >> i for i in (1, 2, 3, 4)}),
+        ("densenet121", 28, {f"features.denseblock{i}": 56 >> i for i in (1, 2, 3, 4)}),
+        ("mobilenet_v2", 32, {f"features.{i}": side for i, side in
+                              {0: 32, 3: 32, 4: 16, 7: 8, 13: 8, 14: 4, 18: 4}.items()}),
+        ("small_inception", 32, {"stem": 32, "stages.0.1": 32, "stages.0": 16, "stages.1.3": 16,
+                                 "stages.1": 8, "stages.2": 8}),
+        ("small_inception", 28, {"stem": 28, "stages.0": 14, "stages.1": 7, "stages.2": 7}),
+        ("small_inception", 27, {"stem": 27, "stages.0": 14, "stages.1": 7, "stages.2": 7}),
+    ],
+)  # fmt: skip
+def test_sides_of_the_maps(name, side, maps):
+    """The stems leave a 32x32 image whole; MobileNetV2's and the VGG's layers are numbered."""
+    net = registry.build(name, 10, (3, side, side)).eval()
+    found = {}
+    for path in maps:
+        keep = lambda _, __, out, path=path: found.update({path: out.shape[2:]})  # noqa: E731
+        net.get_submodule(path).register_forward_hook(keep)
+    with torch.no_grad():
+        net(torch.rand(1, 3, side, side))
+    assert found == {path: (expected, expected) for path, expected in maps.items()}
+
+
+def as_after_training(net):
+    """Batch norm with statistics of its own, not 0 and 1."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.normal_(layer.bias, std=0.1)
+    return net
+
+
+def tensorflow_same(x):
+    """Zeros before a 3x3 convolution of stride 2, by TensorFlow's rule for 'SAME'."""
+    total = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in x.shape[2:]]
+    (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in total)
+    return F.pad(x, (left, right, top, bottom))
+
+
+def small_inception_by_hand(net, x):
+    """Feldman and Zhang's net from its weights, in the order of the layers, in eval mode."""
+    convs = iter([layer for layer in net.modules() if isinstance(layer, nn.Conv2d)])
+    norms = iter([layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)])
+
+    def step(x, padding=0, stride=1):
+        y, norm = F.conv2d(x, next(convs).weight, None, stride, padding), next(norms)
+        scale = norm.weight / (norm.running_var + 1e-5).sqrt()
+        y = (y - norm.running_mean[:, None, None]) * scale[:, None, None]
+        return (y + norm.bias[:, None, None]).clamp(min=0)
+
+    x = step(x, padding=1)
+    for blocks, narrows in ((2, True), (4, True), (2, False)):
+        for _ in range(blocks):
+            x = torch.cat([step(x), step(x, padding=1)], 1)
+        x = step(tensorflow_same(x), stride=2) if narrows else x
+    return F.linear(x.flatten(2).max(2).values, net.head.weight, net.head.bias)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 28), (27, 30)])
+def test_small_inception_by_hand(size):
+    torch.manual_seed(0)
+    net = as_after_training(registry.build("small_inception", 5, (2, *size))).double().eval()
+    x = torch.randn(2, 2, *size).double()
+    with torch.no_grad():
+        assert torch.allclose(net(x), small_inception_by_hand(net, x), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("side", "agrees"), [(6, False), (7, True)])
+def test_padding_behind_is_not_padding_around(side, agrees):
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, side, side), torch.randn(3, 2, 3, 3)
+    found = F.conv2d(same_padding((side, side))(x), weight, stride=2)
+    assert torch.allclose(found, F.conv2d(tensorflow_same(x), weight, stride=2))
+    around = F.conv2d(x, weight, stride=2, padding=1)
+    assert found.shape == around.shape
+    assert torch.allclose(found, around, atol=1e-5) == agrees
+
+
+def test_small_inception_starts_from_sonnets_weights():
+    net = registry.build("small_inception", 100, (3, 32, 32))
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            std = layer.weight[0].numel() ** -0.5
+            assert float(layer.weight.detach().abs().max()) <= 2 * std
+            if layer.weight.numel() > 10_000:  # a normal cut off at 2 deviations: 0.880 of them
+                assert float(layer.weight.detach().std()) == pytest.approx(0.880 * std, rel=0.03)
+    assert not net.head.bias.any()
+
+
+@every_net
+def test_samples_touch_each_other_only_by_batch_norm_in_train_mode(name):
+    torch.manual_seed(0)
+    net = as_after_training(registry.build(name, 5, SHAPES[name])).double().eval()
+    x = torch.randn(4, *SHAPES[name]).double()
+    with torch.no_grad():
+        together, alone = net(x), torch.cat([net(xi[None]) for xi in x])
+        assert torch.allclose(together, alone, rtol=1e-8)
+        net.train()
+        halves = torch.cat([net(half) for half in x.split(2)])
+        batch_norm = name != "vit_medium"
+        assert torch.allclose(net(x), halves, rtol=1e-8) != batch_norm
+        assert torch.equal(net(x), net(x))  # nothing is drawn at random
+    has_norm = any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules())
+    assert has_norm == batch_norm
+
+
+@every_net
+def test_gradient_flows_to_every_parameter(name):
+    """In eval mode: a bias before batch norm has none in train mode."""
+    torch.manual_seed(0)
+    net = as_after_training(registry.build(name, 5, SHAPES[name])).double().eval()
+    F.cross_entropy(net(torch.randn(2, *SHAPES[name]).double()), torch.tensor([0, 3])).backward()
+    for parameter_name, parameter in net.named_parameters():
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+
+@every_net
+def test_weights_follow_the_seed(name):
+    nets = [registry.build(name, 5, SHAPES[name], seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (net.state_dict() for net in nets)
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    drawn = [key for key, value in first.items() if value.dim() > 1]
+    assert drawn
+    assert not any(torch.equal(first[key], other[key]) for key in drawn)
+
+
+def test_resnet50_is_torchvisions():
+    from torchvision.models import resnet50
+
+    torch.manual_seed(3)
+    expected = resnet50(num_classes=10).state_dict()
+    found = registry.build("resnet50", 10, (3, 224, 224), seed=3).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "fan"), [("resnet18", 9 * 64), ("densenet121", 9 * 3), ("mobilenet_v2", 9 * 32)]
+)
+def test_a_changed_stem_is_drawn_as_the_rest_of_the_net(name, fan):
+    net = registry.build(name, 10, (3, 32, 32))
+    stem = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
+    assert float(stem.weight.detach().std()) == pytest.approx((2 / fan) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_shape", "needed"),
+    [
+        ("resnet18", (3, 7, 32), "8x8"),
+        ("resnet50", (3, 32, 32), "64x64"),
+        ("vgg13_bn", (1, 28, 28), "32x32"),
+        ("densenet121", (3, 7, 7), "8x8"),
+        ("mobilenet_v2", (3, 32, 4), "8x8"),
+        ("small_inception", (3, 3, 3), "4x4"),
+        ("resnet18", (32, 32), "8x8"),
+        ("small_inception", (0, 32, 32), "4x4"),
+    ],
+)
+def test_a_size_that_a_net_cannot_take_is_refused_before_it_is_built(name, in_shape, needed):
+    found = ", ".join(map(str, in_shape))
+    with pytest.raises(ValueError, match=rf"{name} needs images .*{needed}.* \({found}\)"):
+        registry.build(name, 10, in_shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("resnet18", 8), ("densenet121", 8), ("mobilenet_v2", 8),
+                       ("small_inception", 4), ("vgg13_bn", 32), ("resnet50", 64)]
+)  # fmt: skip
+def test_the_smallest_size_that_is_not_refused_works(name, side):
+    net = registry.build(name, 10, (1, side, side)).train()
+    logits = net(torch.rand(2, 1, side, side))
+    assert logits.isfinite().all()

@@ -1,0 +1,154 @@
+"""``memlens cache``: what lies in the store is listed, checked and removed, and nothing else is."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from memlens.__main__ import main
+from memlens.storage import inventory, locks
+from memlens.storage.drafts import Draft
+from memlens.storage.store import Piece, Store
+
+RUN, SWEEP, FOLDS = (f"{kind}-{k:016x}" for k, kind in enumerate(("run", "sweep", "second_split")))
+BEGUN, DRAFTED = f"sweep-{7:016x}", f"run-{8:016x}"  # unfinished
+OTHERS = ("notes.txt", "run-1", "run-xyz", "asked.json", ".hidden", "photos")
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """One of everything, and things that are not the store's."""
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    shelf = Store(tmp_path)
+    big = {"x": np.zeros(20_000)}
+    shelf.put(RUN, Piece({"x": np.zeros(20)}, {}, "mlp, 300 samples", 7300.0))
+    shelf.put(SWEEP, Piece(big, {}, "4 x mlp", 100.0))
+    shelf.put(FOLDS, Piece({}, {}))
+    shelf.put(f"{BEGUN}.0-49", Piece({}, {}, "50 x mlp", 20.0))
+    shelf.put(f"{SWEEP}.0-49", Piece({}, {}, "50 x mlp"))  # finished
+    shelf.put(f"folds-{9:016x}.3-nets", Piece({}, {}, "3 x mlp", 30.0))
+    for key in (DRAFTED, RUN):  # the second is finished
+        Draft.of(shelf, key).save({"net": torch.arange(3)})
+    (tmp_path / ".drafts" / f".{RUN}.draft.77.part").write_bytes(b"half")
+    (tmp_path / f".{RUN}.77.part").mkdir()
+    (tmp_path / f"..damaged-{RUN}.77.part").mkdir()
+    (tmp_path / f".damaged-{RUN}").mkdir()
+    (tmp_path / ".drafts" / f"{SWEEP}.damaged").write_bytes(b"x")
+    for name in OTHERS:
+        (tmp_path / name).mkdir()
+    for k, name in enumerate((FOLDS, SWEEP, RUN)):  # the run is the oldest
+        for path in (tmp_path / name).iterdir():
+            os.utime(path, (1e9 - 1000 * k, 1e9 - 1000 * k))
+        os.utime(tmp_path / name, (1e9 - 1000 * k, 1e9 - 1000 * k))
+    return shelf
+
+
+def kinds(shelf):
+    return sorted(entry.kind for entry in inventory.entries(shelf.folder))
+
+
+ALL = sorted(["run", "sweep", "second_split", "part", "part", "draft", *["damaged"] * 2,
+              *["leftover"] * 5])  # fmt: skip
+
+
+def test_everything_of_the_store_is_seen_and_nothing_else(shelf):
+    assert kinds(shelf) == ALL
+    assert not {e.name for e in inventory.entries(shelf.folder)} & set(OTHERS)
+    assert inventory.entries(shelf.folder / "nowhere") == []
+
+
+def test_a_table_says_what_size_age_and_cost(shelf, capsys):
+    assert main(["cache"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf"run +{RUN} +[\d.]+ k?B +\d+ days +2 h +mlp, 300 samples",
+        next(line for line in lines if line.startswith("run ")),
+    )
+    assert "unknown" in next(line for line in lines if line.startswith("second_split"))
+    old = [re.split(" +", line)[0] for line in lines if "days" in line]
+    assert old == ["second_split", "sweep", "run"]  # the newest first
+    assert lines[-1].startswith("in all 13 entries, ") and lines[-1].endswith("2 h of computing")
+    assert main(["cache", "list", "--by", "size"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("sweep ")
+
+
+def test_verify_names_what_is_damaged(shelf, capsys):
+    assert main(["cache", "verify"]) == 0
+    assert capsys.readouterr().out == "13 looked at, 0 damaged\n"
+    for path in (shelf.folder / RUN / "config.json", Draft.of(shelf, DRAFTED).path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    (shelf.folder / f"{BEGUN}.0-49" / "arrays.npz").unlink()
+    before = kinds(shelf)
+    assert main(["cache", "verify"]) == 1
+    told = capsys.readouterr().out
+    for name in (f"{RUN}:", f"{DRAFTED}.draft:", f"{BEGUN}.0-49: FileNotFoundError"):
+        assert name in told
+    assert told.endswith("13 looked at, 3 damaged\n")
+    assert kinds(shelf) == before  # it only looks
+
+
+def test_clear_removes_all_of_it_or_what_was_chosen(shelf, capsys):
+    assert main(["cache", "clear", "--kind", "part", "--yes"]) == 0
+    assert "removed 2 entries" in capsys.readouterr().out
+    assert main(["cache", "clear", "--older-than", "3", "--yes"]) == 0
+    assert "removed 3 entries" in capsys.readouterr().out
+    assert not {"run", "sweep", "second_split"} & set(kinds(shelf))
+    assert main(["cache", "clear", "--yes"]) == 0
+    assert kinds(shelf) == []
+    assert {p.name for p in shelf.folder.iterdir() if any(p.name == o for o in OTHERS)} == set(
+        OTHERS
+    )
+    assert main(["cache", "clear"]) == 0  # nothing is there, so nobody is asked
+    assert "in all 0 entries, 0 B" in capsys.readouterr().out
+
+
+def test_clear_asks_first(shelf, monkeypatch, capsys):
+    assert main(["cache", "clear"]) == 2
+    assert "Pass --yes to remove it" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, code, left in (("n", 1, ALL), ("y", 0, [])):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert main(["cache", "clear"]) == code
+        assert kinds(shelf) == left
+
+
+def test_what_a_process_is_at_work_on_is_left(shelf, capsys):
+    with locks.locked(shelf.lock_of(SWEEP), "it"):
+        assert main(["cache"]) == 0
+        assert main(["cache", "clear", "--yes"]) == 0
+    left = f"left, for a process is at work on it: {SWEEP}"
+    assert left in capsys.readouterr().out
+    assert set(kinds(shelf)) == {"sweep", "leftover", "damaged"}
+
+
+def test_the_folder_of_a_score_is_looked_into(shelf, tmp_path, capsys):
+    scored = tmp_path / "photos"
+    Store(scored / "run").put(RUN, Piece({}, {}))
+    (scored / "run" / "asked.json").write_text(json.dumps({}))
+    for folder in (scored, scored / "run"):
+        assert main(["cache", "--folder", str(folder)]) == 0
+        assert "in all 1 entry" in capsys.readouterr().out
+    assert main(["cache", "--folder", str(tmp_path / "nowhere")]) == 2
+    assert main(["cache", "--kind", "sweeps"]) == 2
+    assert "there is: damaged, draft, leftover, part, run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", ["[]", '{"seconds": "long"}', "\0", "[" * 99_999])
+def test_a_damaged_piece_can_still_be_listed_and_removed(shelf, config):
+    (shelf.folder / RUN / "config.json").write_text(config)
+    (entry,) = inventory.chosen(inventory.entries(shelf.folder), "run")
+    assert entry.seconds is None
+    inventory.clear([entry])
+    assert RUN not in shelf
+
+
+def test_what_vanishes_meanwhile_is_no_damage(shelf):
+    found = inventory.entries(shelf.folder)
+    shelf.clear()
+    assert inventory.verify(found) == []
+    inventory.clear(found)

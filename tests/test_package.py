@@ -1,0 +1,58 @@
+"""The package as a whole: its public names, its layers, and what importing it costs."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import memlens
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def lint(folder, *arguments):
+    """Run import-linter with the project's contracts on a package in a folder."""
+    code = "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"
+    command = [sys.executable, "-c", code, str(ROOT / "pyproject.toml"), "--no-cache", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_subpackages_import_downward_only():
+    found = lint(ROOT)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("storage/files.py", "from memlens.data import samples"),
+        ("tracking/recorder.py", "def f():\n    from memlens.training import loop"),
+        ("attacks/shadows.py", "import memlens.audit.plans"),
+        ("evaluation/checks.py", "from memlens.storage.store import Store"),
+    ],
+)
+def test_an_import_upward_or_sideways_is_found(tmp_path, module, line):
+    shutil.copytree(ROOT / "memlens", tmp_path / "memlens")
+    path = tmp_path / "memlens" / module
+    path.write_text(path.read_text() + f"\n{line}\n")
+    found = lint(tmp_path)
+    assert found.returncode == 1 and "BROKEN" in found.stdout, found.stdout
+
+
+def test_every_public_name_is_there_and_no_name_is_public_twice():
+    assert len(memlens.__all__) == len(set(memlens.__all__))
+    for name in memlens.__all__:
+        assert getattr(memlens, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'metrics'"):
+        _ = memlens.metrics
+
+
+def test_importing_memlens_loads_nothing_heavy():
+    code = (
+        "import sys, memlens, memlens.__main__\n"
+        "print(sorted({'torch', 'pandas', 'papermill'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr

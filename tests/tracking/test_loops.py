@@ -1,0 +1,536 @@
+"""Loops of one's own: an index for every sample, samplers, workers, AMP, compilation, processes."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from foreign_loops import (
+    EPOCHS,
+    RATE,
+    SIZE,
+    Dicts,
+    N,
+    X,
+    Y,
+    assert_same,
+    build,
+    dataset,
+    global_batches,
+    in_order,
+    plain,
+    run_processes,
+)  # fmt: skip
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import WeightedRandomSampler as Weighted
+
+from memlens.tracking.indexing import with_index
+from memlens.tracking.recorder import Recorder
+from memlens.tracking.watching import Watched, from_logits, from_loss
+
+# ---------------------------------------------------------------------------- with_index
+
+
+class Named(torch.utils.data.Dataset):
+    classes, asked = ["cat", "dog"], ()
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        if i >= 5:
+            raise IndexError(i)
+        return [torch.full((1,), float(i)), i % 2]
+
+    def __getitems__(self, positions):
+        self.asked = tuple(positions)
+        return [self[i] for i in positions]
+
+
+def test_an_item_is_led_by_its_index():
+    data = with_index(Named())
+    assert len(data) == 5
+    assert data[3][0] == 3 and data[3][2] == 1 and isinstance(data[3], tuple)
+    assert data[-1][0] == 4
+    assert [item[0] for item in data] == [0, 1, 2, 3, 4]
+    assert data[torch.tensor(2)][0] == 2 and data[np.int64(2)][0] == 2
+
+
+@pytest.mark.parametrize("position", [5, -6])
+def test_a_position_outside_is_refused_whatever_the_wrapped_one_would_give(position):
+    class Endless(Named):
+        def __getitem__(self, i):
+            return [i]
+
+    with pytest.raises(IndexError, match=rf"position {position} in a data set of 5"):
+        with_index(Endless())[position]
+    with pytest.raises(IndexError, match=r"in a data set of 5"):
+        with_index(Endless()).__getitems__([0, position])
+    assert len(list(with_index(Endless()))) == 5
+
+
+def test_many_items_at_once_are_asked_for_at_once_where_that_can_be():
+    inner = Named()
+    assert [item[0] for item in with_index(inner).__getitems__([4, 0, -2])] == [4, 0, 3]
+    assert inner.asked == (4, 0, 3)
+    items = with_index(TensorDataset(X, Y)).__getitems__([7, 2])
+    assert [item[0] for item in items] == [7, 2]
+    assert torch.equal(items[1][1], X[2])
+
+
+def test_a_dict_gets_the_key_index():
+    item = with_index(Dicts())[6]
+    assert item["index"] == 6 and item["labels"] == int(Y[6])
+    with pytest.raises(ValueError, match=r'a key "index" already: rename it'):
+        with_index([{"index": 1}])[0]
+
+
+def test_other_attributes_are_those_of_the_wrapped_one_also_in_a_copy():
+    data = pickle.loads(pickle.dumps(with_index(Named())))
+    assert data.classes == ["cat", "dog"] and data[1][0] == 1
+    with pytest.raises(AttributeError, match="targets"):
+        _ = data.targets
+    assert not hasattr(data, "targets")
+
+
+def test_positions_are_those_of_what_was_wrapped():
+    assert with_index(Subset(TensorDataset(X, Y), [9, 4]))[1][0] == 1
+    assert Subset(dataset(), [9, 4])[1][0] == 4
+
+
+def test_what_has_no_positions_is_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield 1
+
+    with pytest.raises(TypeError, match=r"Stream has no positions: .* map-style"):
+        with_index(Stream())
+    with pytest.raises(TypeError, match=r"generator has no positions"):
+        with_index(i for i in range(3))
+    with pytest.raises(ValueError, match=r"already: wrap it once"):
+        with_index(dataset())
+    with pytest.raises(TypeError, match=r"an item is a Tensor; expected a tuple"):
+        with_index(X)[0]
+
+
+def test_workers_hand_over_the_right_index():
+    loader = DataLoader(dataset(), SIZE, shuffle=True, num_workers=2)
+    seen = []
+    for index, x, y in loader:
+        assert torch.equal(x, X[index]) and torch.equal(y, Y[index])
+        seen += index.tolist()
+    assert sorted(seen) == list(range(N))
+
+
+# ---------------------------------------------------------------------------- plain PyTorch
+
+
+class Loop:
+    """A loop as people write it, around one net; ``step`` is what differs."""
+
+    def __init__(self, **recorder):
+        self.net = build()
+        self.run, self.recorder = self.net, Recorder(N, **recorder)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), RATE)
+
+    def __call__(self, loader, step):
+        for _ in range(EPOCHS):
+            for batch in loader:
+                step(*batch)
+            self.recorder.end_epoch()
+        return self.recorder
+
+    def step(self, index, x, y):
+        x = self.recorder.watch(x)
+        logits = self.run(x)
+        self.optimizer.zero_grad()
+        F.cross_entropy(logits, y).backward()
+        self.optimizer.step()
+        self.recorder.update(index, x, logits, y)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_with_workers_gives_the_same_scores(workers):
+    loop = Loop()
+    loader = DataLoader(dataset(), SIZE, num_workers=workers)
+    assert_same(loop(loader, loop.step), plain(visits="once")[0])
+
+
+def test_weighted_sampling_counts_its_visits():
+    weights = torch.arange(N) % 5
+    drawn = []
+
+    def note(batch):
+        index, x, y = torch.utils.data.default_collate(batch)
+        drawn.append(index)
+        return index, x, y
+
+    sampler = Weighted(weights, N, generator=torch.Generator().manual_seed(0))
+    loop = Loop(visits="any")
+    recorder = loop(DataLoader(dataset(), SIZE, sampler=sampler, collate_fn=note), loop.step)
+    counts = torch.stack([torch.bincount(e, minlength=N) for e in torch.cat(drawn).split(N)])
+    assert recorder.visits.tolist() == counts.tolist()
+    assert counts.max() > 1 and not recorder.visits[:, weights == 0].any()
+    batches = [torch.cat(drawn)[:N].split(SIZE)]
+    first = plain(batches[0], epochs=1)[0]
+    np.testing.assert_allclose(recorder.trace.grad_l2[0], first.trace.grad_l2[0], rtol=1e-5)
+
+
+def test_drop_last_leaves_a_sample_out():
+    loop = Loop(visits="any")
+    recorder = loop(DataLoader(dataset(), SIZE, drop_last=True), loop.step)
+    assert recorder.visits.sum(1).tolist() == [32] * EPOCHS
+    assert_same(recorder, plain(in_order()[:-1])[0])
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_a_grad_scaler_leaves_the_scores_as_they_are(low):
+    loop, scaler = Loop(), torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
+    used = set()
+
+    def step(index, x, y):
+        x = loop.recorder.watch(x)
+        with torch.autocast("cpu", low):
+            logits = loop.net(x)
+            loss = F.cross_entropy(logits.float(), y)
+        loop.optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scale = scaler.scale(torch.ones(()))
+        used.add(float(scale))
+        scaler.step(loop.optimizer)
+        scaler.update()
+        loop.recorder.update(index, x, logits, y, loss_scale=scale)
+
+    recorder = loop(DataLoader(dataset(), SIZE), step)
+    assert len(used) > 2  # it grew on the way
+    assert_same(recorder, plain()[0], rtol=0.15, atol=0.02)
+    again = Loop()
+
+    def unscaled(index, x, y):
+        x = again.recorder.watch(x)
+        with torch.autocast("cpu", low):
+            logits = again.net(x)
+            loss = F.cross_entropy(logits.float(), y)
+        again.optimizer.zero_grad()
+        loss.backward()
+        again.optimizer.step()
+        again.recorder.update(index, x, logits, y)
+
+    assert_same(recorder, again(DataLoader(dataset(), SIZE), unscaled), rtol=0.02, atol=0.002)
+
+
+def test_a_scaler_that_overflows_leaves_a_gap_and_goes_on():
+    loop, scaler = Loop(), torch.amp.GradScaler("cpu", init_scale=2.0**15)
+    steps = iter(range(1000))
+
+    def step(index, x, y):
+        x = loop.recorder.watch(x)
+        logits = loop.net(x)
+        loss = F.cross_entropy(logits, y)
+        if next(steps) == 2:
+            loss = loss * 1e38  # times the scale this is beyond float32
+        loop.optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scale = scaler.scale(torch.ones(()))
+        scaler.step(loop.optimizer)
+        scaler.update()
+        loop.recorder.update(index, x, logits, y, loss_scale=scale)
+
+    recorder = loop(DataLoader(dataset(), SIZE), step)
+    gaps = np.isnan(recorder.trace.grad_l2)
+    assert gaps[0, 16:24].all() and gaps.sum() == 8
+    assert not np.isnan(recorder.trace.loss).any()
+    assert recorder.trace.filled().grad_l2[0, 20] == recorder.trace.grad_l2[1, 20]
+
+
+def test_a_compiled_net_gives_the_same_scores():
+    loop = Loop()
+    loop.run = torch.compile(loop.net, backend="aot_eager")
+    assert_same(loop(DataLoader(dataset(), SIZE), loop.step), plain()[0])
+
+
+def test_two_processes_record_what_one_does(tmp_path):
+    gathered, results = run_processes("ddp", tmp_path)
+    expected, _ = plain(global_batches())
+    assert expected.visits[0].tolist() == [2] + [1] * (N - 1)  # the sampler pads with sample 0
+    for recorder, result in zip(gathered, results, strict=True):
+        assert_same(recorder, expected)
+        assert result["share"] == [(N + 1) // 2] * EPOCHS
+    assert results[0]["values"] == results[1]["values"]  # both stop at one epoch
+    means = np.nanmean(expected.trace.grad_l2, axis=1)
+    assert results[0]["values"][0] == pytest.approx(means, rel=0.1)
+    assert len(results[0]["values"][1]) == EPOCHS
+
+
+# ---------------------------------------------------------------------------- a watched net
+
+
+def watched_loop(net, recorder, step, epochs=EPOCHS, **how):
+    optimizer = torch.optim.SGD(net.parameters(), RATE)
+    with Watched(net, recorder, **how) as watched:
+        for _ in range(epochs):
+            for index in in_order():
+                optimizer.zero_grad()
+                step(net, index, watched)
+                optimizer.step()
+            watched.end_epoch()
+    return recorder
+
+
+def by_position(net, index, watched):
+    F.cross_entropy(net(X[index]), Y[index]).backward()
+    watched.update(index, Y[index])
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25, 4096.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_watched_net_needs_not_be_told_what_the_loss_is_multiplied_by(factor, reduction):
+    def step(net, index, watched):
+        loss = F.cross_entropy(net(X[index]), Y[index], reduction=reduction)
+        if reduction == "sum":
+            loss = loss / len(index)
+        (loss * factor).backward()
+        for weight in net.parameters():
+            weight.grad /= factor
+        watched.update(index, Y[index])
+
+    assert_same(watched_loop(build(), Recorder(N), step), plain()[0])
+
+
+@pytest.mark.parametrize("given", [None, 1.0])
+def test_a_scale_can_be_given(given):
+    assert_same(watched_loop(build(), Recorder(N), by_position, loss_scale=given), plain()[0])
+
+
+def test_a_recorder_of_sums_is_given_the_scale_of_a_sum():
+    recorder = watched_loop(build(), Recorder(N, reduction="sum"), by_position)
+    assert_same(recorder, plain()[0])
+
+
+def test_only_training_is_watched_and_the_hooks_come_off():
+    net, recorder = build(), Recorder(N)
+    watched = Watched(net, recorder)
+    net.eval()
+    net(X)
+    net.train()
+    with torch.no_grad():
+        net(X)
+    with pytest.raises(ValueError, match=r"has not run in train mode since the last update"):
+        watched.update(torch.arange(N), Y)
+    assert net(X).grad_fn is not None
+    watched.remove()
+    net(X), net(X)
+    assert not net._forward_hooks and not net._forward_pre_hooks
+
+
+class ByName(nn.Module):
+    """A net called with keywords; what it does not know it does not take."""
+
+    def __init__(self, compiled=None):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, mask=None, pixel_values=None, labels=None):
+        logits = self.net(pixel_values)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def by_keyword(net, index, watched):
+    out = net(mask=torch.ones(1), pixel_values=X[index], labels=Y[index], index=index)
+    out["loss"].backward()
+    watched.update()
+
+
+def test_keywords_are_found_and_the_index_is_taken_away():
+    recorder = watched_loop(ByName(), Recorder(N), by_keyword, input="pixel_values")
+    assert_same(recorder, plain()[0])
+    net = ByName().eval()
+    with Watched(net, Recorder(N)):
+        net(pixel_values=X, labels=Y, index=torch.arange(N))
+
+
+@pytest.mark.parametrize("how", ["around", "within", "in_place"])
+def test_hooks_work_on_compiled_nets(how):
+    torch.compiler.reset()
+    net = build()
+    if how == "around":  # hooks on what torch.compile returns
+        recorder = watched_loop(torch.compile(net, backend="aot_eager"), Recorder(N), by_position)
+    elif how == "in_place":
+        net.compile(backend="aot_eager")
+        recorder = watched_loop(net, Recorder(N), by_position)
+    else:  # hooks on the net, which the loop calls through the compiled one
+        compiled = torch.compile(net, backend="aot_eager")
+
+        def step(_, index, watched):
+            F.cross_entropy(compiled(X[index]), Y[index]).backward()
+            watched.update(index, Y[index])
+
+        recorder = watched_loop(net, Recorder(N), step)
+    assert_same(recorder, plain()[0])
+
+
+def smoothed(logits, y):
+    return F.cross_entropy(logits, y, label_smoothing=0.2)
+
+
+def weighted(logits, y):
+    return F.cross_entropy(logits, y, weight=torch.tensor([1.0, 5.0, 1.0, 0.2]))
+
+
+def other_labels(logits, y):
+    return F.cross_entropy(logits, y.roll(1))
+
+
+@pytest.mark.parametrize("loss", [smoothed, weighted, other_labels])
+def test_another_loss_is_refused(loss):
+    def step(net, index, watched):
+        loss(net(X[index]), Y[index]).backward()
+        watched.update(index, Y[index])
+
+    with pytest.raises(ValueError, match=r"differs by \d+% from that of the cross-entropy"):
+        watched_loop(build(), Recorder(N), step)
+    assert watched_loop(build(), Recorder(N), step, loss_scale=1.0).n_epochs == EPOCHS
+
+
+def test_what_lies_before_the_watched_net_is_not_kept_from_training():
+    stem, net = nn.Conv2d(1, 1, 1), build()
+    with Watched(net, Recorder(N)), pytest.raises(ValueError, match=r"watch the module that gets"):
+        net(stem(X))
+    whole = nn.Sequential(stem, net)
+    with Watched(whole, Recorder(N)) as watched:
+        by_position(whole, torch.arange(N), watched)
+    assert stem.weight.grad.any()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_bfloat16_is_the_cross_entropy_however_well_it_is_fitted(rate):
+    net, recorder = build().bfloat16(), Recorder(N)
+    optimizer = torch.optim.SGD(net.parameters(), rate)
+    with Watched(net, recorder) as watched:
+        for _ in range(30):
+            for index in in_order():
+                optimizer.zero_grad()
+                F.cross_entropy(net(X[index].bfloat16()), Y[index]).backward()
+                watched.update(index, Y[index])
+                optimizer.step()
+            watched.end_epoch()
+    assert recorder.n_epochs == 30
+
+
+@pytest.mark.parametrize("loss", [smoothed, weighted, other_labels])
+def test_another_loss_is_refused_in_bfloat16_too(loss):
+    def step(net, index, watched):
+        loss(net(X[index].bfloat16()).float(), Y[index]).backward()
+        watched.update(index, Y[index])
+
+    with pytest.raises(ValueError, match=r"differs by \d+% from that of the cross-entropy"):
+        watched_loop(build().bfloat16(), Recorder(N), step, epochs=12)
+
+
+def test_rounding_of_a_fitted_net_is_no_other_loss():
+    logits = torch.tensor([[14.0, 0.0], [14.0, 0.0]], requires_grad=True)
+    y, net, recorder = torch.tensor([0, 0]), nn.Identity(), Recorder(2)
+    with Watched(net, recorder) as watched:
+        out = net(logits.detach())
+        (error,) = torch.autograd.grad(F.cross_entropy(out, y), out, retain_graph=True)
+        out.backward(1.02 * error + torch.tensor([[1e-7, 0.0], [0.0, 0.0]]))  # as compilers round
+        watched.update(torch.arange(2), y)
+        watched.end_epoch()
+
+
+def test_a_new_watch_takes_the_hooks_of_an_older_one_off():
+    net = build()
+    Watched(net, Recorder(N))  # of a training that was interrupted
+    net(X)
+    with Watched(net, Recorder(N)) as watched:
+        by_position(net, torch.arange(N), watched)
+        watched.end_epoch()
+    assert not net._forward_hooks and not net._forward_pre_hooks
+
+
+def test_a_net_that_knows_everything_is_still_measured():
+    net, recorder = nn.Linear(2, 2), Recorder(1)
+    with torch.no_grad():
+        net.weight.copy_(1000 * torch.eye(2))
+    with Watched(net, recorder) as watched:
+        F.cross_entropy(net(torch.tensor([[1.0, 0.0]])), torch.tensor([0])).backward()
+        watched.update(torch.tensor([0]), torch.tensor([0]))
+        watched.end_epoch()
+    assert recorder.trace.grad_l2.tolist() == [[0.0]]
+
+
+def test_an_overflow_in_a_watched_net_is_a_gap_and_no_other_loss():
+    steps = iter(range(100))
+
+    def step(net, index, watched):
+        factor = 3e38 if next(steps) == 6 else 1.0
+        (F.cross_entropy(net(X[index]), Y[index]) * factor * factor).backward()
+        watched.update(index, Y[index])
+        for weight in net.parameters():
+            weight.grad.nan_to_num_(0.0, 0.0, 0.0)  # as a scaler skips the step
+
+    recorder = watched_loop(build(), Recorder(N), step)
+    gaps = np.isnan(recorder.trace.grad_l2)
+    assert gaps[1, 8:16].all() and gaps.sum() == 8
+    assert not np.isnan(recorder.trace.loss).any()
+
+
+def test_what_a_watched_net_lacks_is_named():
+    net = ByName()
+    watched = Watched(net, Recorder(N))
+    net(pixel_values=X, labels=Y)["loss"].backward()
+    with pytest.raises(ValueError, match=r"no index: wrap the training set with ml.with_index"):
+        watched.update()
+    with pytest.raises(ValueError, match=r"ran twice in one step"):
+        net(pixel_values=X, labels=Y)
+    watched.reset()
+    net(pixel_values=X, labels=Y, index=torch.arange(N))
+    with pytest.raises(ValueError, match=r"no backward pass came through the logits"):
+        watched.update()
+    watched.remove()
+    flat = nn.Conv2d(1, 4, 3)
+    with Watched(flat, Recorder(N)), pytest.raises(ValueError, match=r"expected logits"):
+        flat(X)
+
+
+# ---------------------------------------------------------------------------- what a loss is times
+
+
+@pytest.mark.parametrize("times", [1.0, 1 / 3, 2.0**14])
+def test_the_factor_is_read_from_the_logits(times):
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    y = torch.arange(9) % 4
+    (gradient,) = torch.autograd.grad(times * F.cross_entropy(logits, y), logits)
+    factor, apart, whole = from_logits(logits.detach(), y, gradient)
+    assert float(factor) == pytest.approx(times, rel=1e-5)
+    assert apart < 1e-10 * whole
+
+
+@pytest.mark.parametrize(("kind", "times"), [("mean", 1), ("sum", 9), ("items", 9 / 25)])
+def test_the_factor_is_read_from_the_loss(kind, times):
+    logits, y = torch.randn(9, 4, generator=torch.Generator().manual_seed(5)), torch.arange(9) % 4
+    loss = times * F.cross_entropy(logits, y)
+    for items in (25, torch.tensor(25)):
+        factor, apart, whole = from_loss(logits, y, loss, items)
+        assert float(factor) == pytest.approx(times) and apart < 1e-10 * whole
+    _, apart, whole = from_loss(logits, y, 1.3 * loss, 25)
+    assert apart > 0.01 * whole
+
+
+def test_a_net_that_hides_its_logits_from_the_loss_is_measured_by_the_loss():
+    class Copies(ByName):
+        def forward(self, **inputs):
+            out = super().forward(**inputs)
+            return {**out, "logits": out["logits"].clone()}  # as mixed precision converts them
+
+    def step(net, index, watched):
+        loss = net(pixel_values=X[index], labels=Y[index], index=index)["loss"]
+        (loss * 1024).backward()
+        for weight in net.parameters():
+            weight.grad /= 1024
+        watched.update()
+
+    assert_same(watched_loop(Copies(), Recorder(N), step), plain()[0])
+    assert_same(watched_loop(Copies(), Recorder(N, reduction="sum"), step), plain()[0])

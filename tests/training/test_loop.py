@@ -1,0 +1,306 @@
+"""The loop: same seed same bits, recording leaves the weights alone, checkpoints, jobs."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import memlens as ml
+from memlens.models import registry
+from memlens.storage.store import Store
+from memlens.tracking import signals
+from memlens.training.jobs import Job, train_many
+from memlens.training.loop import predict, shuffled, train
+from memlens.training.recipes import OPTIMIZERS, Measure, Recipe
+
+SHORT = Recipe(epochs=4, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The first 101 digits: an odd number, so that the last batch is short."""
+    data = ml.load("digits")
+    few = torch.arange(101)
+    return replace(data, train=data.train[few], test=data.test[few])
+
+
+@pytest.fixture(scope="module")
+def run(small):
+    return train("mlp", small, SHORT, Measure(posthoc=True, curvature_probes=2, every=2))
+
+
+def weights(run, name="last"):
+    return list(run.checkpoint(name).state_dict().values())
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+ALL = Measure(posthoc=True, curvature_probes=1, weight_gradients=True, logit_gradients=True)
+
+
+def plain_loop(data, recipe):
+    """The oracle: the same training written without any of memlens's loop."""
+    net = registry.build("mlp", data.n_classes, data.in_shape, seed=recipe.seed)
+    optimizer = torch.optim.SGD(
+        net.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, [int(m * recipe.epochs) for m in recipe.milestones], recipe.gamma
+    )
+    for epoch in range(recipe.epochs):
+        for i in shuffled(len(data.train), recipe.seed, epoch).split(recipe.batch_size):
+            optimizer.zero_grad()
+            x = data.train.images[i].float() / data.pixel_max
+            F.cross_entropy(net(x), data.train.labels[i]).backward()
+            optimizer.step()
+        scheduler.step()
+    return net
+
+
+def test_the_loop_is_the_textbook_loop(small, run):
+    expected = plain_loop(small, SHORT).state_dict().values()
+    for ours, theirs in zip(weights(run), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_sharpness_aware_training_is_the_textbook_loop(double, train_alone):
+    """In float64: the ascent is along a direction, which rounding turns most where it is short."""
+    recipe = Recipe(epochs=5, batch_size=16, sam_rho=0.05)
+    for model in ("mlp", "small_cnn_bn"):
+        run = train(model, double, recipe)
+        alone = train_alone(model, double, np.ones(60, dtype=bool), recipe, 0)
+        for ours, theirs in zip(weights(run), alone.state_dict().values(), strict=True):
+            assert torch.allclose(ours.double(), theirs.double(), rtol=1e-6, atol=1e-8)
+    plain = train("mlp", double, replace(recipe, sam_rho=0.0))
+    assert not torch.allclose(weights(plain)[0], weights(train("mlp", double, recipe))[0])
+
+
+def test_sharpness_aware_training_records_the_weights_as_they_were(small):
+    """One batch an epoch: the first visit is of the initial weights, with and without the ascent;
+    and recording changes nothing.
+    """
+    recipe = replace(SHORT, epochs=2, batch_size=101, sam_rho=0.5)
+    sam, plain = (train("mlp", small, replace(recipe, sam_rho=rho)) for rho in (0.5, 0.0))
+    for name in sam.trace:
+        assert np.array_equal(sam.trace[name][0], plain.trace[name][0]), name
+        assert not np.array_equal(sam.trace[name][1], plain.trace[name][1]), name
+    assert same(weights(sam), weights(train("mlp", small, recipe, record=False)))
+
+
+def test_same_seed_same_bits_twice_in_a_row(small, run):
+    again = train("mlp", small, SHORT, Measure(posthoc=True, curvature_probes=2, every=2))
+    assert same(weights(run), weights(again))
+    assert run.scores.equals(again.scores)
+    assert run.posthoc_scores.equals(again.posthoc_scores)
+    other = train("mlp", small, replace(SHORT, seed=1))
+    assert not same(weights(run), weights(other))
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("model", ["mlp", "mlp_bn"])
+def test_recording_and_measuring_leave_the_weights_bit_identical(small, optimizer, model):
+    recipe = replace(SHORT, optimizer=optimizer, lr=1e-3, augment="crop_flip", epochs=2)
+    bare = train(model, small, recipe, record=False)
+    full = train(model, small, recipe, ALL)
+    assert same(weights(bare), weights(full))
+
+
+def test_the_thread_setting_of_the_caller_is_restored(small):
+    before = torch.get_num_threads()
+    train("mlp", small, replace(SHORT, epochs=1, threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
+def test_in_step_scores_are_those_before_the_update(small):
+    whole_batch = replace(SHORT, epochs=1, batch_size=101)
+    found = train("mlp", small, whole_batch).trace
+    net = registry.build("mlp", 10, small.in_shape, seed=0)
+    x, y = small.normalise(small.train.images), small.train.labels
+    norms = signals.gradient_norms(signals.input_gradient(net, x, y))
+    assert found.grad_l2[0] == pytest.approx(norms.l2.numpy(), rel=1e-4)
+    assert found.loss[0] == pytest.approx(signals.loss(net(x), y).detach().numpy(), rel=1e-5)
+
+
+def test_posthoc_scores_are_those_of_the_net_after_the_epoch(small, run):
+    net, x, y = run.checkpoint("last"), small.normalise(small.train.images), small.train.labels
+    norms = signals.gradient_norms(signals.input_gradient(net, x, y))
+    assert run.posthoc_trace.grad_l2[-1] == pytest.approx(norms.l2.numpy(), rel=1e-4)
+    assert run.posthoc_trace.loss[-1] == pytest.approx(
+        signals.loss(net(x), y).detach().numpy(), rel=1e-4, abs=1e-6
+    )
+
+
+def test_batch_norm_running_statistics_do_not_see_the_measurement(small):
+    measured = train("mlp_bn", small, SHORT, ALL)
+    bare = train("mlp_bn", small, SHORT)
+    assert same(weights(measured), weights(bare))
+
+
+def test_curvature_is_measured_every_other_epoch(run):
+    measured = np.isfinite(run.posthoc_trace.curvature).all(1)
+    assert measured.tolist() == [True, False, True, False]
+    assert np.isfinite(run.posthoc_scores["curvature"]).all()
+
+
+def test_history_says_what_happened(small, run):
+    history = run.history
+    assert history.epoch.tolist() == [0, 1, 2, 3]
+    assert history.lr.tolist() == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    last = run.checkpoint("last")
+    logits = predict(last, small, small.test.images)
+    loss = F.cross_entropy(logits, small.test.labels).item()
+    assert history.val_loss.iloc[-1] == pytest.approx(loss, rel=1e-5)
+    flat = torch.cat([p.flatten() for p in last.parameters()])
+    assert history.weight_norm.iloc[-1] == pytest.approx(flat.norm().item(), rel=1e-5)
+    assert history.input_gradient.to_numpy() == pytest.approx(run.trace.grad_l2.mean(1), rel=1e-5)
+    assert history.train_accuracy.to_numpy() == pytest.approx(run.trace.correct.mean(1))
+
+
+def test_checkpoints_are_the_nets_of_their_epochs(small):
+    run = train("mlp", small, replace(SHORT, epochs=12))
+    for name in ("peak", "best_val", "last"):
+        epoch, net = run.checkpoint_epoch(name), run.checkpoint(name)
+        row = run.history.iloc[epoch]
+        assert signals.weight_norm(net).item() == pytest.approx(row.weight_norm, rel=1e-6)
+    assert run.checkpoint_epoch("best_val") == run.history.val_loss.idxmin()
+    assert run.checkpoint_epoch("peak") == run.peak.peak_epoch
+    with pytest.raises(ValueError, match=r"unknown checkpoint 'best'; known: peak, best_val, last"):
+        run.checkpoint("best")
+    with pytest.raises(ValueError, match=r"device is 'cuda:99'"):
+        run.checkpoint("last", device="cuda:99")
+
+
+def test_stop_really_stops_at_the_peak_and_scores_the_same(small):
+    recipe = replace(SHORT, epochs=40, weight_decay=3e-2, patience=3)
+    whole = train("mlp", small, recipe)
+    stopped = train("mlp", small, replace(recipe, stop="weight_norm"))
+    detected = whole.peak.detected_epoch
+    assert detected is not None
+    assert len(stopped.history) == detected + 1
+    for name in ("sgal", "early_csg"):
+        assert stopped.scores[name].equals(whole.scores[name])
+    assert same(weights(stopped, "peak"), weights(whole, "peak"))
+
+
+def test_early_scores_can_be_taken_at_either_peak(small):
+    run = train("mlp", small, replace(SHORT, epochs=12))
+    for name, peak in run.peaks.items():
+        until = peak.peak_epoch + 1
+        frame = run.scores_at(name)
+        assert frame["sgal"].to_numpy() == pytest.approx(run.trace.loss[:until].sum(0), rel=1e-5)
+        squares = run.trace.grad_l2[:until].astype(float) ** 2
+        assert frame["early_csg"].to_numpy() == pytest.approx(squares.sum(0), rel=1e-5)
+    assert run.scores.equals(run.scores_at("weight_norm"))
+    with pytest.raises(ValueError, match=r"unknown peak 'loss'; known: weight_norm, input_grad"):
+        run.scores_at("loss")
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    torch.manual_seed(99)
+    first = shuffled(50, 1, 2)
+    torch.manual_seed(5)
+    assert torch.equal(first, shuffled(50, 1, 2))
+    orders = {tuple(shuffled(50, s, e).tolist()) for s in range(4) for e in range(4)}
+    assert len(orders) == 16
+
+
+def test_without_posthoc_there_are_no_posthoc_scores(small):
+    run = train("mlp", small, replace(SHORT, epochs=1))
+    with pytest.raises(ValueError, match=r"train with Measure\(posthoc=True\)"):
+        _ = run.posthoc_scores
+
+
+BAD = [
+    ({"optimizer": "sdg"}, r"unknown optimizer 'sdg'; known: sgd, adam"),
+    ({"augment": "flip"}, r"unknown augment 'flip'; known: none, crop"),
+    ({"stop": "loss"}, r"unknown stop 'loss'"),
+    ({"epochs": 0}, r"epochs=0, .* at least one epoch"),
+    ({"lr": 0.0}, r"lr=0.0: expected"),
+    ({"lr": math.nan}, r"lr=nan: expected"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_bad_recipes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**changes)
+
+
+def test_fewer_samples_than_a_batch_are_refused(small):
+    with pytest.raises(ValueError, match=r"101 training samples are fewer than a batch of 128"):
+        train("mlp", small, replace(SHORT, batch_size=128))
+
+
+def test_divergence_is_reported(small):
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate"):
+        train("mlp", small, replace(SHORT, lr=1e12))
+
+
+def test_a_run_gives_its_traces_rates_and_labels(small, run):
+    for trace in (run.trace, run.posthoc_trace):
+        assert trace.lr.tolist() == run.history.lr.tolist()
+        assert np.array_equal(trace.y_true, small.train.labels.numpy())
+
+
+def test_jobs_are_done_once_and_found_again(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    jobs = [Job("mlp", small, replace(SHORT, seed=s)) for s in (0, 1, 0)]
+    first = train_many(jobs, n_jobs=1)
+    assert first[0].scores.equals(first[2].scores)
+    assert not first[0].scores.equals(first[1].scores)
+    assert len(list(tmp_path.glob("run-*"))) == 2
+    monkeypatch.setattr("memlens.training.jobs.train", lambda *_: pytest.fail("trained again"))
+    again = train_many(jobs)
+    assert all(a.scores.equals(b.scores) for a, b in zip(first, again, strict=True))
+    assert same(weights(first[1]), weights(again[1]))
+
+
+def test_jobs_side_by_side_give_the_same_bits(small, tmp_path, monkeypatch):
+    jobs = [Job("mlp", small, replace(SHORT, seed=s)) for s in range(2)]
+    results = []
+    # The third time the workers are those of the second, and must not write to its cache.
+    for time, n in enumerate((1, 2, 2)):
+        monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(time)))
+        results.append(train_many(jobs, n_jobs=n))
+    for one, *others in zip(*results, strict=True):
+        assert all(one.scores.equals(other.scores) for other in others)
+
+
+def test_a_damaged_piece_is_computed_again(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    job = Job("mlp", small, SHORT)
+    first = train_many([job])[0]
+    path = tmp_path / job.key / "arrays.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="damaged"):
+        again = train_many([job])[0]
+    assert again.scores.equals(first.scores)
+    assert Store().get(job.key) is not None
+
+
+def test_everything_that_shapes_a_run_is_in_its_key(small):
+    job = Job("mlp", small, SHORT)
+    keys = {
+        job.key,
+        replace(job, model="mlp_bn").key,
+        replace(job, recipe=replace(SHORT, seed=1)).key,
+        replace(job, recipe=replace(SHORT, sam_rho=0.1)).key,
+        replace(job, measure=Measure(posthoc=True)).key,
+        replace(job, measure=Measure(posthoc=True, logit_gradients=True)).key,
+        replace(job, data=small.with_noise(0.1)).key,
+        replace(job, data=replace(small, std=(0.5,))).key,
+    }
+    assert len(keys) == 8
+
+
+def test_predict_is_in_eval_mode_and_gives_the_mode_back(small):
+    net = registry.build("mlp_bn", 10, small.in_shape).train()
+    one = predict(net, small, small.test.images[:1])
+    assert net.training
+    assert torch.allclose(one, predict(net, small, small.test.images)[:1], atol=1e-5)
+    assert torch.allclose(one, predict(net, small, small.test, rows=7)[:1], atol=1e-5)
