@@ -14,7 +14,7 @@ from memlens.training.runs import Run
 from memlens.training.workers import Made, elsewhere, handed_over, side_by_side
 
 # Part of the key of every run. Raise it when a change of code changes what a training gives, so
-# that no earlier result is taken for one of today; `tests/training/test_versions.py` notices.
+# that no earlier result is taken for one of today; `tests/test_versions.py` notices.
 RUN_VERSION = 1
 
 
