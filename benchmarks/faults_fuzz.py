@@ -175,7 +175,7 @@ def _command(words: list[str]) -> object:
 
 _two, _rows = _tuples(vectors, vectors), st.binary(max_size=300)
 _words = st.sampled_from(
-    ["score", "cache", "scores", "claims", "reproduce", "clear", "--kind", "--older-than", "-p",
+    ["audit", "cache", "catalogue", "claims", "reproduce", "clear", "--kind", "--older-than", "-p",
      "--size", "--yes", "--epochs", "x", "-1", "nan", "a=1", "=", "--folder", "--help", "\0"],
 )  # fmt: skip
 _words = st.one_of(_words, st.text(max_size=6))

@@ -1,4 +1,4 @@
-"""`memlens score` on clothes as a person would have them: PNG folders with planted faults.
+"""`memlens audit` on clothes as a person would have them: PNG folders with planted faults.
 
     python benchmarks/own_data.py [--seeds 3] [--work DIR]
 
@@ -51,7 +51,7 @@ def measure(seed: int, work: Path) -> dict[str, float]:
     """One seed, as a command of its own."""
     flipped, copies = plant(work / f"clothes{seed}", seed)
     out, start = work / f"out{seed}", time.perf_counter()
-    command = [sys.executable, "-m", "memlens", "score", work / f"clothes{seed}", "--out", out]
+    command = [sys.executable, "-m", "memlens", "audit", work / f"clothes{seed}", "--out", out]
     subprocess.run([*map(str, command), "--seed", str(seed)], check=True)
     seconds = time.perf_counter() - start
     table = pd.read_csv(out / "scores.csv", keep_default_na=False)
@@ -85,7 +85,7 @@ def draw(out: Path, flipped: set[str]) -> None:
     images = scored.own.data.train.images[rows.tolist()]
     plots.image_grid(figure, images, titles=titles, columns=SHOWN, marked=wrong.to_numpy())
     caption = (
-        f"The first {len(first)} labels that memlens score suggests to look at, of {N:,} clothes: "
+        f"The first {len(first)} labels that memlens audit suggests to look at, of {N:,} clothes: "
         "the label they came with, and what nets that never saw them say. Framed: planted flips."
     )
     columns = ["file", "label", "predicted_label", "p_label", "p_predicted", "aum"]

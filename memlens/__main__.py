@@ -1,4 +1,4 @@
-"""The command line: ``memlens score``, ``train``, ``reproduce``, ``cache`` and two tables."""
+"""The command line: ``memlens audit``, ``train``, ``reproduce``, ``cache`` and two tables."""
 
 import argparse
 import ast
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except BrokenPipeError:  # `memlens scores | head`: the reader has seen enough
+    except BrokenPipeError:  # `memlens catalogue | head`: the reader has seen enough
         sys.stdout = None
         return 0
     except (ValueError, OSError, MemoryError, FloatingPointError, ImportError) as error:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; it loads nothing heavy, so that ``--help`` is quick."""
     parser = argparse.ArgumentParser(prog="memlens", description="See what a network memorizes.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    add_score(commands)
+    add_audit(commands)
     add_train(commands)
     job = commands.add_parser("reproduce", help="run the notebooks: every figure, every claim")
     job.set_defaults(run=run_reproduce)
@@ -66,19 +66,19 @@ def build_parser() -> argparse.ArgumentParser:
     book.add_argument("--profile", default="digits", help="whose claims (digits)")
     book.add_argument("--readme", type=Path, metavar="FILE", help="write them into this page")
     book.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
-    table = commands.add_parser("scores", help="the catalogue: every score, its cost, its source")
-    table.set_defaults(run=run_scores)
+    table = commands.add_parser("catalogue", help="every score: formula, direction, cost, source")
+    table.set_defaults(run=run_catalogue)
     add_cache(commands)
     return parser
 
 
-def add_score(commands: Any) -> None:
-    """The parser of ``memlens score``."""
+def add_audit(commands: Any) -> None:
+    """Add the parser of ``memlens audit``."""
     own = commands.add_parser(
-        "score", help="your own images: wrong labels, duplicates, what is memorized",
+        "audit", help="your own images: wrong labels, duplicates, what is memorized",
         description="Train on labelled images of your own and say of each what its scores suggest.",
     )  # fmt: skip
-    own.set_defaults(run=run_score)
+    own.set_defaults(run=run_audit)
     own.add_argument(
         "path", metavar="PATH",
         help="a folder of class folders, a .csv of files and labels, or an .npz with x and y",
@@ -136,7 +136,7 @@ def add_cache(commands: Any) -> None:
     shelf.set_defaults(run=run_cache)
     shelf.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
                        help="list (what, size, age, cost), check each byte, or remove")  # fmt: skip
-    shelf.add_argument("--folder", type=Path, help="another: the --out of `memlens score`, say")
+    shelf.add_argument("--folder", type=Path, help="another: the --out of `memlens audit`, say")
     shelf.add_argument("--by", choices=("age", "size"), default="age",
                        help="list the newest or the largest first (age)")  # fmt: skip
     shelf.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
@@ -155,7 +155,7 @@ def parse_parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def run_score(options: argparse.Namespace) -> int:
+def run_audit(options: argparse.Namespace) -> int:
     """Score images of one's own; 1 if the work was not confirmed."""
     # Before torch: on a machine that does other things, too, threads that wait by spinning make
     # each other many times slower.
@@ -178,7 +178,7 @@ def run_score(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     """Train one net, or this process's share of it."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_score`
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_audit`
     from memlens.experiments import launch
 
     changes = {name: getattr(options, name)
@@ -249,8 +249,8 @@ def run_claims(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_scores(options: argparse.Namespace) -> int:
-    """Print the catalogue."""
+def run_catalogue(options: argparse.Namespace) -> int:
+    """Print the catalogue of scores."""
     from memlens.ensembles.costs import catalogue
 
     print(catalogue().to_string(max_colwidth=60), flush=True)

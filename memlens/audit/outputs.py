@@ -1,4 +1,4 @@
-"""``memlens score``: from a path to a folder of results, and back.
+"""``memlens audit``: from a path to a folder of results, and back.
 
 The folder holds ``scores.csv`` (and ``.parquet`` where pyarrow is), ``report.html``,
 ``duplicates.csv``, ``passed_over.csv``, ``calibration.csv`` if it was asked for, and ``run/``:
@@ -151,9 +151,9 @@ def load_scored(out: str | Path, *, path: str | Path | None = None) -> Scored:
     out = Path(out).expanduser()
     asked = _recorded(out)
     if asked is None:
-        raise FileNotFoundError(f"{out} holds no results of `memlens score`: no run/{ASKED}")
+        raise FileNotFoundError(f"{out} holds no results of `memlens audit`: no run/{ASKED}")
     if "keys" not in asked:
-        raise ValueError(f"the work in {out} was not finished: call `memlens score` again")
+        raise ValueError(f"the work in {out} was not finished: call `memlens audit` again")
     place = path or asked["path"]
     own = load_own(place, size=asked["size"], classes=asked["classes"], beside=out)
     if store.fingerprint(own.data) != asked["data"]:

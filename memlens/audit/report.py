@@ -136,7 +136,7 @@ def _calibration(scored: Scored) -> str:
     if scored.calibration is None:
         return (
             "<p><b>How many of them are really wrong is not known.</b> It depends on the data: run "
-            "<code>memlens score --calibrate</code>, which plants wrong labels in a copy of your "
+            "<code>memlens audit --calibrate</code>, which plants wrong labels in a copy of your "
             "data and counts how many of its suggestions are among them.</p>"
         )
     rows = scored.calibration

@@ -1,4 +1,4 @@
-"""`memlens score` from end to end on planted digits: found, written, loaded, gone on with."""
+"""`memlens audit` from end to end on planted digits: found, written, loaded, gone on with."""
 
 import json
 import os
@@ -178,7 +178,7 @@ def test_long_work_is_not_started_unasked(tmp_path, monkeypatch):
                              confirm=lambda text: bool(asked.append(text)))  # fmt: skip
     assert out is None and "5.6 hours" in asked[0]
     assert not list((tmp_path / "out" / "run").glob("run-*"))
-    command = ["score", str(tmp_path / "digits"), "--out", str(tmp_path / "out"), "--epochs", "1"]
+    command = ["audit", str(tmp_path / "digits"), "--out", str(tmp_path / "out"), "--epochs", "1"]
     assert main(command) == 2  # nobody there to answer
     assert main([*command, "--yes"]) == 0
     # What is done is done: a calibration is asked for by itself.
@@ -221,7 +221,7 @@ def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeyp
 
     monkeypatch.setattr(outputs, "seconds_of", lambda *_: 1.0)
     monkeypatch.setattr("memlens.training.jobs.train", stopped)
-    arguments = ["score", str(tmp_path / "digits"), "--out", str(out), "--epochs", "1"]
+    arguments = ["audit", str(tmp_path / "digits"), "--out", str(out), "--epochs", "1"]
     assert main(arguments) == 130
     with pytest.raises(ValueError, match="was not finished"):
         ml.load_scored(out)
@@ -241,7 +241,7 @@ def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeyp
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_images_are_read(tmp_path, capsys):
     (tmp_path / "taken").write_text("a file")
-    assert main(["score", str(tmp_path / "none"), "--out", str(tmp_path / "taken")]) == 2
+    assert main(["audit", str(tmp_path / "none"), "--out", str(tmp_path / "taken")]) == 2
     assert "pass another --out" in capsys.readouterr().err
 
 
@@ -348,11 +348,11 @@ def test_the_batch_shrinks_until_it_fits(monkeypatch):
 
 
 def test_the_command_line_asks_for_what_it_needs(tmp_path, capsys):
-    assert main(["score", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["audit", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
     assert "there is nothing at" in capsys.readouterr().err
     plant(tmp_path / "digits", FEW)
     (tmp_path / "known.txt").write_text("digit 1\ndigit 2\n\n")
-    arguments = ["score", str(tmp_path / "digits"), "--out", str(tmp_path / "out"),
+    arguments = ["audit", str(tmp_path / "digits"), "--out", str(tmp_path / "out"),
                  "--epochs", "2", "--classes", str(tmp_path / "known.txt")]  # fmt: skip
     assert main(arguments) == 0
     assert "in 2 classes" in capsys.readouterr().out

@@ -310,13 +310,26 @@ def test_a_failed_notebook_is_not_saved_but_its_copy_is_kept(folder):
 # ---------------------------------------------------------------------------- the command line
 
 
-def test_scores_prints_the_catalogue(capsys):
-    assert __main__.main(["scores"]) == 0
+def test_the_catalogue_is_printed(capsys):
+    assert __main__.main(["catalogue"]) == 0
     assert "csg" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["score", "scores"])
+def test_an_unknown_command_is_told_which_there_are(name, capsys):
+    """These two were commands that one letter told apart."""
+    with pytest.raises(SystemExit) as stop:
+        __main__.main([name])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"invalid choice: '{name}'" in said
+    listed = said.split("choose from")[1]
+    found = re.findall(r"\w+", listed)
+    assert found == ["audit", "train", "reproduce", "claims", "catalogue", "cache"]
+
+
 def test_a_reader_that_stops_early_gets_no_traceback():
-    command = f"{sys.executable} -m memlens scores | true"
+    command = f"{sys.executable} -m memlens catalogue | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""
 
