@@ -281,8 +281,8 @@ CATALOGUE: dict[str, Score] = {
 # fmt: on
 
 
-def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
-    """All scores that the trace has the signals for.
+def score_frame(trace: Trace, peak: Peak | None, index: np.ndarray) -> pd.DataFrame:
+    """Compute all scores that the trace has the signals for.
 
     A trace with gaps is filled, up to the peak from what lies before it; a sample that was never
     visited has NaN for every score, one first visited after the peak for those that stop there, and
@@ -291,8 +291,8 @@ def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
     Parameters
     ----------
     trace : Trace
-    peak : Peak
-        Where SGAL and early CSG stop adding up.
+    peak : Peak or None
+        Where SGAL and early CSG stop adding up; None leaves these two out.
     index : ndarray (n_samples,)
         Original index of each sample: the index of the frame.
     """
@@ -301,11 +301,11 @@ def score_frame(trace: Trace, peak: Peak, index: np.ndarray) -> pd.DataFrame:
     if not visited.all():
         part = score_frame(trace.of(visited), peak, np.flatnonzero(visited))
         return part.reindex(np.arange(trace.n_samples)).set_axis(named)
-    early = trace.until(peak.peak_epoch + 1).filled()
+    early = None if peak is None else trace.until(peak.peak_epoch + 1).filled()
     trace = trace.filled()
-    columns = {
-        name: score.function(early if score.until_peak else trace)
-        for name, score in CATALOGUE.items()
-        if all(signal in trace for signal in score.needs)
-    }
+    columns = {}
+    for name, score in CATALOGUE.items():
+        part = early if score.until_peak else trace
+        if part is not None and all(signal in part for signal in score.needs):
+            columns[name] = score.function(part)
     return pd.DataFrame(columns, index=named)

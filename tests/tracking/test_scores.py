@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hand_made import SCORES, TRACE
@@ -47,6 +48,12 @@ def test_columns_appear_only_where_their_signals_were_measured():
     assert columns == set(scores.CATALOGUE) - post_hoc
     assert {"csg", "in_confidence_max"} <= columns
     assert {"curvature", "vog", "grand", "tracin"} <= post_hoc
+
+
+def test_without_a_peak_the_columns_that_stop_there_are_left_out(frame):
+    found = scores.score_frame(TRACE, None, np.array([7, 8, 9]))
+    expected = frame.drop(columns=["sgal", "early_csg"])
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
 def test_scaling_the_gradient_scales_csg_by_its_square():
