@@ -1,47 +1,34 @@
 """What a loop of your own hands over: all its scores, sums over its visits, label quality."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.scores import score_frame
 from memlens.tracking.stopping import Peak
 from memlens.tracking.traces import Trace
-from memlens.tracking.visits import world_size
 
 
 def scores_of(
     recorder: Recorder,
-    peak: Peak | None = None,
+    peak: Peak | int | None = None,
     *,
     index: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """All scores of a loop of your own that need no second pass over the data.
+    """Hand over `Recorder.scores` under an index of your own, with the number of visits.
 
-    Where samples are visited unequally, an epoch that left a sample out counts as one in which
-    nothing changed: it holds the sample's last value, and before the first visit that of the first.
-    So sums are over all epochs, however often a sample was seen; `by_visits` has those over the
-    visits really made. The last column, ``visits``, says how many they were.
+    Where visits are counted, the last column, ``visits``, says how many were made; it is no score.
 
     Parameters
     ----------
     recorder : Recorder
-        After the training; of several processes, ``recorder.gathered()``.
-    peak : Peak, optional
-        Where SGAL and early CSG stop adding up: ``stop.peak`` of a `PeakStop`; by default the last
-        epoch.
+    peak : Peak or int, optional
+        As in `Recorder.scores`.
     index : ndarray (n_samples,), optional
         Index of the frame; by default positions in the training set.
     """
-    if world_size() > 1 and not recorder.merged:
-        warnings.warn(
-            "these are the scores of one process's share: give recorder.gathered()", stacklevel=2
-        )
-    trace = recorder.trace
-    index = np.arange(trace.n_samples) if index is None else index
-    frame = score_frame(trace, peak or Peak(trace.n_epochs - 1, None), index)
+    frame, trace = recorder.scores(peak), recorder.trace
+    if index is not None:
+        frame = frame.set_axis(pd.Index(index, name="index"))
     return frame.assign(visits=trace.visits.sum(0)) if trace.counted else frame
 
 

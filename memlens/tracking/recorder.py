@@ -5,13 +5,18 @@ tensors that the step made anyway, and the norms and the scatter are done in bul
 whenever the references hold more than ``flush_bytes``. Nothing in a step waits for the device.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from memlens.tracking.epochs import Epoch
+from memlens.tracking.scores import score_frame
+from memlens.tracking.stopping import Peak, peak_within
 from memlens.tracking.traces import SIGNALS, Trace
 from memlens.tracking.visits import Sums, over_processes, world_size
 
@@ -22,13 +27,15 @@ class Recorder:
     """Records signals in a training loop of any kind.
 
     >>> recorder = Recorder(n_samples=3)
-    >>> x, y = recorder.watch(torch.eye(3)), torch.tensor([0, 1, 2])
+    >>> x, y = recorder.watch(torch.eye(3)), torch.tensor([0, 1, 1])  # the last one is wrong
     >>> logits = 2 * x
     >>> torch.nn.functional.cross_entropy(logits, y).backward()
     >>> recorder.update(torch.tensor([2, 0, 1]), x, logits, y)
     >>> means = recorder.end_epoch()
     >>> recorder.trace
     Trace(1 epochs, 3 samples: loss, grad_l2, grad_l1, margin, el2n)
+    >>> recorder.scores()["csl"].round(2).tolist()  # its position is 1
+    [0.24, 2.24, 0.24]
 
     Parameters
     ----------
@@ -94,6 +101,57 @@ class Recorder:
         whole = torch.stack(self._rows, 1).numpy()  # (n_signals, n_epochs, n_samples)
         visits = torch.stack(self._counts).numpy() if self.counted else None
         return Trace(dict(zip(SIGNALS, whole, strict=True)), visits=visits)
+
+    def scores(self, peak: Peak | int | None = None) -> pd.DataFrame:
+        """Score every sample by what the finished epochs hold.
+
+        Call it whenever at least one epoch is finished, in the middle of the next one, too. Where
+        samples are visited unequally, an epoch that left a sample out counts as one in which
+        nothing changed: it holds the sample's last value, and before the first visit that of the
+        first. So sums are over all epochs, however often a sample was seen; `by_visits` has those
+        over the visits really made.
+
+        >>> recorder = Recorder(n_samples=2)
+        >>> y = torch.tensor([0, 1])  # two samples that look the same; the second label is wrong
+        >>> for certainty in (0.0, 1.0, 2.0):
+        ...     x = recorder.watch(torch.tensor([[certainty, 0.0], [certainty, 0.0]]))
+        ...     torch.nn.functional.cross_entropy(x, y).backward()
+        ...     recorder.update(torch.arange(2), x, x, y)
+        ...     means = recorder.end_epoch()
+        >>> scores = recorder.scores(peak=1)
+        >>> scores["csl"].round(2).tolist(), scores["sgal"].round(2).tolist()
+        ([1.13, 4.13], [1.01, 2.01])
+
+        Parameters
+        ----------
+        peak : Peak or int, optional
+            Where SGAL and early CSG stop adding up, that epoch included: ``stop.peak`` of a
+            `PeakStop`, or an epoch counted from 0. Without one there are no such columns.
+
+        Returns
+        -------
+        DataFrame (n_samples,), index "index": position in the training set; a column a score,
+            float64, the higher the more memorized. They are those of ``ml.catalogue()`` that need
+            no pass of their own. A sample that was never visited is NaN throughout.
+
+        Raises
+        ------
+        ValueError
+            If no epoch is finished, or the peak is none of those that are.
+        TypeError
+            If the peak is neither a `Peak` nor a whole number.
+
+        Warns
+        -----
+        UserWarning
+            If this is one process's share: call it on ``recorder.gathered()``.
+        """
+        if world_size() > 1 and not self.merged:
+            told = "these are the scores of one process's share: call recorder.gathered().scores()"
+            warnings.warn(told, stacklevel=2)
+        trace = self.trace
+        stop = None if peak is None else peak_within(peak, trace.n_epochs)
+        return score_frame(trace, stop, np.arange(trace.n_samples))
 
     @property
     def visits(self) -> Tensor:

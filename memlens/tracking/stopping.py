@@ -1,15 +1,18 @@
 """Online detection of a peak: stop training without a validation set."""
 
+import operator
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from memlens.tracking import signals
-from memlens.tracking.recorder import Recorder
 from memlens.tracking.visits import over_processes
+
+if TYPE_CHECKING:  # a recorder's scores may stop at a peak: it imports this module
+    from memlens.tracking.recorder import Recorder
 
 PEAKS = ("weight_norm", "input_gradient")  # the curves of a training that are watched
 
@@ -27,6 +30,32 @@ class Peak(NamedTuple):
     def epochs_trained(self, n_epochs: int) -> int:
         """Epochs that a stop here costs: up to the call, or all ``n_epochs`` without one."""
         return n_epochs if self.detected_epoch is None else self.detected_epoch + 1
+
+
+def peak_within(peak: Peak | int, n_epochs: int) -> Peak:
+    """Return a peak, or an epoch counted from 0, as a `Peak` within ``n_epochs``.
+
+    >>> peak_within(3, n_epochs=5)
+    Peak(peak_epoch=3, detected_epoch=None)
+
+    Raises
+    ------
+    TypeError
+        If it is no whole number: NaN, text, True, a `PeakStop` in place of its ``peak``.
+    ValueError
+        If it is a whole number and no epoch of these.
+    """
+    found = peak if isinstance(peak, Peak) else Peak(peak, None)
+    expected = f"expected a Peak, as stop.peak is, or an int from 0 to {n_epochs - 1}"
+    try:
+        if isinstance(found.peak_epoch, bool):  # to `index` it is 0 or 1
+            raise TypeError
+        epoch = operator.index(found.peak_epoch)
+    except TypeError:
+        raise TypeError(f"peak is {peak!r}; {expected}") from None
+    if not 0 <= epoch < n_epochs:
+        raise ValueError(f"peak is {peak!r}, and {n_epochs} epochs are finished; {expected}")
+    return found._replace(peak_epoch=epoch)
 
 
 class PeakDetector:
@@ -155,7 +184,7 @@ class PeakStop:
         """The best epoch so far, and when it was called."""
         return self._detector.peak
 
-    def update(self, model: nn.Module, recorder: Recorder | None = None) -> bool:
+    def update(self, model: nn.Module, recorder: "Recorder | None" = None) -> bool:
         """Look at an epoch, once, after ``recorder.end_epoch()``; True: stop the training.
 
         Processes of `torch.distributed` have to call it together, and get one answer.
@@ -200,7 +229,7 @@ class PeakStop:
         for value in self.values:  # a detector is what it has seen
             self._detector.update(value)
 
-    def _check(self, recorder: Recorder | None) -> None:
+    def _check(self, recorder: "Recorder | None") -> None:
         once = "call update(model, recorder) once an epoch, after recorder.end_epoch()"
         if recorder is None:
             if self.curve != "weight_norm":
@@ -215,7 +244,7 @@ class PeakStop:
         norm = signals.weight_norm(model).detach()
         return over_processes(norm, how="min").item()  # they may differ in the last bit
 
-    def _gradient(self, recorder: Recorder) -> float:
+    def _gradient(self, recorder: "Recorder") -> float:
         norms = recorder.last("grad_l2").double()
         total = torch.stack([norms.nansum(), norms.isfinite().sum()])
         sums, count = over_processes(total).tolist()

@@ -45,8 +45,10 @@ def test_scores_of_a_complete_recorder_are_those_of_its_trace():
     found = handover.scores_of(recorder, Peak(1, 2), index=index)
     expected = scores.score_frame(recorder.trace, Peak(1, 2), index)
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    assert list(handover.scores_of(recorder).index) == list(range(N))
-    assert (handover.scores_of(recorder).sgal == scores.csl(recorder.trace)).all()
+    plain = handover.scores_of(recorder)
+    pd.testing.assert_frame_equal(plain, recorder.scores(), check_exact=True)
+    assert list(plain.index) == list(range(N)) and plain.index.name == "index"
+    assert set(found) - set(plain) == {"sgal", "early_csg"}
     assert not (found.sgal == found.csl).any()
 
 
@@ -76,7 +78,7 @@ def test_a_sample_never_visited_has_no_score_and_changes_no_other():
     assert found.iloc[6:].isna().all().all()
     assert found.iloc[:6].notna().all().all()
     part = recorder.trace.of(np.arange(6))
-    alone = scores.score_frame(part, Peak(2, None), np.arange(6))
+    alone = scores.score_frame(part, None, np.arange(6))
     pd.testing.assert_frame_equal(found.iloc[:6], alone, check_names=False)
 
 
@@ -89,7 +91,7 @@ def test_a_share_that_is_not_merged_scores_what_it_saw():
         share.end_epoch()
     found = handover.scores_of(share)
     assert found.iloc[:4].notna().all().all() and found.iloc[4:].isna().all().all()
-    alone = scores.score_frame(share.trace.of(np.arange(4)), Peak(1, None), np.arange(4))
+    alone = scores.score_frame(share.trace.of(np.arange(4)), None, np.arange(4))
     pd.testing.assert_frame_equal(found.iloc[:4], alone, check_names=False)
 
 
@@ -122,12 +124,13 @@ def test_nothing_from_after_the_peak_is_in_what_stops_there():
 
 def test_the_share_of_one_process_of_several_is_not_taken_for_all(monkeypatch):
     recorder = recorded([range(N)], "any")
-    monkeypatch.setattr(handover, "world_size", lambda: 2)
-    with pytest.warns(UserWarning, match=r"one process's share: give recorder.gathered\(\)"):
-        handover.scores_of(recorder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        handover.scores_of(Recorder.merge(recorder))
+    monkeypatch.setattr("memlens.tracking.recorder.world_size", lambda: 2)
+    for score in (handover.scores_of, Recorder.scores):
+        with pytest.warns(UserWarning, match=r"one process's share: call recorder.gathered\(\)"):
+            score(recorder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            score(Recorder.merge(recorder))
 
 
 @pytest.mark.parametrize("holes", [0.0, 0.4])

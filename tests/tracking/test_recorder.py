@@ -1,13 +1,16 @@
 """The recorder: scatter under shuffling, short batches, resume, merge, foreign loops, bad input."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from hand_made import SCORES, TRACE
 
 from memlens.models import registry
 from memlens.tracking import signals
 from memlens.tracking.recorder import Recorder
+from memlens.tracking.stopping import Peak, PeakStop
 from memlens.tracking.traces import SIGNALS, Trace
 
 N, CLASSES, SHAPE = 37, 3, (1, 4, 4)
@@ -469,6 +472,101 @@ def test_a_share_knows_what_it_did_not_see(task):
     assert left.visits.tolist() == left.trace.visits.tolist() == [[1] * 8 + [0] * (N - 8)]
     assert left.trace.visited.tolist() == [True] * 8 + [False] * (N - 8)
     assert Recorder.merge(left, right).merged
+
+
+# ---------------------------------------------------------------------------- scores
+
+STOPPED = {"sgal", "early_csg"}  # they add up to a peak
+
+
+@pytest.fixture
+def by_hand():
+    """A recorder that holds what a step gives of the trace worked out by hand."""
+    recorder = Recorder(3)
+    rows = np.stack([TRACE[name] for name in SIGNALS], 1)  # (n_epochs, n_signals, n_samples)
+    recorder.load_state_dict({"rows": list(torch.from_numpy(rows))})
+    return recorder
+
+
+@pytest.mark.parametrize("peak", [Peak(1, 3), Peak(1, None), 1, np.int64(1), torch.tensor(1)])
+def test_scores_are_those_worked_out_by_hand(by_hand, peak):
+    found = by_hand.scores(peak)
+    assert STOPPED <= set(found) <= set(SCORES) and not {"curvature", "vog"} & set(found)
+    for name in found:
+        assert found[name].to_numpy() == pytest.approx(SCORES[name], abs=1e-6), name
+    assert (found.loc[2] > found.loc[0]).all()  # never learned, and learned at once
+    assert set(found.dtypes) == {np.dtype(np.float64)}
+    assert found.index.tolist() == [0, 1, 2] and found.index.name == "index"
+
+
+def test_without_a_peak_only_the_scores_that_stop_there_are_missing(by_hand):
+    expected = by_hand.scores(1).drop(columns=list(STOPPED))
+    pd.testing.assert_frame_equal(by_hand.scores(), expected, check_exact=True)
+
+
+def test_a_peak_in_the_first_and_in_the_last_epoch(by_hand):
+    assert by_hand.scores(0)["sgal"].to_numpy() == pytest.approx([0.2, 1.0, 2.0])
+    assert by_hand.scores(0)["early_csg"].tolist() == [1, 16, 25]
+    last = by_hand.scores(3)
+    assert (last["sgal"] == last["csl"]).all() and (last["early_csg"] == last["csg"]).all()
+
+
+def test_scores_are_there_after_each_epoch_and_within_the_next(task):
+    """Of a net that does not train every epoch is the same: sums grow, means stay."""
+    recorder, expected, before = Recorder(N), oracle(task), None
+    for n_epochs in (1, 2, 3):
+        visit(recorder, task, torch.arange(5))
+        if before is not None:
+            pd.testing.assert_frame_equal(recorder.scores(n_epochs - 2), before, check_exact=True)
+            with pytest.raises(ValueError, match="expected a Peak, as stop.peak is, or an int"):
+                recorder.scores(n_epochs - 1)  # the epoch that has begun is not finished
+        epoch_of(recorder, task, torch.arange(5, N), 8)
+        before = recorder.scores(n_epochs - 1)
+        for name, values in (
+            ("csl", n_epochs * expected["loss"]),
+            ("sgal", n_epochs * expected["loss"]),
+            ("csg", n_epochs * expected["grad_l2"] ** 2),
+            ("loss_sensitivity", expected["grad_l1"]),
+            ("aum", -expected["margin"]),
+            ("el2n", expected["el2n"]),
+        ):
+            assert before[name].to_numpy() == pytest.approx(values.numpy(), 1e-4, 1e-6), name
+
+
+def test_scores_where_visits_are_counted_are_scores_alone(task):
+    recorder = Recorder(N, visits="any")
+    for order in ([0, 1, 1], [2, 0, 0]):
+        epoch_of(recorder, task, torch.tensor(order), 2)
+    found, loss = recorder.scores(0), oracle(task)["loss"].numpy()
+    assert "visits" not in found
+    assert found["csl"][:3].to_numpy() == pytest.approx(2 * loss[:3], rel=1e-5)
+    assert found["sgal"][:2].to_numpy() == pytest.approx(loss[:2], rel=1e-5)
+    assert np.isnan(found["sgal"][2])  # first visited after the peak
+    assert found[3:].isna().all().all()
+
+
+def test_scores_of_nothing_are_refused(task):
+    recorder = Recorder(N)
+    visit(recorder, task, torch.arange(5))
+    for peak in (None, 0, Peak(0, None), "last"):
+        with pytest.raises(ValueError, match="nothing recorded yet: call end_epoch"):
+            recorder.scores(peak)
+
+
+@pytest.mark.parametrize("peak", [4, -1, 10**30, Peak(4, 6), Peak(-1, None), np.int64(7)])
+def test_a_peak_outside_of_the_finished_epochs_is_refused(by_hand, peak):
+    with pytest.raises(ValueError, match=r"peak is .*4 epochs are finished; .* int from 0 to 3"):
+        by_hand.scores(peak)
+
+
+@pytest.mark.parametrize(
+    "peak",
+    [np.nan, 1.0, "1", "weight_norm", True, (1, 3), [1], Peak(np.nan, None), Peak("1", 3),
+     PeakStop()],
+)  # fmt: skip
+def test_a_peak_that_is_no_number_of_an_epoch_is_refused(by_hand, peak):
+    with pytest.raises(TypeError, match=r"peak is .*expected a Peak, as stop.peak is, or an int"):
+        by_hand.scores(peak)
 
 
 # ---------------------------------------------------------------------------- traces with gaps
