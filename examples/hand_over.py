@@ -41,7 +41,7 @@ def scores_of_digits(x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
             optimizer.step()
             recorder.update(index, x, logits, y)
         recorder.end_epoch()
-    return ml.scores_of(recorder)
+    return recorder.scores()
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def main() -> None:
         net = ViTForImageClassification(config)
         Trainer(net, arguments, train_dataset=dataset, callbacks=[callback]).train()
 
-    scores = ml.scores_of(callback.recorder)
+    scores = callback.recorder.scores()
     print(f"{callback.recorder.n_epochs} epochs")
     print(scores.nlargest(5, "csg")[["csg", "csl", "forgetting"]].round(3))
 

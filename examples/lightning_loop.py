@@ -57,7 +57,7 @@ def main() -> None:
     )
     trainer.fit(Classifier(), DataLoader(dataset, batch_size=32, shuffle=True))
 
-    scores = ml.scores_of(callback.recorder, callback.stop.peak)
+    scores = callback.recorder.scores(callback.stop.peak)
     print(f"{callback.recorder.n_epochs} epochs, {callback.stop.peak}")
     print(scores.nlargest(5, "csg")[["csg", "csl", "forgetting"]].round(3))
 

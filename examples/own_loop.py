@@ -69,7 +69,7 @@ def main() -> None:
             stop.restore(model)
             break
 
-    scores = ml.scores_of(recorder, stop.peak)
+    scores = recorder.scores(stop.peak)
     print(f"{recorder.n_epochs} epochs, {stop.peak}")
     for name in ("csl", "csg", "forgetting"):
         print(f"AUROC of {name} for wrong labels: {roc_auc_score(wrong, scores[name]):.3f}")
