@@ -20,7 +20,7 @@ help:
 	@echo "make test-elsewhere  every notebook as three other processors would run it (an hour)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
-	@echo "make claims     write the claims of figures/digits/ into README.md"
+	@echo "make claims     write the claims of figures/digits/ into CLAIMS.md"
 	@echo "make env        only make .venv (6 GB on disk; the others do it by themselves)"
 	@echo "make clean      remove .venv and what the tools left; data/ and figures/ stay"
 
@@ -43,7 +43,7 @@ notebooks: env
 	$(RUN) memlens reproduce --save $(ARGS)
 
 claims: env
-	$(RUN) memlens claims --readme README.md $(ARGS)
+	$(RUN) memlens claims --write $(ARGS)
 
 env:
 	@command -v $(PYTHON) >/dev/null || { echo "memlens needs Python 3.11 or newer; there is no $(PYTHON)"; exit 1; }

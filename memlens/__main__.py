@@ -64,8 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     book = commands.add_parser("claims", help="the ledger: every claim, measured, with a verdict")
     book.set_defaults(run=run_claims)
     book.add_argument("--profile", default="digits", help="whose claims (digits)")
-    book.add_argument("--readme", type=Path, metavar="FILE", help="write them into this page")
-    book.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
+    book.add_argument("--page", type=Path, metavar="PATH",
+                      help="write them into this page, or check it (CLAIMS.md)")  # fmt: skip
+    what = book.add_mutually_exclusive_group()
+    what.add_argument("--write", action="store_true", help="write them into the page")
+    what.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
     table = commands.add_parser("catalogue", help="every score: formula, direction, cost, source")
     table.set_defaults(run=run_catalogue)
     add_cache(commands)
@@ -237,14 +240,14 @@ def run_claims(options: argparse.Namespace) -> int:
     from memlens.storage import store
 
     print(ledger.summary(ledger.ledger(options.profile)), flush=True)
-    page = options.readme or store.root() / "README.md"
+    page = options.page or store.root() / ledger.PAGE
     if options.check:
         current = ledger.is_current(page, options.profile)
-        call = f"memlens claims --profile {options.profile} --readme {page}"
+        call = f"memlens claims --profile {options.profile} --page {page}"
         print(f"\n{page}: " + ("up to date" if current else f"out of date; run `{call}`"))
         return int(not current)
-    if options.readme:
-        changed = ledger.update_readme(page, options.profile)
+    if options.write or options.page:
+        changed = ledger.update_page(page, options.profile)
         print(f"\n{page}: " + ("written" if changed else "up to date"))
     return 0
 

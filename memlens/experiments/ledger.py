@@ -1,8 +1,8 @@
-"""The ledger: the claims of all notebooks in one table, and the README's copy of it.
+"""The ledger: the claims of all notebooks in one table, and the copy of it in a page.
 
 A notebook enters claims, and what its runs say about the doubts of `paper.doubts`, through its page
 into ``figures/<profile>/NN_claims.csv``; `ledger` gathers these files, `render` writes the table as
-markdown, and `update_readme` puts it between two markers: it is never edited by hand.
+markdown, and `update_page` puts it between two markers: it is never edited by hand.
 """
 
 import html
@@ -25,6 +25,7 @@ NOTEBOOKS = (
 COLUMNS = (
     "notebook", "kind", "paper", "where", "claim", "measured", "interval", "margin", "verdict",
 )  # fmt: skip
+PAGE = "CLAIMS.md"  # holds the rendered ledger, in the root of the checkout
 START, END = "<!-- ledger:start -->", "<!-- ledger:end -->"
 _WORDS = {"claim": paper.VERDICTS, "doubt": paper.DOUBT_VERDICTS}
 _NOT_TAKEN_UP = "not taken up"
@@ -289,7 +290,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*\[|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
-def update_readme(path: Path, profile: str = "digits") -> bool:
+def update_page(path: Path, profile: str = "digits") -> bool:
     """Put the rendered ledger between the two markers of a page; True if that changed it.
 
     Raises
@@ -307,7 +308,7 @@ def update_readme(path: Path, profile: str = "digits") -> bool:
 
 
 def is_current(path: Path, profile: str = "digits") -> bool:
-    """Whether the page holds what the ledger says today. Raises as `update_readme`."""
+    """Whether the page holds what the ledger says today. Raises as `update_page`."""
     old = path.read_bytes().decode()
     return _with_ledger(old, render(ledger(profile)), path) == old
 

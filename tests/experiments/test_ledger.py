@@ -1,4 +1,4 @@
-"""The ledger gathers what the notebooks left, and the README's copy of it is never stale."""
+"""The ledger gathers what the notebooks left, and the copy of it in CLAIMS.md is never stale."""
 
 import re
 from decimal import Decimal
@@ -17,6 +17,7 @@ from memlens.experiments import paper
 from memlens.experiments.ledger import END, NOTEBOOKS, START, Claim, interval_text, ledger, render
 from memlens.experiments.margins import above, exact
 from memlens.experiments.page import Page
+from memlens.storage import store
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = f"# Title\n\nabove\n\n{START}\nstale\n{END}\n\nbelow\n"
@@ -317,14 +318,14 @@ def test_a_marker_in_a_claim_is_no_marker():
     assert START not in text and END not in text
 
 
-# ---------------------------------------------------------------- the README's copy
+# ---------------------------------------------------------------- the page's copy
 
 
 def test_update_puts_the_ledger_between_the_markers_and_nowhere_else(left, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert not room.is_current(page)
-    assert room.update_readme(page)
+    assert room.update_page(page)
     assert page.read_text() == PAGE.replace("\nstale\n", f"\n\n{render(ledger())}\n\n")
     assert room.is_current(page)
 
@@ -332,9 +333,9 @@ def test_update_puts_the_ledger_between_the_markers_and_nowhere_else(left, tmp_p
 def test_updating_again_changes_nothing(left, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    room.update_readme(page)
+    room.update_page(page)
     before, age = page.read_bytes(), page.stat().st_mtime_ns
-    assert not room.update_readme(page)
+    assert not room.update_page(page)
     assert (page.read_bytes(), page.stat().st_mtime_ns) == (before, age)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "page.md"]
 
@@ -342,7 +343,7 @@ def test_updating_again_changes_nothing(left, tmp_path):
 def test_a_new_measurement_makes_the_page_stale(left, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    room.update_readme(page)
+    room.update_page(page)
     file = left / "04_claims.csv"
     file.write_text(file.read_text().replace("0.995", "0.994"))
     assert not room.is_current(page)
@@ -351,7 +352,7 @@ def test_a_new_measurement_makes_the_page_stale(left, tmp_path):
 def test_line_ends_of_windows_are_kept(left, tmp_path):
     page = tmp_path / "page.md"
     page.write_bytes(PAGE.replace("\n", "\r\n").encode())
-    room.update_readme(page)
+    room.update_page(page)
     assert page.read_bytes().count(b"\n") == page.read_bytes().count(b"\r\n") > 20
     assert room.is_current(page)
 
@@ -370,7 +371,7 @@ def test_line_ends_of_windows_are_kept(left, tmp_path):
 def test_a_page_whose_markers_are_not_right_is_left_alone(left, tmp_path, page_text, message):
     page = tmp_path / "page.md"
     page.write_text(page_text)
-    for call in (room.update_readme, room.is_current):
+    for call in (room.update_page, room.is_current):
         with pytest.raises(ValueError, match=rf"page\.md has .*{message}"):
             call(page)
     assert page.read_text() == page_text
@@ -381,22 +382,22 @@ def test_the_command_writes_and_checks(left, tmp_path, capsys):
     page.write_text(PAGE)
     assert main(["claims"]) == 0
     assert capsys.readouterr().out == room.summary(ledger()) + "\n"
-    assert main(["claims", "--check", "--readme", str(page)]) == 1
-    assert "out of date; run `memlens claims --profile digits --readme" in capsys.readouterr().out
+    assert main(["claims", "--check", "--page", str(page)]) == 1
+    assert "out of date; run `memlens claims --profile digits --page" in capsys.readouterr().out
     assert page.read_text() == PAGE
-    assert main(["claims", "--readme", str(page)]) == 0
+    assert main(["claims", "--page", str(page)]) == 0
     assert capsys.readouterr().out.endswith("page.md: written\n")
-    assert main(["claims", "--check", "--readme", str(page)]) == 0
-    assert main(["claims", "--readme", str(page)]) == 0
+    assert main(["claims", "--check", "--page", str(page)]) == 0
+    assert main(["claims", "--page", str(page)]) == 0
     assert capsys.readouterr().out.endswith("page.md: up to date\n")
 
 
 def test_the_command_tells_what_is_wrong(left, tmp_path, capsys):
     page = tmp_path / "page.md"
-    assert main(["claims", "--check", "--readme", str(page)]) == 2
+    assert main(["claims", "--check", "--page", str(page)]) == 2
     assert "page.md" in capsys.readouterr().err
     page.write_text("no markers")
-    assert main(["claims", "--readme", str(page)]) == 2
+    assert main(["claims", "--page", str(page)]) == 2
     assert "ledger:start" in capsys.readouterr().err
     assert main(["claims", "--profile", "mnist"]) == 2
     assert "run `memlens reproduce --profile mnist` first" in capsys.readouterr().err
@@ -420,11 +421,29 @@ def differing(page, rendered):
     return missing
 
 
-def test_the_readme_is_what_the_notebooks_left(monkeypatch):
+def test_the_page_is_what_the_notebooks_left(monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(ROOT / "figures"))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / room.PAGE).read_text(encoding="utf-8")
     missing = differing(text, room.render(room.ledger("digits")))
-    assert missing == [], "README.md is out of date: run `make claims`"
+    assert missing == [], f"{room.PAGE} is out of date: run `make claims`"
+    assert all(text.count(marker) == 1 for marker in (START, END))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert START not in readme and f"({room.PAGE})" in readme  # it has a link, and no second copy
+
+
+def test_the_command_takes_the_page_of_the_checkout_by_default(left, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "root", lambda: tmp_path)
+    page = tmp_path / "CLAIMS.md"
+    page.write_text(PAGE)
+    assert main(["claims"]) == 0
+    assert page.read_text() == PAGE  # without --write it only prints
+    assert main(["claims", "--check"]) == 1
+    assert main(["claims", "--write"]) == 0
+    assert render(ledger()) in page.read_text()
+    assert main(["claims", "--check"]) == 0
+    with pytest.raises(SystemExit):
+        main(["claims", "--check", "--write"])
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_a_stale_ledger_is_told_from_another_machine(left):
