@@ -19,9 +19,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchma
 MOST_WORDS = 1_000
 FOLDERS = ("memlens", "tests", "figures", "docs", "benchmarks", "examples", "tools", "notebooks",
            "data", "results", ".ci")  # fmt: skip
-WRITTEN_LATER = {"figures/digits/margins.csv", "data/cache/", "results/"}  # by commands
-# Until the commands have their new names everywhere: found under either.
-RENAMED = {"audit": "score", "catalogue": "scores"}
+WRITTEN_LATER = {"data/cache/", "results/"}  # by commands
 
 each_document = pytest.mark.parametrize(
     "path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -108,7 +106,7 @@ def unknown_commands(text):
     """Subcommands of memlens with their options, and targets of make."""
     known = build_parser()._subparsers._group_actions[0].choices
     for name, rest in re.findall(r"\bmemlens ([a-z]+)([^\n`#]*)", code(text)):
-        parser = known.get(name) or known.get(RENAMED.get(name))
+        parser = known.get(name)
         if parser is None:
             yield f"memlens {name}"
             continue
