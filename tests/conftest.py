@@ -41,7 +41,9 @@ def ready() -> multiprocessing.context.BaseContext:
     They have the environment of the first call, and none of this process's memory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["memlens.jobs", "memlens.outputs", "sklearn.metrics"])
+    context.set_forkserver_preload(
+        ["memlens.training.jobs", "memlens.audit.outputs", "sklearn.metrics"]
+    )
     return context
 
 
