@@ -21,7 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     kept = os.environ.get("MEMLENS_TEST_SCRATCH")
     scratch = Path(kept or tempfile.mkdtemp(prefix="memlens-tests-"))
-    config.stash[SCRATCH] = scratch
+    if not kept:
+        config.stash[SCRATCH] = scratch  # to be removed
     os.environ["MEMLENS_CACHE"] = str(scratch / "cache")
     os.environ["MEMLENS_FIGURES"] = str(scratch / "figures")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # no kernel of the user's in place of ours
@@ -40,6 +41,4 @@ def pytest_report_header() -> str:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what was redirected."""
-    if os.environ.get("MEMLENS_TEST_SCRATCH"):
-        return
     shutil.rmtree(config.stash.get(SCRATCH, None) or "", ignore_errors=True)

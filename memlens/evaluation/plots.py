@@ -119,7 +119,7 @@ def panels(
 ) -> pd.DataFrame:
     """Draw a table a panel, its name as the title; returns all tables as one, for the CSV twin.
 
-    ``draw(ax, table, **options)`` is a function of this room or of `charts`; ``axes`` are as many
+    ``draw(ax, table, **options)`` is a function of this module or of `charts`; ``axes`` are as many
     as there are tables, in order. The first column, or level of the index, is "panel".
     """
     for ax, (title, table) in zip(np.ravel(axes), tables.items(), strict=True):

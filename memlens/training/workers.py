@@ -231,9 +231,7 @@ def _setting(recipes: Iterable[Recipe]) -> dict[str, Any]:
     }
 
 
-@cache
-def _version() -> str:
-    return store.code_version()
+_version = cache(store.code_version)  # a worker asks before every training
 
 
 def _checked(
