@@ -6,6 +6,7 @@ DistributedDataParallel adds up their gradients, and what was recorded is merged
 So several processes compute what one would, to float32's rounding.
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from memlens.training.devices import Engine
 from memlens.training.recipes import Measure, Recipe
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_GROUPS = itertools.count()  # groups that this process has joined so far
 
 
 class Ranks:
@@ -213,7 +215,12 @@ def joined(recipe: Recipe, *, own_statistics: bool = False) -> Iterator[Ranks]:
     on_gpu = devices.is_gpu(recipe.engine().device)
     if on_gpu:
         torch.cuda.set_device(local_gpu())  # before NCCL looks which one is in use
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # The processes read each other's addresses from a store that outlives a group. Under one name
+    # for all groups, a second one may find the addresses of the first, where nobody listens.
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"memlens/{next(_GROUPS)}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield Group(own_statistics)
     finally:

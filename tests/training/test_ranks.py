@@ -49,6 +49,25 @@ def train_on(images):
     return [str(option) for option in options]
 
 
+def test_each_group_meets_under_a_name_of_its_own(monkeypatch):
+    """Else a second group finds the addresses of the first, where nobody listens any more."""
+    left, met = ranks.dist.HashStore(), []
+
+    def init_process_group(backend, store, rank, world_size):
+        met.append(store.check(["address"]))
+        store.set("address", "of this group")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks.dist, "rendezvous", lambda where: iter([(left, 0, 2)]))
+    monkeypatch.setattr(ranks.dist, "init_process_group", init_process_group)
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(ranks, "Group", lambda own_statistics: Ranks())
+    for _ in range(2):
+        with ranks.joined(Recipe()):
+            pass
+    assert met == [False, False]
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
     """The folder of two processes that did `rank_tasks`, then a command; what they printed."""
