@@ -18,7 +18,7 @@ from common import save
 import memlens as ml
 from memlens.evaluation import charts, detection, metrics, plots
 from memlens.experiments import paper
-from memlens.experiments.page import Page
+from memlens.experiments.notebook import NotebookReport
 
 N_SAMPLES, SCALE, N_SEEDS, RATES = 10_000, 0.1, 3, (0.05, 0.10, 0.20, 0.30)
 SCORES = ["csg", "early_csg", "csl", "sgal", "loss_sensitivity", "aum", "learning_time",
@@ -33,7 +33,7 @@ def tone_of(data: ml.Dataset) -> pd.DataFrame:
     return pd.DataFrame(parts, index=data.train.index.numpy())
 
 
-def draw_noise(page: Page, noisy: dict, runs: dict) -> pd.DataFrame:
+def draw_noise(page: NotebookReport, noisy: dict, runs: dict) -> pd.DataFrame:
     """AUROC of each score at each noise rate, and a figure of it; (n_scores, n_rates)."""
     judged = {}
     for key, noise in noisy.items():
@@ -69,7 +69,9 @@ def tone_tests(data: ml.Dataset, csg: pd.Series, tone: pd.DataFrame) -> pd.DataF
     return pd.concat(tests, names=["class"])
 
 
-def draw_tone(page: Page, data: ml.Dataset, csg: pd.Series, tone: pd.DataFrame) -> pd.DataFrame:
+def draw_tone(
+    page: NotebookReport, data: ml.Dataset, csg: pd.Series, tone: pd.DataFrame
+) -> pd.DataFrame:
     """Lowest and highest tenth by CSG: their tone, and how it goes with CSG class by class."""
     tests = tone_tests(data, csg, tone)
     rank = csg.rank(pct=True).to_numpy()
@@ -97,7 +99,7 @@ def draw_tone(page: Page, data: ml.Dataset, csg: pd.Series, tone: pd.DataFrame) 
     return tests
 
 
-def draw_ends(page: Page, data: ml.Dataset, csg: pd.Series) -> None:
+def draw_ends(page: NotebookReport, data: ml.Dataset, csg: pd.Series) -> None:
     """The four lowest and the four highest CSG of each class, as pictures."""
     labels, rows, shown = data.train.labels.numpy(), [], []
     for highest in (False, True):
@@ -123,8 +125,8 @@ def draw_ends(page: Page, data: ml.Dataset, csg: pd.Series) -> None:
 def main() -> int:
     start = time.perf_counter()
     plots.apply_style()
-    page = Page("clothes", "fashion_mnist", SCALE, N_SAMPLES)
-    profile, quick = page.profile, ml.Measure()
+    page = NotebookReport("clothes", "fashion_mnist", SCALE, N_SAMPLES)
+    profile, quick = page.profile, ml.MeasureConfig()
     data = profile.load()
     noisy = {(r, s): data.with_noise(r, seed=s) for r in RATES for s in range(N_SEEDS)}
     jobs = {key: profile.job(d, seed=key[1], measure=quick) for key, d in noisy.items()}
@@ -140,7 +142,7 @@ def main() -> int:
     found = {
         "minutes": minutes,
         "trainings": len(done),
-        "epochs": profile.recipe.epochs,
+        "epochs": profile.config.epochs,
         "n_samples": len(data.train),
         "accuracy": np.mean([run.history["val_accuracy"].iloc[-1] for run in done[len(jobs) :]]),
         **{f"auroc {name} at 10 %": auroc.loc[name, "10%"] for name in ("csg", "csl", "aum")},

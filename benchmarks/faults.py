@@ -27,27 +27,29 @@ from faults_kills import content, kills
 import memlens as ml
 from memlens.data import samples
 from memlens.ensembles import retrainings, subsets
-from memlens.storage import drafts, inventory
-from memlens.storage.drafts import Draft
+from memlens.storage import checkpoints, inventory
+from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Store
+from memlens.training.distributed import Processes
 from memlens.training.loop import _Session, train
-from memlens.training.ranks import Ranks
 
 Rows = list[tuple[str, str, float]]  # case, measure, value
-SHORT = ml.Recipe(epochs=3)
+SHORT = ml.TrainConfig(epochs=3)
 GOALS = {"corrupt": 0, "lost": 0, "differ": 0, "leftovers": 0, "undetected": 0, "unclear": 0,
          "damaged": 0, "unnamed": 0,
          "share of a digits run": 0.05, "share of a CIFAR-sized epoch": 0.01}  # fmt: skip
 
 
 def filled(folder: Path) -> None:
-    """A run, a sweep, a retraining and a draft in a folder."""
+    """A run, a sweep, a retraining and a checkpoint in a folder."""
     data = ml.load("digits").subset(200)
     with _cache(folder):
         ml.train_many([ml.Job("mlp", data, SHORT)], n_jobs=1)
-        ml.subset_sweep("mlp", data, n_models=4, recipe=SHORT, n_jobs=1)
+        ml.subset_sweep("mlp", data, n_models=4, config=SHORT, n_jobs=1)
         retrainings.retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1)
-    Draft(folder / ".drafts" / "run-0123456789abcdef.draft").save({"net": torch.arange(5000.0)})
+    TrainingCheckpoint(folder / ".checkpoints" / "run-0123456789abcdef.checkpoint").save(
+        {"net": torch.arange(5000.0)}
+    )
 
 
 @contextmanager
@@ -82,13 +84,19 @@ def flips(n: int, work: Path, seed: int = 0) -> dict[str, int]:
         named = inventory.verify(inventory.entries(work))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            draft = path.suffix == ".draft"
-            found = Draft(path).load() if draft else Store(work).get(path.parent.name)
+            checkpoint = path.suffix == ".checkpoint"
+            found = (
+                TrainingCheckpoint(path).load() if checkpoint else Store(work).get(path.parent.name)
+            )
         counts["undetected"] += found is not None
         counts["unnamed"] += len(named) != 1 or len(said) != 1
         if not path.exists():  # it is set aside: put it back
-            back = path.with_suffix(".damaged") if draft else work / f".damaged-{path.parent.name}"
-            os.replace(back, path if draft else path.parent)
+            back = (
+                path.with_suffix(".damaged")
+                if checkpoint
+                else work / f".damaged-{path.parent.name}"
+            )
+            os.replace(back, path if checkpoint else path.parent)
         path.write_bytes(whole)
     assert not inventory.verify(inventory.entries(work))
     return counts
@@ -129,7 +137,7 @@ def full_disk(steps: int) -> dict[str, int]:
     data = ml.load("digits").subset(200)
     calls = {
         "run": lambda: ml.train_many([ml.Job("small_cnn", data, SHORT)], n_jobs=1),
-        "sweep": lambda: ml.subset_sweep("mlp", data, n_models=8, recipe=SHORT, n_jobs=1),
+        "sweep": lambda: ml.subset_sweep("mlp", data, n_models=8, config=SHORT, n_jobs=1),
         "folds": lambda: retrainings.retrain("folds", "mlp", [data], SHORT, seeds=[0], n_jobs=1),
     }
     counts = {"failures": 0, "unclear": 0, "damaged": 0, "differ": 0}
@@ -152,10 +160,10 @@ def _meet(
     right: dict[str, str],
     counts: dict[str, int],
 ) -> None:
-    shelf = disk / name
-    with _cache(shelf):
+    cache = disk / name
+    with _cache(cache):
         ml.train_many([ml.Job("mlp", ml.load("digits").subset(100), SHORT)], n_jobs=1)  # old work
-        old = content(shelf)
+        old = content(cache)
         filler = disk / "filler"
         space = shutil.disk_usage(disk).free - free
         filler.write_bytes(bytes(max(0, space)))
@@ -166,27 +174,27 @@ def _meet(
             text = str(error)
             told = isinstance(error, OSError) and "No space left" in text and "free some" in text
             counts["unclear"] += not told
-        found = inventory.entries(shelf)
+        found = inventory.entries(cache)
         counts["damaged"] += len(inventory.verify(found))
         counts["damaged"] += sum(e.kind in ("damaged", "leftover") for e in found)
-        counts["damaged"] += not old.items() <= content(shelf).items()
+        counts["damaged"] += not old.items() <= content(cache).items()
         filler.unlink()
         call()
-        counts["differ"] += content(shelf) != old | right
-    shutil.rmtree(shelf)
+        counts["differ"] += content(cache) != old | right
+    shutil.rmtree(cache)
 
 
 @contextmanager
 def _every_epoch() -> Iterator[None]:
-    before = drafts.SECONDS, drafts.SHARE, subsets.TOGETHER
-    drafts.SECONDS, drafts.SHARE, subsets.TOGETHER = 0.0, 1e9, 4
+    before = checkpoints.SECONDS, checkpoints.SHARE, subsets.TOGETHER
+    checkpoints.SECONDS, checkpoints.SHARE, subsets.TOGETHER = 0.0, 1e9, 4
     try:
         yield
     finally:
-        drafts.SECONDS, drafts.SHARE, subsets.TOGETHER = before
+        checkpoints.SECONDS, checkpoints.SHARE, subsets.TOGETHER = before
 
 
-class Timed(Draft):
+class Timed(TrainingCheckpoint):
     """Counts the time that keeping takes."""
 
     spent, saves = 0.0, 0
@@ -198,29 +206,31 @@ class Timed(Draft):
 
 
 def cost_of_digits(rounds: int) -> Rows:
-    """Share of a digits run that goes into drafts, of the longest of the tests' small nets."""
+    """Share of a digits run that goes into checkpoints, of the longest of the tests' small nets."""
     rows, data = [], ml.load("digits")
     for model in ("mlp", "small_cnn"):
         shares, saves = [], []
         for seed in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                draft, start = Timed(Path(folder) / "run.draft"), time.perf_counter()
-                train(model, data, ml.Recipe(seed=seed), draft=draft)
-                shares.append(draft.spent / (time.perf_counter() - start))
-                saves.append(draft.saves)
+                checkpoint, start = Timed(Path(folder) / "run.checkpoint"), time.perf_counter()
+                train(model, data, ml.TrainConfig(seed=seed), checkpoint=checkpoint)
+                shares.append(checkpoint.spent / (time.perf_counter() - start))
+                saves.append(checkpoint.saves)
         rows += [(model, "share of a digits run", max(shares)), (model, "saves", max(saves))]
     return rows
 
 
-def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int, n_samples: int = 50_000) -> Rows:
+def cost_of_cifar(
+    model: str, config: ml.TrainConfig, n_steps: int, n_samples: int = 50_000
+) -> Rows:
     """One save of a training on so many colour images, beside an epoch that is timed in part."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(n_samples, 3, 32, 32), dtype=np.uint8)
     parts = (images, np.arange(n_samples) % 10), (images[:100], np.arange(100) % 10)
     data = samples.from_arrays("noise", *parts)
-    few = replace(data, train=data.train[torch.arange(n_steps * recipe.batch_size)])
+    few = replace(data, train=data.train[torch.arange(n_steps * config.batch_size)])
     small, session = (
-        _Session(model, part, recipe, ml.Measure(), True, recipe.engine(), Ranks())
+        _Session(model, part, config, ml.MeasureConfig(), True, config.engine(), Processes())
         for part in (few, data)
     )
     small.run_epoch()
@@ -233,17 +243,19 @@ def cost_of_cifar(model: str, recipe: ml.Recipe, n_steps: int, n_samples: int = 
         name: (0, {k: value.clone() for k, value in state["net"].items()})
         for name in ("peak", "best_val")
     }
-    state["recorder"] = [torch.rand(9, n_samples) for _ in range(recipe.epochs)]  # the last epoch's
+    state["recorder"] = [torch.rand(9, n_samples) for _ in range(config.epochs)]  # the last epoch's
     with tempfile.TemporaryDirectory() as folder:
-        draft = Timed(Path(folder) / "run.draft")
-        draft.save(state)
-        size = (Path(folder) / "run.draft").stat().st_size
-    every = max(1.0, drafts.SECONDS / epoch, draft.spent / drafts.SHARE / epoch)  # epochs
+        checkpoint = Timed(Path(folder) / "run.checkpoint")
+        checkpoint.save(state)
+        size = (Path(folder) / "run.checkpoint").stat().st_size
+    every = max(
+        1.0, checkpoints.SECONDS / epoch, checkpoint.spent / checkpoints.SHARE / epoch
+    )  # epochs
     return [
         (model, "seconds of an epoch, extrapolated", epoch),
-        (model, "seconds of a save", draft.spent),
+        (model, "seconds of a save", checkpoint.spent),
         (model, "MB of a save", size / 1e6),
-        (model, "share of a CIFAR-sized epoch", draft.spent / epoch / every),
+        (model, "share of a CIFAR-sized epoch", checkpoint.spent / epoch / every),
     ]
 
 
@@ -277,8 +289,8 @@ PARTS = {
     "disk": _disk,
     "fuzz": _fuzz,
     "digits": lambda: cost_of_digits(5),
-    "small": lambda: cost_of_cifar("small_cnn", ml.Recipe(epochs=60), 30),
-    "resnet18": lambda: cost_of_cifar("resnet18", ml.Recipe(epochs=200, batch_size=128), 2),
+    "small": lambda: cost_of_cifar("small_cnn", ml.TrainConfig(epochs=60), 30),
+    "resnet18": lambda: cost_of_cifar("resnet18", ml.TrainConfig(epochs=200, batch_size=128), 2),
 }
 
 

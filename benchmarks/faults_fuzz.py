@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 import memlens as ml
 from memlens import __main__
 from memlens.attacks import shadows
-from memlens.audit import duplicates, readings
-from memlens.audit.owndata import load_own
+from memlens.audit import duplicates, findings
+from memlens.audit.audit_data import load_audit_data
 from memlens.data import folders, samples
 from memlens.ensembles import subsets
 from memlens.evaluation import calibration, detection, metrics
 from memlens.experiments import paper
 from memlens.models import registry
 from memlens.storage import store
-from memlens.storage.drafts import Draft
+from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.tracking import scores, stopping
 
 NAMED = (
@@ -132,12 +132,12 @@ def _own(folder: Path, kind: str, content: bytes, text: str, size: Any) -> objec
         (folder / "in").mkdir()
         place = folder / "in" / f"own.{kind}"
         place.write_bytes(content) if kind == "npz" else place.write_text(text)
-    return load_own(folder / "in" if kind == "folder" else place, size=size)
+    return load_audit_data(folder / "in" if kind == "folder" else place, size=size)
 
 
 def _own_arrays(folder: Path, x: np.ndarray, y: np.ndarray) -> object:
     np.savez(folder / "own.npz", x=x, y=y)
-    return load_own(folder / "own.npz")
+    return load_audit_data(folder / "own.npz")
 
 
 def _piece(folder: Path, parts: list[bytes]) -> object:
@@ -146,19 +146,19 @@ def _piece(folder: Path, parts: list[bytes]) -> object:
         (folder / "run-1" / name).write_bytes(content)
     found = store.Store(folder).get("run-1")
     if found is not None:
-        raise AssertionError("rubbish was taken for a piece")
+        raise AssertionError("rubbish was taken for a artifact")
     return found
 
 
 def _put(folder: Path, arrays: dict, meta: Any) -> object:
-    shelf = store.Store(folder)
-    shelf.put("run-1", store.Piece(arrays, meta))
-    return shelf.get("run-1")
+    cache = store.Store(folder)
+    cache.put("run-1", store.Artifact(arrays, meta))
+    return cache.get("run-1")
 
 
 def _draft(folder: Path, content: bytes) -> object:
-    (folder / "a.draft").write_bytes(content)
-    return Draft(folder / "a.draft").load()
+    (folder / "a.checkpoint").write_bytes(content)
+    return TrainingCheckpoint(folder / "a.checkpoint").load()
 
 
 def _command(words: list[str]) -> object:
@@ -192,7 +192,7 @@ CALLS = [
          _tuples(vectors, frames)),
     *(Call(f"detection.{f.__name__}", f, _two)
       for f in (detection.auroc, detection.average_precision, detection.balanced_accuracy,
-                detection.equal_error_accuracy, detection.auroc_interval, detection.judge)),
+                detection.equal_error_accuracy, detection.auroc_interval, detection.evaluate_detectors)),
     *(Call(f"detection.{f.__name__}", f, _tuples(vectors, vectors, scalars))
       for f in (detection.precision_at, detection.tpr_at_fpr, detection.fpr_at_tpr)),
     *(Call(f"calibration.{f.__name__}", f, _tuples(vectors, vectors, counts))
@@ -209,15 +209,15 @@ CALLS = [
     Call("stopping.find_peak", lambda v, s: stopping.find_peak(v, **s),
          _tuples(vectors, settings_of(["patience", "warmup", "smoothing", "min_rise"]))),
     Call("scores", _trace_score, _tuples(st.integers(0, 4), arrays(), st.none() | arrays())),
-    Call("Recipe", _keywords(ml.Recipe), _tuples(settings_of(
+    Call("TrainConfig", _keywords(ml.TrainConfig), _tuples(settings_of(
         ["epochs", "batch_size", "lr", "momentum", "milestones", "seed", "optimizer"]))),
-    Call("Measure", _keywords(ml.Measure), _tuples(settings_of(
-        ["posthoc", "curvature_probes", "curvature_step", "every"]))),
+    Call("Measure", _keywords(ml.MeasureConfig), _tuples(settings_of(
+        ["posthoc", "n_directions", "curvature_step", "every"]))),
     Call("Recorder", _record,
          _tuples(counts, _tuples(tensors, tensors, tensors, tensors), st.booleans())),
-    Call("readings.suggest", readings.suggest, _tuples(frames)),
-    Call("readings.precision", readings.precision, _tuples(frames, vectors, vectors)),
-    Call("readings.wilson", readings.wilson, _tuples(counts, counts)),
+    Call("readings.suggest", findings.suggest, _tuples(frames)),
+    Call("readings.precision", findings.precision, _tuples(frames, vectors, vectors)),
+    Call("readings.wilson", findings.wilson, _tuples(counts, counts)),
     Call("duplicates.groups", duplicates.groups, _tuples(frames)),
     Call("duplicates.find",
          lambda f: duplicates.find(ml.load("digits").subset(60).train, f), _tuples(tensors)),
@@ -233,7 +233,7 @@ CALLS = [
     Call("paper.verdict", paper.verdict, _tuples(vectors)),
     Call("folders.folder_dataset", lambda folder, n: folders.folder_dataset("x", folder / str(n)),
          _tuples(st.integers(0, 2)), in_folder=True),
-    Call("owndata.load_own", _own, _tuples(
+    Call("owndata.load_audit_data", _own, _tuples(
         st.sampled_from(["npz", "csv", "tsv", "folder"]),
         _rows | st.just(b"PK\x05\x06" + b"\0" * 18),
         st.text(max_size=60) | st.just("file,label\na.png,1\n"),
@@ -245,7 +245,7 @@ CALLS = [
     Call("store.put", _put, _tuples(
         st.dictionaries(st.text(max_size=4), arrays(), max_size=2), scalars), in_folder=True),
     Call("store.fingerprint", store.fingerprint, _tuples(vectors)),
-    Call("drafts.load", _draft, _tuples(_rows), in_folder=True),
+    Call("checkpoints.load", _draft, _tuples(_rows), in_folder=True),
     Call("command line", _command, _tuples(st.lists(_words, max_size=4))),
     Call("-p", __main__.parse_parameter, _tuples(st.text(max_size=9))),
 ]  # fmt: skip

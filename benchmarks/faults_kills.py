@@ -1,7 +1,7 @@
 """Processes that are killed at random instants, and what their stores hold afterwards.
 
 A server without threads has loaded everything, and forks a victim in a moment; the victim trains
-until it is done or SIGKILL meets it. It keeps its draft after every epoch, so that many of the
+until it is done or SIGKILL meets it. It keeps its checkpoint after every epoch, so that many of the
 instants lie within a write.
 """
 
@@ -29,7 +29,7 @@ def training() -> None:
     import memlens as ml
 
     data = ml.load("digits").subset(300)
-    jobs = [ml.Job("small_cnn_bn", data, ml.Recipe(epochs=5, seed=seed)) for seed in (0, 1)]
+    jobs = [ml.Job("small_cnn_bn", data, ml.TrainConfig(epochs=5, seed=seed)) for seed in (0, 1)]
     ml.train_many(jobs, n_jobs=1)
 
 
@@ -40,7 +40,7 @@ def sweep() -> None:
 
     subsets.TOGETHER = 3
     data = ml.load("digits").subset(300)
-    ml.subset_sweep("mlp", data, n_models=12, recipe=ml.Recipe(epochs=8), n_jobs=1)
+    ml.subset_sweep("mlp", data, n_models=12, config=ml.TrainConfig(epochs=8), n_jobs=1)
 
 
 def retraining() -> None:
@@ -51,7 +51,7 @@ def retraining() -> None:
     retrainings.TOGETHER = 2
     data = ml.load("digits").subset(300)
     asked = [data, data.with_noise(0.2)]
-    retrainings.retrain("folds", "mlp", asked, ml.Recipe(epochs=8), seeds=[0, 1], n_jobs=1)
+    retrainings.retrain("folds", "mlp", asked, ml.TrainConfig(epochs=8), seeds=[0, 1], n_jobs=1)
 
 
 def parallel(n_jobs: int = 2) -> None:
@@ -61,9 +61,9 @@ def parallel(n_jobs: int = 2) -> None:
 
     subsets.TOGETHER = 2
     data = ml.load("digits").subset(300)
-    jobs = [ml.Job("mlp", data, ml.Recipe(epochs=20, seed=s)) for s in range(3)]
+    jobs = [ml.Job("mlp", data, ml.TrainConfig(epochs=20, seed=s)) for s in range(3)]
     ml.train_many(jobs, n_jobs=n_jobs)
-    ml.subset_sweep("mlp", data, n_models=6, recipe=ml.Recipe(epochs=20), n_jobs=n_jobs)
+    ml.subset_sweep("mlp", data, n_models=6, config=ml.TrainConfig(epochs=20), n_jobs=n_jobs)
 
 
 JOBS = {"training": training, "sweep": sweep, "retraining": retraining, "parallel": parallel}
@@ -79,10 +79,10 @@ def serve() -> None:
     import torch
 
     import memlens as ml
-    from memlens.storage import drafts
+    from memlens.storage import checkpoints
 
     torch.set_num_threads(1)
-    drafts.SECONDS, drafts.SHARE = 0.0, 1e9  # a draft after every epoch
+    checkpoints.SECONDS, checkpoints.SHARE = 0.0, 1e9  # a checkpoint after every epoch
     ml.load("digits")
     print("ready", flush=True)
     for line in sys.stdin:
@@ -183,10 +183,10 @@ def _kill(pid: int, whom: str) -> bool:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """The hash of all arrays of every finished piece, without the times that were measured."""
+    """The hash of all arrays of every finished artifact, without the times that were measured."""
     found = {}
     for entry in inventory.entries(folder):
-        if entry.kind in ("part", "draft", "damaged", "leftover"):
+        if entry.kind in ("part", "checkpoint", "damaged", "leftover"):
             continue
         digest = hashlib.sha256()
         for name, values in sorted(Store(folder).get(entry.name).arrays.items()):
@@ -198,8 +198,8 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def whole_names(folder: Path) -> set[str]:
-    """Names of the pieces and parts that are finished."""
-    kinds = ("draft", "damaged", "leftover")
+    """Names of the artifacts and parts that are finished."""
+    kinds = ("checkpoint", "damaged", "leftover")
     return {entry.name for entry in inventory.entries(folder) if entry.kind not in kinds}
 
 
@@ -214,8 +214,8 @@ def kills(
     Returns
     -------
     dict
-        kills; corrupt (damaged pieces, parts and drafts, seen after each kill), lost (finished
-        pieces gone), finished (jobs that came to their end), differ (of them, those with one bit
+        kills; corrupt (damaged artifacts, parts and checkpoints, seen after each kill), lost (finished
+        artifacts gone), finished (jobs that came to their end), differ (of them, those with one bit
         other than the undisturbed one), leftovers (at an end), seconds (of the
         shortest undisturbed life).
     """
@@ -244,13 +244,15 @@ def kills(
             counts["lost"] += len(lost)
             seen = names
             if done:
-                if job in WHOM:  # what orphans left is tidied up by who looks for the pieces next
+                if (
+                    job in WHOM
+                ):  # what orphans left is tidied up by who looks for the artifacts next
                     victims.end_orphans()
                     victims.run(job, folder)
                 counts["finished"] += 1
                 counts["differ"] += content(folder) != right
                 counts["leftovers"] += sum(
-                    entry.kind in ("part", "draft", "leftover")
+                    entry.kind in ("part", "checkpoint", "leftover")
                     for entry in inventory.entries(folder)
                 )
                 seen, folder = set(), work / str(counts["finished"])

@@ -61,7 +61,7 @@ def plain(build: Callable[[], nn.Module], how: str) -> None:
     net = build()
     optimizer = sgd(net)
     recorder = ml.Recorder(N) if how in ("recorded", "watched") else None
-    watched = ml.Watched(net, recorder) if how == "watched" else None
+    watched = ml.RecorderHooks(net, recorder) if how == "watched" else None
     for *index, x, y in batches(recorder is not None):
         if how == "input gradient":
             x.requires_grad_()

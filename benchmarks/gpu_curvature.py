@@ -14,12 +14,12 @@ import memlens as ml
 from memlens.evaluation import metrics
 from memlens.tracking import signals
 from memlens.training import devices
-from memlens.training.feeds import in_order
-from memlens.training.probes import Probes
-from memlens.training.recipes import mixed_seed
+from memlens.training.batches import in_order
+from memlens.training.config import mixed_seed
+from memlens.training.posthoc import PosthocEvaluator
 
 PROBES = 10
-STEP = ml.Measure().curvature_step
+STEP = ml.MeasureConfig().curvature_step
 EPOCHS = 3  # a net of random weights bends nothing
 EXACT = 256  # samples whose Hessian-vector products are taken exactly
 ROUNDS = 3
@@ -38,7 +38,7 @@ GOALS = [
 
 
 def authors_curvature(
-    model: nn.Module, x: Tensor, y: Tensor, n_probes: int, step: float, seed: int
+    model: nn.Module, x: Tensor, y: Tensor, n_directions: int, step: float, seed: int
 ) -> Tensor:
     """Mean over probes of ||Hv||, (n,): two forward passes a probe and one backward through both.
 
@@ -46,16 +46,16 @@ def authors_curvature(
     """
     generator = torch.Generator(x.device).manual_seed(seed)
     x, norm = x.detach().requires_grad_(True), x.new_zeros(len(x))
-    for _ in range(n_probes):
+    for _ in range(n_directions):
         signs = torch.randint(2, x.shape, generator=generator, device=x.device).to(x) * 2 - 1
         moved = signals.loss(model(x + step * signs), y).sum()
         (change,) = torch.autograd.grad(moved - signals.loss(model(x), y).sum(), x)
-        norm += change.flatten(1).norm(dim=1) / (step * n_probes)
+        norm += change.flatten(1).norm(dim=1) / (step * n_directions)
     return norm
 
 
 def authors_epoch(net: nn.Module, data: ml.Dataset, rows: int, epoch: int) -> Tensor:
-    """Curvature of all training samples by their scheme, along the directions of `Probes`."""
+    """Curvature of all training samples by their scheme, along the directions of `PosthocEvaluator`."""
     device, found = next(net.parameters()).device, []
     for number, (images, y) in enumerate(in_order(data.train, rows, device)):
         seed = mixed_seed(0, epoch, *((number,) if number else ()))
@@ -69,8 +69,8 @@ def against_exact(net: nn.Module, data: ml.Dataset) -> dict[str, float]:
     device = next(net.parameters()).device
     x = data.normalise(data.train.images[:EXACT].to(device))
     y = data.train.labels[:EXACT].to(device)
-    exact = signals.curvature(net, x, y, n_probes=PROBES, exact=True).norm.cpu()
-    ours = signals.curvature(net, x, y, n_probes=PROBES, step=STEP).norm.cpu()
+    exact = signals.curvature(net, x, y, n_directions=PROBES, exact=True).norm.cpu()
+    ours = signals.curvature(net, x, y, n_directions=PROBES, step=STEP).norm.cpu()
     theirs = authors_curvature(net, x, y, PROBES, STEP, 0).cpu()
     pairs = {"ours": ours, "theirs": theirs}
     return {name: metrics.spearman(values, exact) for name, values in pairs.items()}
@@ -79,12 +79,12 @@ def against_exact(net: nn.Module, data: ml.Dataset) -> dict[str, float]:
 def measure(bench: Bench) -> None:
     """Train for a few epochs, then measure the net both ways, in turns."""
     data = bench.data
-    loop = Loop(bench.model("resnet18"), data, bench.recipe(), record=False)
+    loop = Loop(bench.model("resnet18"), data, bench.config(), record=False)
     for _ in range(bench.less(EPOCHS, 1)):
         loop()
     net, rows = loop.net.eval(), devices.rows_of(loop.net, data.in_shape)
-    passing = Probes(data, ml.Measure(posthoc=True), 0, rows)
-    probing = Probes(data, ml.Measure(posthoc=True, curvature_probes=PROBES), 0, rows)
+    passing = PosthocEvaluator(data, ml.MeasureConfig(posthoc=True), 0, rows)
+    probing = PosthocEvaluator(data, ml.MeasureConfig(posthoc=True, n_directions=PROBES), 0, rows)
     theirs: list[Tensor] = []
     variants = {
         "pass": lambda: passing.after_epoch(net, 0),

@@ -1,6 +1,6 @@
 """The papers' trainings on CIFAR-100, beside what they print: part `science` of `gpu.py`.
 
-Each training is a unit that later calls go on with, from the draft of its last epochs; finished, it
+Each training is a unit that later calls go on with, from the checkpoint of its last epochs; finished, it
 leaves its scores and history in the work folder. How many epochs it takes is decided once: as many
 as a call has time for, going by a few that are timed first, and no more than the papers' 200.
 """
@@ -19,7 +19,7 @@ import memlens as ml
 from memlens.evaluation import detection, metrics
 from memlens.experiments import paper
 from memlens.storage import store
-from memlens.storage.drafts import Draft
+from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Arrays
 
 # early_csg is what the papers print as CSG: the sum up to the peak of the weight norm.
@@ -99,8 +99,8 @@ GOALS = [
 ]
 
 
-class TimedDraft(Draft):
-    """A draft that ends the call once its time is up, after it has saved."""
+class TimedDraft(TrainingCheckpoint):
+    """A checkpoint that ends the call once its time is up, after it has saved."""
 
     def __init__(self, path: Path, until: float) -> None:
         super().__init__(path)
@@ -130,18 +130,18 @@ def trained(bench: Bench, unit: Unit) -> Arrays:
         with np.load(path) as kept:
             return dict(kept)
     data = bench.data.with_noise(unit.noise)
-    recipe = {"precision": unit.precision, "seed": unit.seed}
-    recipe = bench.recipe(epochs=planned(bench, unit, data), **recipe)
-    draft = TimedDraft(bench.work / f"{unit.slug}.draft", bench.until)
-    say(f"  {unit.case}: {recipe.epochs} epochs, {recipe.engine()}")
-    run = ml.train(bench.model(unit.model), data, recipe, draft=draft)
+    config = {"precision": unit.precision, "seed": unit.seed}
+    config = bench.config(epochs=planned(bench, unit, data), **config)
+    checkpoint = TimedDraft(bench.work / f"{unit.slug}.checkpoint", bench.until)
+    say(f"  {unit.case}: {config.epochs} epochs, {config.engine()}")
+    run = ml.train(bench.model(unit.model), data, config, checkpoint=checkpoint)
     arrays = {f"scores/{name}": run.scores[name].to_numpy() for name in SCORES}
     arrays |= {f"history/{name}": run.history[name].to_numpy() for name in run.history}
     arrays |= {"noisy": data.train.is_noisy.numpy(), "peak": np.array(run.peak.peak_epoch)}
     buffer = BytesIO()
     np.savez_compressed(buffer, **arrays)
     store.write_atomic(path, buffer.getvalue())
-    draft.discard()
+    checkpoint.discard()
     return arrays
 
 
@@ -162,14 +162,14 @@ def affordable(bench: Bench, unit: Unit, data: ml.Dataset) -> int:
     The time is what is left of this call or, where less than half is left, that of the next.
     """
     start = time.perf_counter()
-    recipe = bench.recipe(epochs=TIMED, precision=unit.precision)
-    seconds = ml.train(bench.model(unit.model), data, recipe).history["seconds"].to_numpy()
+    config = bench.config(epochs=TIMED, precision=unit.precision)
+    seconds = ml.train(bench.model(unit.model), data, config).history["seconds"].to_numpy()
     compiling = max(0.0, seconds[0] - np.median(seconds[1:]))
     each = (time.perf_counter() - start - compiling) / TIMED
     whole, left = 60 * bench.minutes, bench.until - time.perf_counter()
     epochs = int(SHARE * (left if left > whole / 2 else whole - compiling) / each)
     say(f"  {each:.2f} s an epoch, {compiling:.0f} s of compilation: time for {epochs} epochs")
-    return min(max(epochs, LEAST), bench.recipe().epochs)
+    return min(max(epochs, LEAST), bench.config().epochs)
 
 
 def first_minimum(values: np.ndarray, patience: int = 5) -> int:
@@ -182,7 +182,7 @@ def first_minimum(values: np.ndarray, patience: int = 5) -> int:
 
 def _epochs(bench: Bench, found: Arrays) -> dict[str, Any]:
     n = len(found["history/epoch"])
-    whole = bench.recipe().epochs
+    whole = bench.config().epochs
     return {"epochs": n, "note": f"{n} of the papers' {whole} epochs" if n < whole else ""}
 
 

@@ -23,10 +23,10 @@ import memlens as ml
 from memlens.models import registry
 from memlens.tracking.recorder import Recorder
 from memlens.training import devices
-from memlens.training.feeds import Feed
+from memlens.training.batches import Batches
+from memlens.training.config import OPTIMIZERS
 from memlens.training.loop import shuffled
-from memlens.training.probes import Probes
-from memlens.training.recipes import OPTIMIZERS
+from memlens.training.posthoc import PosthocEvaluator
 from memlens.training.steps import train_step
 
 BATCHES = (128, 512)
@@ -65,22 +65,27 @@ class Loop:
     """
 
     def __init__(
-        self, model: str, data: ml.Dataset, recipe: ml.Recipe, record: bool, posthoc: str = ""
+        self, model: str, data: ml.Dataset, config: ml.TrainConfig, record: bool, posthoc: str = ""
     ) -> None:
-        self.engine, self.data, self.epoch = recipe.engine(), data, 0
-        net = registry.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+        self.engine, self.data, self.epoch = config.engine(), data, 0
+        net = registry.build(model, data.n_classes, data.in_shape, seed=config.seed)
         self.net = self.engine.place(net).train()
-        self.forward, self.feed = self.engine.forward(self.net), Feed(data, recipe, self.engine)
-        self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
+        self.forward, self.batches = (
+            self.engine.forward(self.net),
+            Batches(data, config, self.engine),
+        )
+        self.optimizer = OPTIMIZERS[config.optimizer](self.net.parameters(), config)
         self.recorder = Recorder(len(data.train)) if record else None
         rows = devices.rows_of(self.net, data.in_shape)
-        self.probes = Probes(data, ml.Measure(posthoc=True), 0, rows) if posthoc else None
+        self.probes = (
+            PosthocEvaluator(data, ml.MeasureConfig(posthoc=True), 0, rows) if posthoc else None
+        )
         self.rounded = posthoc == "tf32"
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(index, x, y) of the next epoch."""
         order = shuffled(len(self.data.train), 0, self.epoch)
-        return self.feed.batches(order, 0, self.epoch)
+        return self.batches.batches(order, 0, self.epoch)
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> None:
         train_step(self.forward, self.optimizer, x, y, self.recorder, index)
@@ -104,14 +109,17 @@ class Loop:
 class Pictures(torch.utils.data.Dataset):
     """Samples one by one, cropped, mirrored and normalised as pictures are: by PIL on the CPU."""
 
-    def __init__(self, data: ml.Dataset, recipe: ml.Recipe) -> None:
+    def __init__(self, data: ml.Dataset, config: ml.TrainConfig) -> None:
         self.arrays, self.labels = data.train.images.numpy(), data.train.labels.tolist()
         side = data.in_shape[-1]
-        moves = [transforms.RandomCrop(side, max(1, side // 8)), transforms.RandomHorizontalFlip()]
+        augmentation = [
+            transforms.RandomCrop(side, max(1, side // 8)),
+            transforms.RandomHorizontalFlip(),
+        ]
         self.show = transforms.Compose(
             [
                 transforms.ToPILImage(),
-                *(moves if recipe.augment == "crop_flip" else []),
+                *(augmentation if config.augment == "crop_flip" else []),
                 transforms.ToTensor(),
                 transforms.Normalize(data.mean, data.std),
             ]
@@ -145,15 +153,15 @@ class Conventional:
     Torch's settings are its own: on a GPU float32 convolutions may round to TF32.
     """
 
-    def __init__(self, model: str, data: ml.Dataset, recipe: ml.Recipe, workers: int) -> None:
-        self.device = recipe.engine().device
-        net = registry.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
+    def __init__(self, model: str, data: ml.Dataset, config: ml.TrainConfig, workers: int) -> None:
+        self.device = config.engine().device
+        net = registry.build(model, data.n_classes, data.in_shape, seed=config.seed)
         self.net = net.to(self.device).train()
-        decay = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-        self.optimizer = torch.optim.SGD(self.net.parameters(), recipe.lr, **decay)
+        decay = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.SGD(self.net.parameters(), config.lr, **decay)
         self.loader = DataLoader(
-            pictures := Pictures(data, recipe),
-            recipe.batch_size,
+            pictures := Pictures(data, config),
+            config.batch_size,
             sampler=Order(pictures),
             num_workers=workers,
             pin_memory=devices.is_gpu(self.device),
@@ -212,13 +220,13 @@ def waits(loop: Loop) -> str:
 
 def measure(bench: Bench, case: str) -> None:
     """All numbers of one batch size, each written once it is known."""
-    data, recipe = bench.data, bench.recipe(batch_size=CASES[case])
+    data, config = bench.data, bench.config(batch_size=CASES[case])
     model, table = bench.model("resnet18"), bench.table
     loops = {
-        "plain": Loop(model, data, recipe, record=False),
-        "recorded": Loop(model, data, recipe, record=True),
-        "post-hoc pass": Loop(model, data, recipe, record=False, posthoc="exact"),
-        "post-hoc pass, TF32": Loop(model, data, recipe, record=False, posthoc="tf32"),
+        "plain": Loop(model, data, config, record=False),
+        "recorded": Loop(model, data, config, record=True),
+        "post-hoc pass": Loop(model, data, config, record=False, posthoc="exact"),
+        "post-hoc pass, TF32": Loop(model, data, config, record=False, posthoc="tf32"),
     }
     first = {name: seconds_of(loop) for name, loop in loops.items()}
     say(f"first epochs, with compilation: { {k: round(v, 1) for k, v in first.items()} } s")
@@ -227,10 +235,10 @@ def measure(bench: Bench, case: str) -> None:
         measured = "waits for the GPU in the steps of an epoch"
         table.add("speed", case, measured, float(bool(found)), note=found[:200])
         if found:  # the recorder is in the middle of an epoch
-            loops["recorded"] = Loop(model, data, recipe, record=True)
+            loops["recorded"] = Loop(model, data, config, record=True)
             loops["recorded"]()
     workers = bench.less(os.cpu_count() or 1, 0)
-    usual, broken = Conventional(model, data, recipe, workers), None
+    usual, broken = Conventional(model, data, config, workers), None
     try:
         usual()
         loops["conventional"] = usual

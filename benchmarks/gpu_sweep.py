@@ -17,7 +17,7 @@ from sweep import one_by_one
 
 import memlens as ml
 from memlens.ensembles import subsets
-from memlens.ensembles.together import Nets, size_of_stack, train_together
+from memlens.ensembles.model_ensemble import ModelEnsemble, ensemble_size, train_ensemble
 from memlens.evaluation import metrics
 from memlens.storage import store
 
@@ -26,7 +26,7 @@ EPOCHS = 16  # a few: more nets are worth more than better ones
 BATCH = 512
 COUNTS = (2, 5, 10, 20, 50, 100, 200)  # nets after which the likeness is written down for good
 MODEL = "small_inception"
-TOGETHER, ALONE = 4000, 8
+TOGETHER, ONE_PROCESS = 4000, 8
 ROUNDS = 3
 DIGITS = f"digits, {TOGETHER} MLPs"
 SO_FAR = f"cifar100, {MODEL}, so far"
@@ -50,28 +50,28 @@ GOALS = [
 
 def digits(bench: Bench) -> None:
     """Thousands of small nets together against a few one by one, all on the GPU."""
-    data, n, alone = ml.load("digits"), bench.less(TOGETHER, 12), bench.less(ALONE, 2)
-    recipe = replace(subsets.SHORT, device="auto", epochs=bench.less(subsets.SHORT.epochs, 2))
+    data, n, alone = ml.load("digits"), bench.less(TOGETHER, 12), bench.less(ONE_PROCESS, 2)
+    config = replace(subsets.SHORT, device="auto", epochs=bench.less(subsets.SHORT.epochs, 2))
     masks, seeds = subsets.subset_masks(n, len(data.train), KEEP), np.arange(n)
-    stacks = np.array_split(seeds, -(-n // size_of_stack("mlp", data, recipe, subsets.TOGETHER)))
+    stacks = np.array_split(seeds, -(-n // ensemble_size("mlp", data, config, subsets.TOGETHER)))
     right: list[np.ndarray] = []
 
     def together() -> None:
         right.clear()
         for stack in stacks:
-            nets = Nets.build("mlp", data, stack)
-            train_together(nets, data, masks[stack], recipe, stack)
-            guesses = nets.predict(data).argmax(2).cpu()
+            ensemble = ModelEnsemble.build("mlp", data, stack)
+            train_ensemble(ensemble, data, masks[stack], config, stack)
+            guesses = ensemble.predict(data).argmax(2).cpu()
             right.append((guesses == data.train.labels).numpy())
 
     variants = {
         "together": together,
-        "alone": lambda: one_by_one(data, masks[:alone], seeds[:alone], recipe),
+        "alone": lambda: one_by_one(data, masks[:alone], seeds[:alone], config),
     }
     seconds = interleaved(variants, bench.less(ROUNDS, 1), warmup=1, until=bench.until)
     seconds = seconds / [n, alone]
     add = lambda name, value, note="": bench.table.add(  # noqa: E731
-        "sweep", DIGITS, name, value, epochs=recipe.epochs, note=note
+        "sweep", DIGITS, name, value, epochs=config.epochs, note=note
     )
     stated = f"median of {len(seconds)} rounds"
     add("together, a net", seconds["together"].median(), f"{n} nets, {stated}")
@@ -110,35 +110,39 @@ class Answers:
 def cifar(bench: Bench) -> None:
     """Net after net, until there are enough or the time is up."""
     data = bench.data
-    truth, answers = bench.published(data), Answers(bench, len(data.train))
+    truth, predictions = bench.published(data), Answers(bench, len(data.train))
     epochs, most = bench.less(EPOCHS, 2), bench.less(COUNTS[-1], 3)
-    recipe = bench.recipe(epochs=epochs, batch_size=BATCH)
+    config = bench.config(epochs=epochs, batch_size=BATCH)
     last = 0.0
-    while len(answers) < most:
+    while len(predictions) < most:
         if time.perf_counter() + last > bench.until:
-            raise OutOfTime(f"{len(answers)} of {most} nets are done")
-        start, number = time.perf_counter(), len(answers)
-        nets = Nets.build(bench.model(MODEL), data, [number])
+            raise OutOfTime(f"{len(predictions)} of {most} nets are done")
+        start, number = time.perf_counter(), len(predictions)
+        ensemble = ModelEnsemble.build(bench.model(MODEL), data, [number])
         mask = subsets.subset_masks(number + 1, len(data.train), KEEP)[-1]
-        train_together(nets, data, mask[None], recipe, [number])
-        right = (nets.predict(data)[0].argmax(1).cpu() == data.train.labels).numpy()
+        train_ensemble(ensemble, data, mask[None], config, [number])
+        right = (ensemble.predict(data)[0].argmax(1).cpu() == data.train.labels).numpy()
         last = time.perf_counter() - start
-        answers.add(mask, right, last)
-        tell(bench, answers, truth, epochs)
+        predictions.add(mask, right, last)
+        tell(bench, predictions, truth, epochs)
 
 
-def tell(bench: Bench, answers: Answers, truth: np.ndarray, epochs: int) -> None:
+def tell(bench: Bench, predictions: Answers, truth: np.ndarray, epochs: int) -> None:
     """What the nets so far say, in the table."""
-    masks, correct, n = answers.masks.astype(bool), answers.correct.astype(bool), len(answers)
+    masks, correct, n = (
+        predictions.masks.astype(bool),
+        predictions.correct.astype(bool),
+        len(predictions),
+    )
     out = correct[~masks].mean()
     # The first net of a call compiles: the median of several does not see it.
-    note = f"keep {KEEP}, batch {BATCH}, median {np.median(answers.seconds):.3g} s a net"
-    say(f"  net {n}: {answers.seconds[-1]:.1f} s")
+    note = f"keep {KEEP}, batch {BATCH}, median {np.median(predictions.seconds):.3g} s a net"
+    say(f"  net {n}: {predictions.seconds[-1]:.1f} s")
     add = lambda case, name, value: bench.table.add(  # noqa: E731
         "sweep", case, name, value, epochs=epochs, note=note
     )
     add(SO_FAR, "nets", n)
-    add(SO_FAR, "nets an hour", 3600 / np.median(answers.seconds))
+    add(SO_FAR, "nets an hour", 3600 / np.median(predictions.seconds))
     add(SO_FAR, "accuracy, training samples left out", float(out))
     ours = subsets.memorization(masks, correct)["memorization"].to_numpy()
     known = ~np.isnan(ours) & ~np.isnan(truth)

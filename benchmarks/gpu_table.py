@@ -29,7 +29,7 @@ COLUMNS = (
 KEY = ("part", "case", "measure", "gpu")
 NOT_RUN = "not run"
 TINY = "tiny: "  # before the case of what was tried in miniature: never mistaken for a result
-# The papers' recipe, as a GPU trains it fastest.
+# The papers' config, as a GPU trains it fastest.
 RECIPE = replace(COLOUR, device="auto", precision="auto", channels_last=None, compiled=None)
 
 
@@ -191,10 +191,10 @@ class Bench:
         """The net of that name; one small net stands for all in miniature."""
         return self.less(name, "small_cnn_bn")
 
-    def recipe(self, **changes: Any) -> ml.Recipe:
-        """The papers' recipe on this machine, with changes."""
-        recipe = replace(RECIPE, **changes)
-        return replace(recipe, batch_size=self.less(recipe.batch_size, recipe.batch_size // 8))
+    def config(self, **changes: Any) -> ml.TrainConfig:
+        """The papers' config on this machine, with changes."""
+        config = replace(RECIPE, **changes)
+        return replace(config, batch_size=self.less(config.batch_size, config.batch_size // 8))
 
     def attempt(self, part: str, case: str, work: Callable[[], object]) -> bool:
         """Do a case; False if time ran out. One that fails says so in the table, and no more."""

@@ -33,9 +33,9 @@ from memlens.data.samples import Dataset, from_arrays
 from memlens.ensembles import subsets
 from memlens.models import registry
 from memlens.storage import store
-from memlens.training.forecast import of_scores
-from memlens.training.ranks import joined
-from memlens.training.recipes import Measure, Recipe
+from memlens.training.config import MeasureConfig, TrainConfig
+from memlens.training.distributed import joined
+from memlens.training.memory import of_scores
 from memlens.training.steps import train_step
 
 COUNTS, PROCESSES = (500, 1_000, 2_000, 5_000), (1, 2)
@@ -79,16 +79,16 @@ def call(processes: int, arguments: list, work: Path) -> float:
 
 def train_in_memory(n: int, out: Path) -> None:
     """A process's share of one training; the first writes its history."""
-    recipe = Recipe(epochs=EPOCHS, batch_size=BATCH)
+    config = TrainConfig(epochs=EPOCHS, batch_size=BATCH)
     data = in_memory(n, SIDE)
-    with joined(recipe) as ranks:
+    with joined(config) as ranks:
         start = time.process_time()
-        run = ml.train("small_cnn", data, recipe, ranks=ranks)
+        run = ml.train("small_cnn", data, config, ranks=ranks)
         busy = time.process_time() - start
         if ranks.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             run.history.assign(busy=busy * ranks.world).to_csv(out / "history.csv", index=False)
-            store.Store().put("growth", store.Piece(run.arrays, run.meta))
+            store.Store().put("growth", store.Artifact(run.arrays, run.meta))
 
 
 def measure_trainings(counts: tuple[int, ...], work: Path) -> list[dict]:
@@ -156,7 +156,7 @@ def slope(rows: list[dict], measure: str, per: int, name: str) -> list[dict]:
 
 
 def measure_sweeps(counts: tuple[int, ...], work: Path) -> list[dict]:
-    """Nets on random subsets; in two processes each has half of the chunks of them."""
+    """ModelEnsemble on random subsets; in two processes each has half of the chunks of them."""
     rows = []
     for n in counts:
         data = in_memory(n, 8)
@@ -189,7 +189,7 @@ def in_memory(n: int, side: int) -> Dataset:
 
 
 def seconds_of_sweep(data: Dataset, processes: int, seed: int) -> float:
-    settings = {"n_models": SWEEP_NETS, "recipe": Recipe(epochs=SWEEP_EPOCHS), "seed": seed}
+    settings = {"n_models": SWEEP_NETS, "config": TrainConfig(epochs=SWEEP_EPOCHS), "seed": seed}
     return seconds_of(lambda: ml.subset_sweep("mlp", data, n_jobs=processes, **settings))
 
 
@@ -222,9 +222,9 @@ def forecast(table: pd.DataFrame) -> list[dict]:
     """ImageNet and the 4,000 models by the measured steps, on one core like this one."""
     step = table[table["part"] == "step"].set_index("case")["value"]
     n, epochs, rows = IMAGENET["n"], IMAGENET["epochs"], []
-    nets = SWEEP["nets"] * SWEEP["epochs"] * round(SWEEP["keep"] * SWEEP["n"])
+    ensemble = SWEEP["nets"] * SWEEP["epochs"] * round(SWEEP["keep"] * SWEEP["n"])
     for case, seconds in step.items():
-        count = n * epochs if case.endswith("ImageNet") else nets
+        count = n * epochs if case.endswith("ImageNet") else ensemble
         own = {"part": "forecast", "case": case}
         rows += [
             {**own, "processes": 1, "measure": "all trainings", "value": seconds * count / YEAR,
@@ -232,13 +232,13 @@ def forecast(table: pd.DataFrame) -> list[dict]:
             {**own, "measure": "for one day, all devices together", "value": count / DAY,
              "unit": "samples a second"},
         ]  # fmt: skip
-    answers = 4 * SWEEP["nets"] * SWEEP["n"] * SWEEP["classes"]
-    scores = of_scores(n, epochs, Measure())
+    predictions = 4 * SWEEP["nets"] * SWEEP["n"] * SWEEP["classes"]
+    scores = of_scores(n, epochs, MeasureConfig())
     return rows + [
         {"part": "forecast", "case": "resnet50, ImageNet", "n": n, "measure":
          "in-step scores, in each process", "value": scores / GB, "unit": "GB"},
         {"part": "forecast", "case": "resnet18, CIFAR-100", "n": SWEEP["n"], "measure":
-         "answers of all nets", "value": answers / GB, "unit": "GB"},
+         "answers of all nets", "value": predictions / GB, "unit": "GB"},
     ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 import memlens as ml
 from memlens.evaluation import plots
-from memlens.experiments.page import Page
+from memlens.experiments.notebook import NotebookReport
 
 N, FLIPS, COPIES, FIRST = 5_000, 0.05, 50, 250
 SHOWN = 8  # pictures a row
@@ -59,7 +59,7 @@ def measure(seed: int, work: Path) -> dict[str, float]:
     suspects = suspects.sort_values("aum_rank")["file"].isin(flipped).to_numpy()
     pairs = pd.read_csv(out / "duplicates.csv")
     found = {frozenset(pair) for pair in zip(pairs["file_a"], pairs["file_b"])}
-    history = ml.load_scored(out).run.history
+    history = ml.load_audit(out).run.history
     return {
         "suggested": len(suspects),
         "precision": suspects[:FIRST].mean(),
@@ -75,7 +75,7 @@ def measure(seed: int, work: Path) -> dict[str, float]:
 
 def draw(out: Path, flipped: set[str]) -> None:
     """The first labels that it suggests to look at, as a picture for the README."""
-    scored = ml.load_scored(out)
+    scored = ml.load_audit(out)
     first = scored.suspects.head(2 * SHOWN)
     rows = scored.table.index.get_indexer(first.index)
     titles = [f"{row.label}\n{row.predicted_label}?" for row in first.itertuples()]
@@ -89,7 +89,7 @@ def draw(out: Path, flipped: set[str]) -> None:
         "the label they came with, and what nets that never saw them say. Framed: planted flips."
     )
     columns = ["file", "label", "predicted_label", "p_label", "p_predicted", "aum"]
-    Page("own", "fashion_mnist").figure(figure, "labels", first[columns].assign(planted=wrong),
+    NotebookReport("own", "fashion_mnist").figure(figure, "labels", first[columns].assign(planted=wrong),
                                         caption)  # fmt: skip
 
 

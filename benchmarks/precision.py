@@ -20,26 +20,29 @@ from memlens.experiments import profiles
 from memlens.models import registry
 from memlens.tracking import scores
 from memlens.tracking.recorder import Recorder
+from memlens.training.batches import Batches
+from memlens.training.config import OPTIMIZERS
 from memlens.training.devices import Engine
-from memlens.training.feeds import Feed
 from memlens.training.loop import shuffled
-from memlens.training.recipes import OPTIMIZERS
 from memlens.training.steps import train_step
 
 SCORES = ("csg", "csl", "loss_sensitivity", "aum")
 MEASURED, TRAINED = 2_000, 10_000  # samples
 
 
-def measured(data: ml.Dataset, recipe: ml.Recipe) -> dict[str, float]:
+def measured(data: ml.Dataset, config: ml.TrainConfig) -> dict[str, float]:
     """Spearman of each score measured in bfloat16 with that in float32, at the same weights."""
     n = len(data.train)
     net = registry.build("small_cnn_bn", data.n_classes, data.in_shape).train()
-    optimizer, feed = OPTIMIZERS["sgd"](net.parameters(), recipe), Feed(data, recipe, Engine())
+    optimizer, batches = (
+        OPTIMIZERS["sgd"](net.parameters(), config),
+        Batches(data, config, Engine()),
+    )
     rounded, exact, low = Engine(bfloat16=True).forward(net), Recorder(n), Recorder(n)
-    for epoch in range(recipe.epochs):
+    for epoch in range(config.epochs):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
-        for index, x, y in feed.batches(shuffled(n, 0, epoch), 0, epoch):
+            group["lr"] = config.lr_at(epoch)
+        for index, x, y in batches.batches(shuffled(n, 0, epoch), 0, epoch):
             statistics = [buffer.clone() for buffer in net.buffers()]
             beside = low.watch(x)
             logits = rounded(beside)
@@ -55,7 +58,7 @@ def measured(data: ml.Dataset, recipe: ml.Recipe) -> dict[str, float]:
 
 def trained(profile: profiles.Profile) -> dict[str, dict[str, float]]:
     """Spearman of each score with that of a float32 training, for three other trainings."""
-    data, quick = profile.load(), ml.Measure()
+    data, quick = profile.load(), ml.MeasureConfig()
     changes = {
         "bfloat16": {"precision": "bfloat16"},
         "float32, channels last": {"channels_last": True},
@@ -72,11 +75,11 @@ def trained(profile: profiles.Profile) -> dict[str, dict[str, float]]:
 def main() -> None:
     profile = ml.get_profile("fashion_mnist")
     small, large = (profile.scaled(0.1, n) for n in (MEASURED, TRAINED))
-    rows = {f"measured in bfloat16, {MEASURED:,} samples": measured(small.load(), small.recipe)}
+    rows = {f"measured in bfloat16, {MEASURED:,} samples": measured(small.load(), small.config)}
     rows |= {f"trained, {k}, {TRAINED:,} samples": v for k, v in trained(large).items()}
     table = pd.DataFrame(rows).T.rename_axis("against float32")
     assert np.isfinite(table).all(axis=None)
-    save("precision", table.assign(epochs=small.recipe.epochs))
+    save("precision", table.assign(epochs=small.config.epochs))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Two cores, 70 minutes; an interrupted call goes on. With a small CNN in place of ResNet-18, and
 fewer epochs: how close scores come to the memorization that Feldman and Zhang publish (CSG Table
 1), how well those of the step find 10 % flipped labels (CSG Table 4), and where the weight norm
-peaks. By the papers' recipe, with crops and flips, and without them; curvature, the other post-hoc
-scores and those of held-out nets by the papers' recipe only.
+peaks. By the papers' config, with crops and flips, and without them; curvature, the other post-hoc
+scores and those of held-out nets by the papers' config only.
 """
 
 import sys
@@ -24,13 +24,13 @@ import memlens as ml
 from memlens.ensembles import proxies
 from memlens.evaluation import charts, detection, metrics, plots
 from memlens.experiments import paper
-from memlens.experiments.page import Page
+from memlens.experiments.notebook import NotebookReport
 from memlens.experiments.profiles import Profile
 from memlens.models import registry
 from memlens.training import devices
 
 NET, SCALE = "strided_cnn", 0.3  # 60 of 200 epochs
-CURVED = ml.Measure(posthoc=True, curvature_probes=10, every=10)
+CURVED = ml.MeasureConfig(posthoc=True, n_directions=10, every=10)
 AUGMENTS = {"crops and flips": "crop_flip", "as they are": "none"}
 
 
@@ -39,8 +39,8 @@ def laptop(profile: Profile) -> Profile:
     # Twice as fast where a processor has kernels for it: `precision.py` shows the scores the same.
     fast = devices.sums_in_float32(torch.device("cpu"))
     precision = "bfloat16" if fast else "float32"
-    recipe = replace(profile.recipe, device="cpu", threads=1, channels_last=True, compiled=False)
-    return replace(profile, model=NET, recipe=replace(recipe, precision=precision))
+    config = replace(profile.config, device="cpu", threads=1, channels_last=True, compiled=False)
+    return replace(profile, model=NET, config=replace(config, precision=precision))
 
 
 def trained(profile: Profile, data: ml.Dataset) -> dict[tuple[str, float], ml.Run]:
@@ -48,7 +48,7 @@ def trained(profile: Profile, data: ml.Dataset) -> dict[tuple[str, float], ml.Ru
     jobs = {
         (images, rate): profile.job(
             data.with_noise(rate),
-            measure=CURVED if (images, rate) == ("crops and flips", 0) else ml.Measure(),
+            measure=CURVED if (images, rate) == ("crops and flips", 0) else ml.MeasureConfig(),
             augment=augment,
         )
         for images, augment in AUGMENTS.items()
@@ -72,8 +72,8 @@ def judged(run: ml.Run, noisy: ml.Run, extra: pd.DataFrame, truth: pd.Series) ->
     )
 
 
-def draw(page: Page, tables: pd.DataFrame) -> None:
-    """Both judgements of every score, by the papers' recipe; ticks: without crops and flips."""
+def draw(page: NotebookReport, tables: pd.DataFrame) -> None:
+    """Both judgements of every score, by the papers' config; ticks: without crops and flips."""
     ours, plain = (tables.loc[images] for images in AUGMENTS)
     order = ours["pearson"].sort_values(ascending=False).index
     plain = plain.reindex(order)
@@ -119,8 +119,8 @@ def facts(run: ml.Run) -> dict[str, float]:
 def main() -> int:
     start = time.perf_counter()
     plots.apply_style()
-    page = Page("published", "cifar100", SCALE)
-    whole, epochs = ml.get_profile("cifar100").recipe.epochs, page.profile.recipe.epochs
+    page = NotebookReport("published", "cifar100", SCALE)
+    whole, epochs = ml.get_profile("cifar100").config.epochs, page.profile.config.epochs
     data = page.profile.load()
     # Before the work, so that a file that is missing is told at once.
     truth = page.profile.memorization(data)["memorization"]

@@ -13,8 +13,8 @@ from common import interleaved, ratios, save
 import memlens as ml
 from memlens.models import registry
 from memlens.tracking.recorder import Recorder
+from memlens.training.config import OPTIMIZERS, TrainConfig
 from memlens.training.loop import shuffled
-from memlens.training.recipes import OPTIMIZERS, Recipe
 from memlens.training.steps import train_step
 
 ROUNDS = 41
@@ -24,10 +24,10 @@ class Loop:
     """One net that trains an epoch whenever it is called."""
 
     def __init__(self, model: str, data: ml.Dataset, record: bool) -> None:
-        recipe = Recipe()
+        config = TrainConfig()
         self.net = registry.build(model, data.n_classes, data.in_shape)
-        self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
-        self.data, self.record, self.size = data, record, recipe.batch_size
+        self.optimizer = OPTIMIZERS[config.optimizer](self.net.parameters(), config)
+        self.data, self.record, self.size = data, record, config.batch_size
 
     def __call__(self) -> None:
         train = self.data.train

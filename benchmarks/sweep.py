@@ -1,4 +1,4 @@
-"""Nets trained together over the same nets one by one, with the same cores.
+"""ModelEnsemble trained together over the same nets one by one, with the same cores.
 
     python benchmarks/sweep.py [N_MODELS]
 
@@ -18,29 +18,29 @@ from joblib import Parallel, delayed
 
 import memlens as ml
 from memlens.ensembles import subsets
-from memlens.ensembles.together import Nets, train_together
+from memlens.ensembles.model_ensemble import ModelEnsemble, train_ensemble
 from memlens.models import registry
+from memlens.training.config import OPTIMIZERS
 from memlens.training.loop import shuffled, thread_count
-from memlens.training.recipes import OPTIMIZERS
 
 RECIPE = subsets.SHORT
 ROUNDS = 3
 
 
 def one_by_one(
-    data: ml.Dataset, masks: np.ndarray, seeds: Sequence[int], recipe: ml.Recipe = RECIPE
+    data: ml.Dataset, masks: np.ndarray, seeds: Sequence[int], config: ml.TrainConfig = RECIPE
 ) -> None:
-    device = recipe.engine().device
+    device = config.engine().device
     x, y = data.normalise(data.train.images).to(device), data.train.labels.to(device)
     with thread_count(1):
         for mask, seed in zip(masks, seeds, strict=True):
             net = registry.build("mlp", data.n_classes, data.in_shape, seed=int(seed)).to(device)
-            optimizer = OPTIMIZERS[recipe.optimizer](net.parameters(), recipe)
+            optimizer = OPTIMIZERS[config.optimizer](net.parameters(), config)
             members = torch.as_tensor(mask).nonzero()[:, 0]
-            for epoch in range(recipe.epochs):
-                optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
+            for epoch in range(config.epochs):
+                optimizer.param_groups[0]["lr"] = config.lr_at(epoch)
                 order = members[shuffled(len(members), int(seed), epoch)].to(device)
-                for index in order.split(recipe.batch_size):
+                for index in order.split(config.batch_size):
                     optimizer.zero_grad()
                     F.cross_entropy(net(x[index]), y[index]).backward()
                     optimizer.step()
@@ -49,9 +49,9 @@ def one_by_one(
 
 
 def all_at_once(data: ml.Dataset, masks: np.ndarray, seeds: np.ndarray) -> None:
-    nets = Nets.build("mlp", data, seeds)
-    train_together(nets, data, masks, RECIPE, seeds)
-    nets.predict(data)
+    ensemble = ModelEnsemble.build("mlp", data, seeds)
+    train_ensemble(ensemble, data, masks, RECIPE, seeds)
+    ensemble.predict(data)
 
 
 def main(n_models: int) -> None:

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     job = commands.add_parser("reproduce", help="run the notebooks: every figure, every claim")
     job.set_defaults(run=run_reproduce)
-    job.add_argument("--profile", default="digits", help="data set, net, recipes (digits)")
+    job.add_argument("--profile", default="digits", help="data set, net, configs (digits)")
     job.add_argument(
         "--scale", type=float, metavar="SHARE",
         help="a first look: this share of the epochs and nets",
@@ -106,11 +106,11 @@ def add_train(commands: Any) -> None:
     """The parser of ``memlens train``."""
     one = commands.add_parser(
         "train", help="one training with its scores, on one device or, by torchrun, on many",
-        description="Train one net by a profile's recipe and score every sample. Under `torchrun "
+        description="Train one net by a profile's config and score every sample. Under `torchrun "
         "--nproc-per-node N -m memlens train ...` N processes train it, one a device.",
     )  # fmt: skip
     one.set_defaults(run=run_train)
-    one.add_argument("--profile", default="digits", help="data set, net, recipe (digits)")
+    one.add_argument("--profile", default="digits", help="data set, net, config (digits)")
     one.add_argument("--data", metavar="NAME", help="another image set than the profile's")
     one.add_argument("--root", type=Path, metavar="DIR",
                      help="a folder of images: train/<class>/ and val/<class>/")  # fmt: skip
@@ -135,16 +135,18 @@ def add_train(commands: Any) -> None:
 
 def add_cache(commands: Any) -> None:
     """The parser of ``memlens cache``."""
-    shelf = commands.add_parser("cache", help="finished and unfinished work: list, verify, clear")
-    shelf.set_defaults(run=run_cache)
-    shelf.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
+    cache = commands.add_parser("cache", help="finished and unfinished work: list, verify, clear")
+    cache.set_defaults(run=run_cache)
+    cache.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
                        help="list (what, size, age, cost), check each byte, or remove")  # fmt: skip
-    shelf.add_argument("--folder", type=Path, help="another: the --out of `memlens audit`, say")
-    shelf.add_argument("--by", choices=("age", "size"), default="age",
+    cache.add_argument("--folder", type=Path, help="another: the --out of `memlens audit`, say")
+    cache.add_argument("--by", choices=("age", "size"), default="age",
                        help="list the newest or the largest first (age)")  # fmt: skip
-    shelf.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
-    shelf.add_argument("--kind", help="only such: run, sweep, folds, draft, part, damaged, ...")
-    shelf.add_argument("--yes", action="store_true", help="do not ask before removing")
+    cache.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
+    cache.add_argument(
+        "--kind", help="only such: run, sweep, folds, checkpoint, part, damaged, ..."
+    )
+    cache.add_argument("--yes", action="store_true", help="do not ask before removing")
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:
@@ -163,7 +165,7 @@ def run_audit(options: argparse.Namespace) -> int:
     # Before torch: on a machine that does other things, too, threads that wait by spinning make
     # each other many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from memlens.audit.outputs import score_path
+    from memlens.audit.outputs import audit_path
 
     classes = None
     if options.classes:
@@ -171,7 +173,7 @@ def run_audit(options: argparse.Namespace) -> int:
         classes = [line.strip() for line in lines if line.strip()]
     settings = {name: getattr(options, name)
                 for name in ("size", "model", "epochs", "device", "seed", "calibrate")}  # fmt: skip
-    scored = score_path(
+    scored = audit_path(
         options.path, options.out, classes=classes, **settings,
         confirm=lambda told: options.yes or ask(told),
         tell=lambda text: print(text, flush=True),
@@ -229,25 +231,27 @@ def asked_of(options: argparse.Namespace) -> AbstractContextManager:
     """Where trainings are mapped as the options ask, in the notebooks' kernels, too."""
     if options.jobs is None and options.scheduler is None:
         return nullcontext()
-    from memlens.training.workers import mapped  # loads torch, which only the kernels need else
+    from memlens.training.parallel import (
+        parallel_settings,  # loads torch, which only the kernels need else
+    )
 
-    return mapped(n_jobs=options.jobs, scheduler=options.scheduler)
+    return parallel_settings(n_jobs=options.jobs, scheduler=options.scheduler)
 
 
 def run_claims(options: argparse.Namespace) -> int:
     """Print how the claims fare; write the ledger into a page, or check the page's copy of it."""
-    from memlens.experiments import ledger
+    from memlens.experiments import claims
     from memlens.storage import store
 
-    print(ledger.summary(ledger.ledger(options.profile)), flush=True)
-    page = options.page or store.root() / ledger.PAGE
+    print(claims.summary(claims.ledger(options.profile)), flush=True)
+    page = options.page or store.root() / claims.PAGE
     if options.check:
-        current = ledger.is_current(page, options.profile)
+        current = claims.is_current(page, options.profile)
         call = f"memlens claims --profile {options.profile} --page {page}"
         print(f"\n{page}: " + ("up to date" if current else f"out of date; run `{call}`"))
         return int(not current)
     if options.write or options.page:
-        changed = ledger.update_page(page, options.profile)
+        changed = claims.update_page(page, options.profile)
         print(f"\n{page}: " + ("written" if changed else "up to date"))
     return 0
 
@@ -264,7 +268,7 @@ def run_cache(options: argparse.Namespace) -> int:
     """List, verify or clear finished work; 1 if some is damaged, or its removal not confirmed."""
     from memlens.storage import inventory
 
-    folder = inventory.shelf_of(options.folder)
+    folder = inventory.cache_of(options.folder)
     entries = inventory.chosen(inventory.entries(folder), options.kind, options.older_than)
     if options.action == "verify":
         problems = inventory.verify(entries)

@@ -180,7 +180,7 @@ def train_alone() -> Callable[..., "nn.Module"]:
     return _train_alone
 
 
-def _train_alone(model, data, mask, recipe, seed, *, labels=None, epochs=None, net=None, each=None):
+def _train_alone(model, data, mask, config, seed, *, labels=None, epochs=None, net=None, each=None):
     import torch
     import torch.nn.functional as F
 
@@ -198,24 +198,24 @@ def _train_alone(model, data, mask, recipe, seed, *, labels=None, epochs=None, n
     def gradients(batch):
         return torch.autograd.grad(F.cross_entropy(net(x[batch]), y[batch]), weights)
 
-    for epoch in range(recipe.epochs if epochs is None else epochs):
-        drops = sum(epoch >= int(share * recipe.epochs) for share in recipe.milestones)
-        for batch in members[shuffled(len(members), seed, epoch)].split(recipe.batch_size):
+    for epoch in range(config.epochs if epochs is None else epochs):
+        drops = sum(epoch >= int(share * config.epochs) for share in config.milestones)
+        for batch in members[shuffled(len(members), seed, epoch)].split(config.batch_size):
             slopes = gradients(batch)
-            if recipe.sam_rho:
+            if config.sam_rho:
                 length = sum(float((g.double() ** 2).sum()) for g in slopes) ** 0.5
                 here = [w.detach().clone() for w in weights]
                 with torch.no_grad():
                     for w, g in zip(weights, slopes, strict=True):
-                        w += recipe.sam_rho * g / length
+                        w += config.sam_rho * g / length
                 slopes = gradients(batch)
                 with torch.no_grad():
                     for w, value in zip(weights, here, strict=True):
                         w.copy_(value)
             with torch.no_grad():
                 for w, g, v in zip(weights, slopes, speed, strict=True):
-                    v.mul_(recipe.momentum).add_(g + recipe.weight_decay * w)
-                    w -= recipe.lr * recipe.gamma**drops * v
+                    v.mul_(config.momentum).add_(g + config.weight_decay * w)
+                    w -= config.lr * config.gamma**drops * v
         if each:
             each(net, epoch)
     return net.eval()
@@ -230,22 +230,22 @@ def flipped() -> "tuple[Run, pd.DataFrame, np.ndarray]":
 
     data = ml.load("digits")
     data = replace(data, train=data.train[torch.arange(300)]).with_noise(0.1)
-    measure = ml.Measure(
-        posthoc=True, curvature_probes=2, weight_gradients=True, logit_gradients=True
+    measure = ml.MeasureConfig(
+        posthoc=True, n_directions=2, weight_gradients=True, logit_gradients=True
     )
-    recipe = ml.Recipe(epochs=30)
-    run = ml.train("mlp", data, recipe, measure)
-    extra = ml.extra_scores("mlp", [data], recipe, seeds=[0], n_jobs=1)[0]
+    config = ml.TrainConfig(epochs=30)
+    run = ml.train("mlp", data, config, measure)
+    extra = ml.extra_scores("mlp", [data], config, seeds=[0], n_jobs=1)[0]
     return run, ml.every_score(run, extra), data.train.is_noisy.numpy()
 
 
 @pytest.fixture(scope="session")
-def scene() -> "Callable[..., tuple[Target, Shadows]]":
+def setup() -> "Callable[..., tuple[Target, Shadows]]":
     """Makes a target and shadows with logits that know their members, a little."""
     return _scene
 
 
-def _scene(n_models=24, n_views=2, n_samples=50, n_classes=4, seed=0):
+def _scene(n_models=24, n_augmentations=2, n_samples=50, n_classes=4, seed=0):
     import numpy as np
 
     from memlens.attacks.shadows import Shadows, Target
@@ -255,7 +255,7 @@ def _scene(n_models=24, n_views=2, n_samples=50, n_classes=4, seed=0):
     y = rng.integers(n_classes, size=n_samples)
     masks = rng.random((n_models + 1, n_samples)) < 0.5
     masks[:2], masks[2:4] = True, False  # at least two shadows on either side
-    logits = rng.normal(scale=2, size=(n_models + 1, n_views, n_samples, n_classes))
+    logits = rng.normal(scale=2, size=(n_models + 1, n_augmentations, n_samples, n_classes))
     logits += 3 * (np.arange(n_classes) == y[:, None]) * (0.5 + masks)[:, None, :, None]
     logits = logits.astype(np.float32)
     bent = rng.lognormal(size=(n_models + 1, n_samples)) / (1 + masks)

@@ -22,7 +22,7 @@ from memlens.attacks import robustness
 from memlens.audit import duplicates, outputs
 from memlens.experiments.profiles import PROFILES
 from memlens.tracking import signals
-from memlens.training import devices, passes
+from memlens.training import devices, inference
 from memlens.training.loop import predict
 
 GPU, HERE = "cuda", "cpu"
@@ -107,11 +107,11 @@ def profile(device):
     """The profile of clothes, short, on digits."""
     short = PROFILES["fashion_mnist"].scaled(0.02, 40)
     plain = {"device": device, "precision": "float32", "channels_last": False, "compiled": False}
-    questions = replace(short.questions, stops=("last", "peak", 2), curvature_draws=2)
+    queries = replace(short.queries, snapshots=("last", "peak", 2), n_directions=2)
     return replace(
         short, dataset="digits", other_model="mlp", sweep_models=6, n_shadows=6, n_targets=2,
-        recipe=replace(short.recipe, epochs=3, **plain), questions=questions,
-        sweep_recipe=replace(short.sweep_recipe, epochs=2, **plain),
+        config=replace(short.config, epochs=3, **plain), queries=queries,
+        sweep_config=replace(short.sweep_config, epochs=2, **plain),
     )  # fmt: skip
 
 
@@ -125,11 +125,11 @@ def all_of(profile):
     extra = profile.extra_scores([data], seeds=[0])[0]
     found |= {f"extra {name}": values for name, values in extra.items()}
     found |= {f"asked {name}": values for name, values in profile.half_sweep(data).arrays.items()}
-    net = run.checkpoint("last", device=profile.recipe.device)
+    net = run.snapshot("last", device=profile.config.device)
     x, y = data.normalise(data.train.images[:40]), data.train.labels[:40]
     found["logits"] = predict(net, data, data.train)
-    found["curvature"] = passes.in_parts(
-        lambda *given: signals.curvature(*given, n_probes=2).norm, net, x, y
+    found["curvature"] = inference.evaluate_batched(
+        lambda *given: signals.curvature(*given, n_directions=2).norm, net, x, y
     )
     found["distance"] = robustness.adversarial_distance(net, data, data.train[:40])
     found["features"] = duplicates.features(net, data, data.train.images[:40])
@@ -167,7 +167,7 @@ def test_images_of_ones_own_are_scored_there(tmp_path, monkeypatch, model):
         Image.fromarray(pixels.repeat_interleave(4, 1).numpy()).save(place / f"{i}.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two epochs: no peak
-        scored = outputs.score_path(
+        scored = outputs.audit_path(
             tmp_path / "images", tmp_path / "out", epochs=2, model=model, tell=lambda _: None
         )
     assert len(scored.table) == 90
@@ -176,9 +176,9 @@ def test_images_of_ones_own_are_scored_there(tmp_path, monkeypatch, model):
 
 def test_a_pass_in_tf32_rounds_and_the_training_does_not():
     data, before = tiny_images(90), torch.backends.cudnn.conv.fp32_precision
-    recipe = ml.Recipe(batch_size=32, device=GPU, precision="float32")
+    config = ml.TrainConfig(batch_size=32, device=GPU, precision="float32")
     loops = [
-        gpu_speed.Loop("small_cnn_bn", data, recipe, False, kind) for kind in ("exact", "tf32")
+        gpu_speed.Loop("small_cnn_bn", data, config, False, kind) for kind in ("exact", "tf32")
     ]
     for loop in loops:
         loop()

@@ -1,13 +1,13 @@
-"""A draft that stands for a kill: it saves after every epoch, and ends the training."""
+"""A checkpoint that stands for a kill: it saves after every epoch, and ends the training."""
 
-from memlens.storage.drafts import Draft
+from memlens.storage.checkpoints import TrainingCheckpoint
 
 
 class Killed(Exception):
     """Stands for a kill between two epochs."""
 
 
-class Mortal(Draft):
+class Mortal(TrainingCheckpoint):
     """Saves after every epoch, and dies after the given number of them."""
 
     def __init__(self, path, lives):

@@ -12,19 +12,19 @@ import memlens as ml
 from memlens import __main__
 from memlens.data.samples import Dataset
 from memlens.experiments import launch
-from memlens.storage import drafts, inventory, store
-from memlens.storage.drafts import Draft
+from memlens.storage import checkpoints, inventory, store
+from memlens.storage.checkpoints import TrainingCheckpoint
+from memlens.training.config import MeasureConfig, TrainConfig
+from memlens.training.distributed import process_group
 from memlens.training.loop import train
-from memlens.training.ranks import joined
-from memlens.training.recipes import Measure, Recipe
 
 # 101 samples in batches of 20: the last has one, so that the second process has none of it.
-UNEVEN = Recipe(epochs=4, batch_size=20, augment="crop", sam_rho=0.05)
-STOPPED = Recipe(epochs=40, batch_size=33, lr=0.3, stop="input_gradient", patience=2)
+UNEVEN = TrainConfig(epochs=4, batch_size=20, augment="crop", sam_rho=0.05)
+STOPPED = TrainConfig(epochs=40, batch_size=33, lr=0.3, stop="input_gradient", patience=2)
 REFUSED = {
-    "batch_norm": ("mlp_bn", Recipe(epochs=1), Measure()),
-    "posthoc": ("mlp", Recipe(epochs=1), Measure(posthoc=True)),
-    "small": ("mlp", Recipe(epochs=1, batch_size=1), Measure()),
+    "batch_norm": ("mlp_bn", TrainConfig(epochs=1), MeasureConfig()),
+    "posthoc": ("mlp", TrainConfig(epochs=1), MeasureConfig(posthoc=True)),
+    "small": ("mlp", TrainConfig(epochs=1, batch_size=1), MeasureConfig()),
 }
 
 
@@ -42,36 +42,45 @@ def talking() -> list[str]:
 
 
 def main(folder: Path) -> None:
-    data, drafts.SECONDS, drafts.SHARE = few(), 0.0, 1e9
-    with joined(UNEVEN) as ranks:
+    data, checkpoints.SECONDS, checkpoints.SHARE = few(), 0.0, 1e9
+    with process_group(UNEVEN) as processes:
         found = {}
         assert talking() or not Path("/proc").exists()
 
         def keep(name, run):
             found.update({f"{name}/{key}": values for key, values in run.arrays.items()})
 
-        draft, earlier = Draft(folder / "a.draft"), folder / "earlier" / "a.draft"
-        earlier.parent.mkdir(exist_ok=True)  # a draft is sealed with its name
+        checkpoint, earlier = (
+            TrainingCheckpoint(folder / "a.checkpoint"),
+            folder / "earlier" / "a.checkpoint",
+        )
+        earlier.parent.mkdir(exist_ok=True)  # a checkpoint is sealed with its name
 
         def watch(row):
             if row["epoch"] == 3:
-                shutil.copy(draft.path, earlier)  # of three epochs: the fourth is not yet kept
+                shutil.copy(checkpoint.path, earlier)  # of three epochs: the fourth is not yet kept
 
-        keep("uneven", train("mlp", data, UNEVEN, draft=draft, watch=watch, ranks=ranks))
-        if ranks.rank == 0:
-            assert len(Draft(earlier).load()["history"]) == 3
-        keep("resumed", train("mlp", data, UNEVEN, draft=Draft(earlier), ranks=ranks))
-        keep("stopped", train("small_cnn", data, STOPPED, ranks=ranks))
-        for name, (model, recipe, measure) in REFUSED.items():
+        keep(
+            "uneven",
+            train("mlp", data, UNEVEN, checkpoint=checkpoint, watch=watch, processes=processes),
+        )
+        if processes.rank == 0:
+            assert len(TrainingCheckpoint(earlier).load()["history"]) == 3
+        keep(
+            "resumed",
+            train("mlp", data, UNEVEN, checkpoint=TrainingCheckpoint(earlier), processes=processes),
+        )
+        keep("stopped", train("small_cnn", data, STOPPED, processes=processes))
+        for name, (model, config, measure) in REFUSED.items():
             try:
-                train(model, data, recipe, measure, ranks=ranks)
+                train(model, data, config, measure, processes=processes)
             except ValueError as error:
                 found[f"refused/{name}"] = np.array(str(error))
-        np.savez(folder / f"{ranks.rank}.npz", **found)
-        ranks.own_statistics = True
-        job = ml.Job("mlp_bn", data, Recipe(epochs=2, batch_size=40))
-        once, again = (launch._train_together(job, ranks, store.Store()) for _ in range(2))
-        assert (once is None) == (again is None) == (ranks.rank == 1)
+        np.savez(folder / f"{processes.rank}.npz", **found)
+        processes.own_statistics = True
+        job = ml.Job("mlp_bn", data, TrainConfig(epochs=2, batch_size=40))
+        once, again = (launch._train_together(job, processes, store.Store()) for _ in range(2))
+        assert (once is None) == (again is None) == (processes.rank == 1)
         if once:
             (entry,) = inventory.entries(store.cache_dir())
             assert entry.what.endswith(", 2 epochs, 2 processes") and entry.seconds > 0

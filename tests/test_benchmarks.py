@@ -19,7 +19,7 @@ from memlens.experiments.profiles import Profile
 from memlens.models import registry
 from memlens.storage import store
 from memlens.tracking import signals
-from memlens.training.recipes import Recipe
+from memlens.training.config import TrainConfig
 
 GOALS = [Goal("p", "a", "x", "s", "<= 2"), Goal("p", "a", "y"), Goal("p", "b", "x", "s", ">= 2")]
 
@@ -143,9 +143,9 @@ def test_rounds_end_when_the_time_is_up_but_one_is_counted():
 
 
 def test_the_conventional_loop_trains_what_ours_trains():
-    data, recipe = tiny_images(90), Recipe(batch_size=32, augment="none", lr=0.02)
-    ours = gpu_speed.Loop("small_cnn_bn", data, recipe, record=True)
-    theirs = gpu_speed.Conventional("small_cnn_bn", data, recipe, workers=0)
+    data, config = tiny_images(90), TrainConfig(batch_size=32, augment="none", lr=0.02)
+    ours = gpu_speed.Loop("small_cnn_bn", data, config, record=True)
+    theirs = gpu_speed.Conventional("small_cnn_bn", data, config, workers=0)
     for loop in (ours, theirs):
         loop()
         loop()
@@ -158,8 +158,8 @@ def test_the_conventional_loop_trains_what_ours_trains():
 
 def test_the_conventional_loop_crops_and_flips():
     data = tiny_images(40)
-    shown = gpu_speed.Pictures(data, Recipe(augment="crop_flip"))
-    still = gpu_speed.Pictures(data, Recipe())
+    shown = gpu_speed.Pictures(data, TrainConfig(augment="crop_flip"))
+    still = gpu_speed.Pictures(data, TrainConfig())
     assert torch.allclose(still[3][0], data.normalise(data.train.images[3]), atol=1e-6)
     assert any(not torch.equal(shown[i][0], still[i][0]) for i in range(9))
 
@@ -185,7 +185,7 @@ def test_the_authors_curvature_is_ours():
     data = tiny_images(40)
     net = registry.build("small_cnn_bn", data.n_classes, data.in_shape).double().eval()
     x, y = data.normalise(data.train.images).double(), data.train.labels
-    settings = {"n_probes": 3, "step": 1e-3, "seed": 5}
+    settings = {"n_directions": 3, "step": 1e-3, "seed": 5}
     ours = signals.curvature(net, x, y, **settings).norm
     assert ours.min() > 0
     torch.testing.assert_close(authors_curvature(net, x, y, **settings), ours, rtol=1e-6, atol=1e-9)

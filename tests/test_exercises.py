@@ -64,7 +64,7 @@ def primer():
     samples = SimpleNamespace(from_arrays=lambda *_, **__: None)
     return {
         "ml": fake, "scores": scores, "samples": samples, "trace": trace, "n_seeds": 3,
-        "clouds": lambda *_: None, "toy_net": None, "replace": lambda recipe, **_: recipe,
+        "clouds": lambda *_: None, "toy_net": None, "replace": lambda config, **_: config,
         "toy_recipe": None, "measure": None, "runs": [run["bent"]],
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import memlens as ml
 from memlens.models import registry
-from memlens.storage import drafts, store
+from memlens.storage import checkpoints, store
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_kills_notice_a_store_that_loses_work(tmp_path, monkeypatch):
 
 
 class _Careless:
-    """Stands for victims whose pieces change, and vanish with a kill."""
+    """Stands for victims whose artifacts change, and vanish with a kill."""
 
     def __enter__(self):
         self.n = 0
@@ -62,13 +62,13 @@ class _Careless:
 
     def run(self, job, folder, seconds=None, whom="caller"):
         self.n += 1
-        shelf = store.Store(folder)
+        cache = store.Store(folder)
         names = [f"run-{k:016x}" for k in range(2)]
-        if seconds is not None and names[0] in shelf:
-            shelf.remove(names[0])
+        if seconds is not None and names[0] in cache:
+            cache.remove(names[0])
             return False
         for name in names[: 1 if seconds is not None else 2]:
-            shelf.put(name, store.Piece({"x": np.array([self.n])}, {}))
+            cache.put(name, store.Artifact({"x": np.array([self.n])}, {}))
         return seconds is None
 
 
@@ -122,21 +122,23 @@ def test_the_fuzz_notices_a_hang(monkeypatch):
 def test_keeping_costs_a_small_share(tmp_path, monkeypatch, cost, most):
     """By a clock of its own: epochs of 50 ms, saves of 2 ms, 50 ms and 2 s."""
     clock = [0.0]
-    monkeypatch.setattr(drafts.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(drafts.torch, "save", lambda *_: clock.__setitem__(0, clock[0] + cost))
-    draft, spent = drafts.Draft(tmp_path / "d.draft"), 0.0
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(checkpoints.torch, "save", lambda *_: clock.__setitem__(0, clock[0] + cost))
+    checkpoint, spent = checkpoints.TrainingCheckpoint(tmp_path / "d.checkpoint"), 0.0
     for _ in range(20_000):
         clock[0] += 0.05
-        if draft.is_due():
-            draft.save({})
+        if checkpoint.is_due():
+            checkpoint.save({})
             spent += cost
     assert 0 < spent / clock[0] < most
 
 
 def test_what_a_save_costs_beside_an_epoch_is_measured():
-    rows = faults.cost_of_cifar("small_cnn", ml.Recipe(epochs=3, batch_size=64), 2, n_samples=256)
+    rows = faults.cost_of_cifar(
+        "small_cnn", ml.TrainConfig(epochs=3, batch_size=64), 2, n_samples=256
+    )
     found = {measure: value for _, measure, value in rows}
     weights = sum(p.numel() for p in registry.build("small_cnn", 10, (3, 32, 32)).parameters())
     # the net, its momentum, the nets kept at two peaks; nine numbers a sample and epoch
     assert found["MB of a save"] > 4 * (4 * weights + 9 * 256 * 3) / 1e6
-    assert 0 < found["share of a CIFAR-sized epoch"] <= drafts.SHARE * (1 + 1e-9)  # by rule
+    assert 0 < found["share of a CIFAR-sized epoch"] <= checkpoints.SHARE * (1 + 1e-9)  # by rule

@@ -10,17 +10,19 @@ import memlens as ml
 from memlens.data.samples import from_arrays
 from memlens.models import registry
 from memlens.tracking import signals
+from memlens.tracking.hooks import RecorderHooks, from_loss
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.watching import Watched, from_loss
-from memlens.training.feeds import Feed
+from memlens.training.batches import Batches
+from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
 from memlens.training.loop import train
-from memlens.training.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.training.steps import train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 FAST = {"device": "cuda", "precision": "bfloat16", "channels_last": True, "compiled": False}
-EVERYTHING = Measure(posthoc=True, curvature_probes=2, weight_gradients=True, logit_gradients=True)
+EVERYTHING = MeasureConfig(
+    posthoc=True, n_directions=2, weight_gradients=True, logit_gradients=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +37,13 @@ def colour():
     [({}, 0.0), ({}, 0.05), ({"precision": "float32"}, 0.05), ({"compiled": True}, 0.0)],
 )
 def test_no_step_of_an_epoch_waits_for_the_device(colour, changes, rho):
-    recipe = Recipe(batch_size=64, augment="crop_flip", **(FAST | changes))
-    engine = recipe.engine()
+    config = TrainConfig(batch_size=64, augment="crop_flip", **(FAST | changes))
+    engine = config.engine()
     net = engine.place(registry.build("resnet18", 4, colour.in_shape)).train()
-    forward, feed = engine.forward(net), Feed(colour, recipe, engine)
-    optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), recipe), Recorder(256, flush_bytes=1)
+    forward, batches = engine.forward(net), Batches(colour, config, engine)
+    optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), config), Recorder(256, flush_bytes=1)
     for epoch in range(2):  # the first one compiles
-        batches = feed.batches(torch.randperm(256), 0, epoch)
+        batches = batches.batches(torch.randperm(256), 0, epoch)
         first = next(batches)  # what is drawn for the epoch comes over before its first batch
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
@@ -65,7 +67,7 @@ def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)).cuda()
     images, labels = torch.randn(256, 3, 4, 4, device="cuda"), torch.arange(256, device="cuda") % 4
     recorder, scale = Recorder(256, visits=visits, flush_bytes=0), torch.tensor(0.25, device=place)
-    watched = Watched(net, recorder) if hooks else None
+    watched = RecorderHooks(net, recorder) if hooks else None
     factor = scale.to("cuda")
     for epoch in range(2):  # the first one loads kernels
         batches = [
@@ -105,7 +107,7 @@ def test_reading_the_scale_off_the_loss_does_not_wait_either(place):
 
 
 def test_the_numbers_are_those_of_the_cpu(tiny):
-    runs = [train("small_cnn_bn", tiny, Recipe(epochs=3, batch_size=20, device=device), EVERYTHING)
+    runs = [train("small_cnn_bn", tiny, TrainConfig(epochs=3, batch_size=20, device=device), EVERYTHING)
             for device in ("cpu", "cuda")]  # fmt: skip
     for name in runs[0].arrays:
         if name.startswith(("trace/", "posthoc/")) and "curvature" not in name:
@@ -119,32 +121,34 @@ def test_curvature_keeps_all_bits_of_float32(colour):
     net = registry.build("resnet18", 4, colour.in_shape).eval().to("cuda")
     x, y = (t[:32].to("cuda") for t in (colour.train.images, colour.train.labels))
     x = colour.normalise(x)
-    with Recipe(**FAST).engine().tuned():
-        found = signals.curvature(net, x, y, n_probes=4).norm
-        exact = signals.curvature(net.double(), x.double(), y, n_probes=4).norm
+    with TrainConfig(**FAST).engine().tuned():
+        found = signals.curvature(net, x, y, n_directions=4).norm
+        exact = signals.curvature(net.double(), x.double(), y, n_directions=4).norm
     assert found.cpu().numpy() == pytest.approx(exact.cpu().numpy(), rel=0.02)
 
 
 def test_nets_train_together_and_one_by_one(colour, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     digits = ml.load("digits")
-    recipes = [Recipe(epochs=5, device=device) for device in ("cpu", "cuda")]
-    sweeps = [ml.subset_sweep("mlp", digits, n_models=8, recipe=r, n_jobs=1) for r in recipes]
+    configs = [TrainConfig(epochs=5, device=device) for device in ("cpu", "cuda")]
+    sweeps = [ml.subset_sweep("mlp", digits, n_models=8, config=r, n_jobs=1) for r in configs]
     right = [sweep.correct.mean() for sweep in sweeps]
     assert right[0] == pytest.approx(right[1], abs=0.01)
-    recipe = Recipe(epochs=2, batch_size=64, augment="crop_flip", **FAST)
-    large = ml.subset_sweep("small_inception", colour, n_models=2, recipe=recipe)
+    config = TrainConfig(epochs=2, batch_size=64, augment="crop_flip", **FAST)
+    large = ml.subset_sweep("small_inception", colour, n_models=2, config=config)
     assert np.isfinite(large.logits_at("last")).all()
 
 
 def test_an_interrupted_training_goes_on_there(tiny, tmp_path):
     from mortal import Killed, Mortal
 
-    recipe = Recipe(epochs=5, batch_size=20, device="cuda")
+    config = TrainConfig(epochs=5, batch_size=20, device="cuda")
     with pytest.raises(Killed):
-        train("mlp", tiny, recipe, EVERYTHING, draft=Mortal(tmp_path / "d.draft", 2))
-    resumed = train("mlp", tiny, recipe, EVERYTHING, draft=Mortal(tmp_path / "d.draft", 99))
-    whole = train("mlp", tiny, recipe, EVERYTHING)
-    assert resumed.meta["checkpoints"] == whole.meta["checkpoints"]
+        train("mlp", tiny, config, EVERYTHING, checkpoint=Mortal(tmp_path / "d.checkpoint", 2))
+    resumed = train(
+        "mlp", tiny, config, EVERYTHING, checkpoint=Mortal(tmp_path / "d.checkpoint", 99)
+    )
+    whole = train("mlp", tiny, config, EVERYTHING)
+    assert resumed.meta["snapshots"] == whole.meta["snapshots"]
     assert resumed.trace.loss == pytest.approx(whole.trace.loss, rel=1e-3, abs=1e-5)
-    assert next(resumed.checkpoint("last").parameters()).device.type == "cpu"
+    assert next(resumed.snapshot("last").parameters()).device.type == "cpu"

@@ -102,7 +102,7 @@ def enough_checked(folder, least=6):
 
 def no_verdicts_compared(folder):
     """Verdicts and observations, which another seed may turn, stand in no checked cell."""
-    unsafe = {"page.claim", "page.doubt", "page.observe", "page.claims"}
+    unsafe = {"report.claim", "report.discrepancy", "report.observe", "report.claims"}
     problems = []
     for where, cell in code_cells(folder):
         if CHECK in tags(cell):
@@ -169,7 +169,7 @@ def any_profile(folder):
     asked, opened = ["profile", "scale", "n_samples"], dict.fromkeys(notebooks(folder))
     for where, tree in trees(folder):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ml.open_page":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ml.open_report":
                 opened[where.split(" cell ")[0]] = [ast.unparse(arg) for arg in node.args]
     problems = []
     for name, notebook in notebooks(folder).items():
@@ -298,7 +298,7 @@ def cell(source, count, text="ok\n", tag=CHECK):
 
 def good_cells():
     given = 'profile: str = "digits"  # data set\nscale: float = 1.0\nn_samples: int = 0\nseeds = 3'
-    opened = cell("page = ml.open_page('NAME', profile, scale, n_samples)", 2)
+    opened = cell("report = ml.open_report('NAME', profile, scale, n_samples)", 2)
     cells = [v4.new_markdown_cell("# Title"), cell(given, 1, "", "parameters"), opened]
     return [*cells, *[cell("print('ok')", n) for n in range(3, 8)]]
 
@@ -335,18 +335,18 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
         (enough_checked, cell("print('ok')", 6, tag="")),
         (enough_checked, cell("x = 1", 6, text="")),
         (enough_checked, v4.new_code_cell("f()", outputs=[PICTURE], metadata={"tags": [CHECK]})),
-        (no_verdicts_compared, cell("page.claim('CSG Table 1', 'a', '1', above(x, 1))", 6)),
-        (no_verdicts_compared, cell("for d in ids:\n    page.doubt(d, 'ours', None)", 6)),
-        (no_verdicts_compared, cell("page.observe('a', below(x, 1))", 6)),
-        (no_verdicts_compared, cell("page.claims()", 6)),
+        (no_verdicts_compared, cell("report.claim('CSG Table 1', 'a', '1', above(x, 1))", 6)),
+        (no_verdicts_compared, cell("for d in ids:\n    report.discrepancy(d, 'ours', None)", 6)),
+        (no_verdicts_compared, cell("report.observe('a', below(x, 1))", 6)),
+        (no_verdicts_compared, cell("report.claims()", 6)),
         (no_trained_numbers_compared, cell("print(x)", 6, text="-0.14% to 0.42%")),
         (no_trained_numbers_compared, cell("print(f'{x:.0%}')", 6, text="right: 97%")),
         (no_trained_numbers_compared, cell("print('over 0.7', x)", 6, text="over 0.7 .74")),
         (nothing_skipped, cell("print('ok')", 6, tag="nbval-skip")),
         (nothing_skipped, cell("# NBVAL_IGNORE_OUTPUT\nprint('ok')", 6)),
         (parameters_first, cell("seeds = 3", 6, tag="parameters")),
-        (any_profile, cell("page = ml.open_page('NAME', profile)", 6)),
-        (nothing_of_digits_alone, cell("page.profile.sweep(data).memorization()", 6)),
+        (any_profile, cell("report = ml.open_report('NAME', profile)", 6)),
+        (nothing_of_digits_alone, cell("report.profile.sweep(data).memorization()", 6)),
         (nothing_of_digits_alone, cell("ax.set_title(f'{n} of 60 epochs')", 6)),
         (no_magics, cell("%matplotlib inline", 6)),
         (no_magics, cell("!ls", 6)),
@@ -373,7 +373,7 @@ def test_a_notebook_without_a_size_is_found(tmp_path):
 
 
 def test_thresholds_and_closed_forms_are_no_trained_numbers(tmp_path):
-    threshold = cell("page.fact('over 0.70', above(x, 0.70))", 1, text="over 0.70: yes")
+    threshold = cell("report.check('over 0.70', above(x, 0.70))", 1, text="over 0.70: yes")
     closed = cell("print(1 / 8)", 2, text="0.125")
     closed.metadata["tags"].append("closed-form")
     shown = cell("print(x)", 3, text="0.7431", tag="")

@@ -81,7 +81,7 @@ def test_environment_yml_says_who_needs_each_package():
 
 
 def registry_hosts():
-    """Built from pieces, so that this file itself names none."""
+    """Built from artifacts, so that this file itself names none."""
     indexes = [".".join(p) for p in (("pypi", "org"), ("pythonhosted", "org"), ("anaconda", "org"))]
     return [
         *indexes,
@@ -141,8 +141,8 @@ def test_make_test_stops_at_a_failure():
         ["make", "-n", "-C", ROOT, "test"], capture_output=True, text=True, check=True
     ).stdout
     assert "ruff check" in plan and "--nbval-lax --nbval-current-env" in plan
-    recipe = (ROOT / "Makefile").read_text().split("\ntest:")[1].split("\n\n")[0]
-    assert not re.search(r"^\t-|\|\||; *true", recipe, re.MULTILINE)
+    config = (ROOT / "Makefile").read_text().split("\ntest:")[1].split("\n\n")[0]
+    assert not re.search(r"^\t-|\|\||; *true", config, re.MULTILINE)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import memlens as ml
 from memlens.ensembles import retrainings, subsets
 from memlens.models import registry
 from memlens.training import jobs
-from memlens.training.recipes import Measure, Recipe
+from memlens.training.config import MeasureConfig, TrainConfig
 
-THREE_EPOCHS = Recipe(epochs=3)
-MEASURED = Measure(posthoc=True, curvature_probes=2, weight_gradients=True, logit_gradients=True)
+THREE_EPOCHS = TrainConfig(epochs=3)
+MEASURED = MeasureConfig(posthoc=True, n_directions=2, weight_gradients=True, logit_gradients=True)
 # Other processors move these by less than a thousandth.
 GOLDEN = {
     ("jobs.RUN_VERSION", 1): {
@@ -61,7 +61,7 @@ def test_runs_give_what_their_version_gave(data):
 
 
 def test_sweeps_give_what_their_version_gave(data):
-    sweep = ml.subset_sweep("mlp", data, n_models=4, recipe=THREE_EPOCHS, n_jobs=1)
+    sweep = ml.subset_sweep("mlp", data, n_models=4, config=THREE_EPOCHS, n_jobs=1)
     found = {"logits": np.abs(sweep.logits).mean(), "samples in all nets": sweep.masks.sum()}
     same("subsets.SWEEP_VERSION", subsets.SWEEP_VERSION, found)
 
@@ -85,7 +85,7 @@ def test_nets_give_what_they_gave(name):
 
 def test_a_changed_result_is_noticed(data):
     """Planted: a learning rate that is one per cent higher."""
-    job = ml.Job("small_cnn_bn", data, Recipe(epochs=3, lr=1.01 * THREE_EPOCHS.lr), MEASURED)
+    job = ml.Job("small_cnn_bn", data, TrainConfig(epochs=3, lr=1.01 * THREE_EPOCHS.lr), MEASURED)
     with pytest.raises(AssertionError, match=r"raise jobs\.RUN_VERSION"):
         same("jobs.RUN_VERSION", jobs.RUN_VERSION, measured(job))
     with pytest.raises(AssertionError, match="store the values"):

@@ -134,7 +134,7 @@ def _curvatures(target: Target, shadows: Shadows) -> tuple[np.ndarray, Normals]:
     if target.curvature is None or shadows.curvature is None:
         raise ValueError(
             "no curvature was asked of the target or the shadows: sweep with "
-            "Questions(curvature_draws=10)"
+            "Queries(n_directions=10)"
         )
     values = lambda: _log_curvature(shadows.curvature)[:, None]  # noqa: E731
     known = shadows.normals("curvature", values, "per_sample", centre="mean")

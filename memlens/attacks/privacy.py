@@ -1,7 +1,7 @@
 """What a net leaks: its attacks staged from one sweep, and judged at low false positive rates.
 
-    scene = privacy.stage(sweep, "peak", n_targets=5, n_shadows=64)
-    privacy.judge(scene.members, privacy.attack(scene))
+    setup = privacy.stage(sweep, "peak", n_targets=5, n_shadows=64)
+    privacy.evaluate_attacks(setup.members, privacy.run_attacks(setup))
 
 All nets of a half-subset sweep are alike, so that some can be targets and others their shadows.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 
 from memlens.attacks.membership import ATTACKS, NEED_CURVATURE, Attack
 from memlens.attacks.shadows import Shadows, Target
-from memlens.ensembles.answers import Stop
+from memlens.ensembles.queries import Snapshot
 from memlens.ensembles.subsets import Sweep
 from memlens.evaluation import detection, metrics
 
@@ -23,7 +23,7 @@ FPRS = (1e-4, 1e-3, 1e-2)  # of CSG Table 9
 _LEAK = 6.0  # standard errors; independent masks reach it once in 10^9
 
 
-class Stage(NamedTuple):
+class AttackSetup(NamedTuple):
     """Targets, their members (n_targets, n_samples) bool, and the shadows to attack them with."""
 
     targets: list[Target]
@@ -31,27 +31,27 @@ class Stage(NamedTuple):
     shadows: Shadows
 
 
-def stage(
+def attack_setup(
     sweep: Sweep,
-    stop: Stop = "last",
+    snapshot: Snapshot = "last",
     *,
     n_targets: int = 5,
     n_shadows: int = N_SHADOWS,
-    views: Sequence[str] | None = None,
-    shadows_at: Stop | None = None,
-) -> Stage:
+    augmentations: Sequence[str] | None = None,
+    shadow_snapshot: Snapshot | None = None,
+) -> AttackSetup:
     """Take the first nets of a sweep as shadows and the last as targets, all stopped by one rule.
 
     Parameters
     ----------
     sweep : Sweep
         Of a share of 0.5, usually: half the samples are members.
-    stop : str or int
-        Where the nets were asked, one of ``sweep.questions.stops``.
-    views : sequence of str, optional
-        Those of the views that the attacks may use; by default all that were asked.
-    shadows_at : str or int, optional
-        Shadows of another stop, passed off as the target's: what a careless attacker would do, and
+    snapshot : str or int
+        Where the nets were asked, one of ``sweep.queries.snapshots``.
+    augmentations : sequence of str, optional
+        Those of the augmentations that the attacks may use; by default all that were asked.
+    shadow_snapshot : str or int, optional
+        Shadows of another snapshot, passed off as the target's: what a careless attacker would do, and
         the only way past the check that they are alike.
 
     Raises
@@ -65,29 +65,35 @@ def stage(
             f"{n_targets} targets and {n_shadows} shadows of a sweep of {n_nets} nets: ask for at "
             "least one target, four shadows, and no net twice"
         )
-    logits, curvature = _answers(sweep, stop, views)
-    shown = tuple(sweep.questions.views_at(stop) if views is None else views)
-    asked = {"stop": stop, "views": shown, "curvature_draws": sweep.questions.curvature_draws}
+    logits, curvature = _answers(sweep, snapshot, augmentations)
+    shown = tuple(
+        sweep.queries.augmentations_at(snapshot) if augmentations is None else augmentations
+    )
+    asked = {
+        "snapshot": snapshot,
+        "augmentations": shown,
+        "n_directions": sweep.queries.n_directions,
+    }
     origin, first = dict(sweep.origin) | asked, n_nets - n_targets
     targets = [Target(logits[t], sweep.y_true, origin, curvature[t]) for t in range(first, n_nets)]
-    if shadows_at is not None:
-        logits, curvature = _answers(sweep, shadows_at, views)
+    if shadow_snapshot is not None:
+        logits, curvature = _answers(sweep, shadow_snapshot, augmentations)
     known = curvature[:n_shadows] if isinstance(curvature, np.ndarray) else None
     shadows = Shadows(sweep.masks[:n_shadows], logits[:n_shadows], sweep.y_true, origin, known)
-    return Stage(targets, sweep.masks[first:], shadows)
+    return AttackSetup(targets, sweep.masks[first:], shadows)
 
 
 def _answers(
-    sweep: Sweep, stop: Stop, views: Sequence[str] | None
+    sweep: Sweep, snapshot: Snapshot, augmentations: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray | list[None]]:
-    logits, asked = sweep.logits_at(stop), sweep.questions.views_at(stop)
-    if views is not None:
-        if unknown := [view for view in views if view not in asked]:
+    logits, asked = sweep.logits_at(snapshot), sweep.queries.augmentations_at(snapshot)
+    if augmentations is not None:
+        if unknown := [view for view in augmentations if view not in asked]:
             raise ValueError(
-                f"views {unknown} were not asked at {stop!r}; there are: {', '.join(asked)}"
+                f"augmentations {unknown} were not asked at {snapshot!r}; there are: {', '.join(asked)}"
             )
-        logits = logits[:, [asked.index(view) for view in views]]
-    return logits, sweep.arrays.get(f"curvature/{stop}", [None] * len(logits))
+        logits = logits[:, [asked.index(view) for view in augmentations]]
+    return logits, sweep.arrays.get(f"curvature/{snapshot}", [None] * len(logits))
 
 
 def check_leak(members: np.ndarray, shadows: Shadows) -> None:
@@ -136,12 +142,14 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def attack(scene: Stage, attacks: Mapping[str, Attack] | None = None) -> dict[str, np.ndarray]:
+def run_attacks(
+    setup: AttackSetup, attacks: Mapping[str, Attack] | None = None
+) -> dict[str, np.ndarray]:
     """Scores of each attack on each target, (n_targets, n_samples), higher = member.
 
     Parameters
     ----------
-    scene : Stage
+    setup : AttackSetup
     attacks : mapping of functions, optional
         `ATTACKS` by default, without the curvature attacks where no curvature was asked.
 
@@ -150,7 +158,7 @@ def attack(scene: Stage, attacks: Mapping[str, Attack] | None = None) -> dict[st
     ValueError
         If the shadows know a target's members; see `check_leak`.
     """
-    targets, members, shadows = scene
+    targets, members, shadows = setup
     check_leak(members, shadows)
     if attacks is None:
         bent = all(asked.curvature is not None for asked in (shadows, *targets))
@@ -161,7 +169,7 @@ def attack(scene: Stage, attacks: Mapping[str, Attack] | None = None) -> dict[st
     }
 
 
-def judge(
+def evaluate_attacks(
     members: np.ndarray, scores: Mapping[str, np.ndarray], *, pooled: bool = False
 ) -> pd.DataFrame:
     """What each attack finds of each target.
@@ -169,7 +177,7 @@ def judge(
     Parameters
     ----------
     members : ndarray (n_targets, n_samples), bool
-    scores : mapping of ndarray (n_targets, n_samples), as `attack` returns them
+    scores : mapping of ndarray (n_targets, n_samples), as `run_attacks` returns them
     pooled : bool
         Judge all targets as one, called "all": with more non-members lower rates can be shown. One
         threshold then serves all targets, which suits scores on one scale, as likelihood ratios
@@ -199,27 +207,27 @@ def judge(
     if pooled:
         frames = {"all": pd.concat(frames, ignore_index=True)}
         known = {"all": members.ravel()}
-    tables = {k: detection.judge(known[k], frames[k], metrics=METRICS) for k in frames}
+    tables = {k: detection.evaluate_detectors(known[k], frames[k], metrics=METRICS) for k in frames}
     return pd.concat(tables, names=["target", "attack"])
 
 
-def audit(
+def evaluate_snapshots(
     sweep: Sweep,
-    stops: tuple[Stop, ...] | None = None,
+    snapshots: tuple[Snapshot, ...] | None = None,
     *,
     attacks: Mapping[str, Attack] | None = None,
     **options: object,
 ) -> pd.DataFrame:
-    """Attack a sweep's targets at each stop: `stage`, `attack` and `judge` in one.
+    """Attack a sweep's targets at each snapshot: `stage`, `run_attacks` and `evaluate_attacks` in one.
 
     Returns
     -------
-    DataFrame, index (stop, target, attack), columns as in `judge`
+    DataFrame, index (stop, target, attack), columns as in `evaluate_attacks`
     """
     tables = {}
-    for stop in sweep.questions.stops if stops is None else stops:
-        scene = stage(sweep, stop, **options)
-        tables[stop] = judge(scene.members, attack(scene, attacks))
+    for snapshot in sweep.queries.snapshots if snapshots is None else snapshots:
+        setup = attack_setup(sweep, snapshot, **options)
+        tables[snapshot] = evaluate_attacks(setup.members, run_attacks(setup, attacks))
     return pd.concat(tables, names=["stop"])
 
 

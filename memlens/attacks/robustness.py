@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from memlens.data.samples import Dataset, Samples
 from memlens.tracking.signals import warn_if_samples_touch
 from memlens.training import devices
-from memlens.training.feeds import in_order
+from memlens.training.batches import in_order
 
 BATCH = 512  # samples attacked at once; ours
 HAIR = 1e-4  # pixels by which a step goes past the boundary, so that a tie moves too; foolbox's

@@ -33,7 +33,7 @@ def _check_answers(
     if logits.ndim != n_axes or logits.shape[-2:-1] != np.shape(y_true) or not logits.size:
         raise ValueError(
             f"logits have shape {logits.shape} for y_true {np.shape(y_true)}: expected "
-            f"{'(n_models, ' if n_axes == 4 else '('}n_views, n_samples, n_classes)"
+            f"{'(n_models, ' if n_axes == 4 else '('}n_augmentations, n_samples, n_classes)"
         )
     if not np.isfinite(logits).all():
         raise ValueError("logits hold NaN or infinite values: did the training diverge?")
@@ -54,7 +54,7 @@ class Target:
 
     Attributes
     ----------
-    logits : ndarray (n_views, n_samples, n_classes), finite
+    logits : ndarray (n_augmentations, n_samples, n_classes), finite
     y_true : ndarray (n_samples,), int64
     origin : mapping, how the net was trained and stopped
     curvature : ndarray (n_samples,), 0 or more, or None: `signals.zero_order_curvature`
@@ -70,7 +70,7 @@ class Target:
 
     @cached_property
     def phi(self) -> np.ndarray:
-        """True-class logit of each view, (n_views, n_samples), float64."""
+        """True-class logit of each view, (n_augmentations, n_samples), float64."""
         return true_class_logit(self.logits, self.y_true)
 
 
@@ -90,7 +90,7 @@ class Shadows:
     Attributes
     ----------
     masks : ndarray (n_models, n_samples), bool: trained on it?
-    logits : ndarray (n_models, n_views, n_samples, n_classes), finite
+    logits : ndarray (n_models, n_augmentations, n_samples, n_classes), finite
     y_true : ndarray (n_samples,), int64
     origin : mapping, how the nets were trained and stopped; a target's must be the same
     curvature : ndarray (n_models, n_samples), 0 or more, or None
@@ -127,13 +127,13 @@ class Shadows:
 
     @cached_property
     def phi(self) -> np.ndarray:
-        """True-class logit of each view, (n_models, n_views, n_samples), float64."""
+        """True-class logit of each view, (n_models, n_augmentations, n_samples), float64."""
         return true_class_logit(self.logits, self.y_true)
 
     def normals(
         self, name: str, values: Callable[[], np.ndarray], variance: str, *, centre: str
     ) -> Normals:
-        """Normal distributions of values (n_models, n_views, n_samples); worked out once a name."""
+        """Normal distributions of values (n_models, n_augmentations, n_samples); worked out once a name."""
         key = name, variance, centre
         if key not in self._known:
             self._known[key] = fit_normals(values(), self.masks, variance, centre=centre)
@@ -147,7 +147,7 @@ def fit_normals(
 
     Parameters
     ----------
-    values : ndarray (n_models, n_views, n_samples)
+    values : ndarray (n_models, n_augmentations, n_samples)
     masks : ndarray (n_models, n_samples), bool
     variance : "fixed" or "per_sample"
         A standard deviation of each sample's own; or one for all, from the deviations from each
@@ -157,7 +157,7 @@ def fit_normals(
     Returns
     -------
     Normals
-        Means and standard deviations (divisor: the count), broadcastable to (n_views, n_samples).
+        Means and standard deviations (divisor: the count), broadcastable to (n_augmentations, n_samples).
     """
     if variance not in ("fixed", "per_sample"):
         raise ValueError(f'variance is {variance!r}: pass "fixed" or "per_sample"')
@@ -190,7 +190,7 @@ def check_pair(target: Target, shadows: Shadows) -> None:
     ------
     ValueError
         If the shadows were trained or stopped otherwise than the target, or asked about other
-        samples or views; or if the target is one of its own shadows, so that its members are known.
+        samples or augmentations; or if the target is one of its own shadows, so that its members are known.
     """
     keys = [*target.origin, *(key for key in shadows.origin if key not in target.origin)]
     differ = [
@@ -202,12 +202,12 @@ def check_pair(target: Target, shadows: Shadows) -> None:
     if differ:
         raise ValueError(
             f"the shadows were not trained like the target: {'; '.join(differ)}; train shadows by "
-            "the target's recipe, and stop them by its rule"
+            "the target's config, and stop them by its rule"
         )
     if target.logits.shape != shadows.logits.shape[1:]:
         raise ValueError(
             f"the target's logits have shape {target.logits.shape}, a shadow's "
-            f"{shadows.logits.shape[1:]}: ask both about the same samples in the same views"
+            f"{shadows.logits.shape[1:]}: ask both about the same samples in the same augmentations"
         )
     if not np.array_equal(target.y_true, shadows.y_true):
         raise ValueError("target and shadows have different labels: ask both about one data set")

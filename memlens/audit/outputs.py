@@ -2,7 +2,7 @@
 
 The folder holds ``scores.csv`` (and ``.parquet`` where pyarrow is), ``report.html``,
 ``duplicates.csv``, ``passed_over.csv``, ``calibration.csv`` if it was asked for, and ``run/``:
-the trainings and how they were asked for, so that `load_scored` finds all of it again and an
+the trainings and how they were asked for, so that `load_audit` finds all of it again and an
 interrupted call goes on.
 """
 
@@ -15,20 +15,20 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from memlens.audit import readings
-from memlens.audit.owndata import Own, load_own
-from memlens.audit.plans import Plan, plan_for, seconds_of
+from memlens.audit import findings
+from memlens.audit.audit_data import AuditData, load_audit_data
+from memlens.audit.config import AuditConfig, choose_config, seconds_of
+from memlens.audit.pipeline import AuditResult, Work
 from memlens.audit.report import write_report
-from memlens.audit.scoring import Scored, Work
 from memlens.storage import store
-from memlens.training.live import Progress
-from memlens.training.recipes import Recipe
+from memlens.training.config import TrainConfig
+from memlens.training.progress import Progress
 
 LONG = 3600.0  # seconds from which a person is asked first
 ASKED = "asked.json"  # how a run was asked for
 
 
-def score_path(
+def audit_path(
     path: str | Path,
     out: str | Path,
     *,
@@ -41,13 +41,13 @@ def score_path(
     calibrate: bool = False,
     confirm: Callable[[str], bool] = lambda _: True,
     tell: Callable[[str], None] = print,
-) -> Scored | None:
+) -> AuditResult | None:
     """Read labelled images, score them, and write everything that was found into a folder.
 
     Parameters
     ----------
     path, size, classes
-        As in `owndata.load_own`.
+        As in `owndata.load_audit_data`.
     out : str or Path
         The folder of the results. What an interrupted call left there is gone on with.
     model, epochs, device, seed
@@ -61,31 +61,31 @@ def score_path(
 
     Returns
     -------
-    Scored, or None if it was not confirmed
+    AuditResult, or None if it was not confirmed
 
     Raises
     ------
     ValueError, FileNotFoundError, MemoryError
-        As `owndata.load_own` and `plans.plan_for`.
+        As `owndata.load_audit_data` and `plans.plan_for`.
     OSError
         If the folder cannot be written: before any work.
     """
     out = _writable(Path(out).expanduser())
-    own = load_own(path, size=size, classes=classes, beside=out)
+    own = load_audit_data(path, size=size, classes=classes, beside=out)
     tell(_read(own))
-    shelf = store.Store(out / "run")
+    cache = store.Store(out / "run")
     asked = {
         "path": str(Path(path).expanduser().resolve()), "size": size,
         "classes": None if classes is None else list(classes),
         "data": store.fingerprint(own.data), "calibrate": calibrate,
         "options": {"model": model, "epochs": epochs, "device": device, "seed": seed},
     }  # fmt: skip
-    plan = _planned(out, asked) or plan_for(own.data, **asked["options"])
-    work = Work(own, plan, shelf=shelf, calibrate=calibrate)
+    plan = _planned(out, asked) or choose_config(own.data, **asked["options"])
+    work = Work(own, plan, cache=cache, calibrate=calibrate)
     if not _agreed(work, confirm, tell):
         return None
     _record(out, asked | {"plan": asdict(plan)})
-    progress = Progress(plan.recipe.epochs)
+    progress = Progress(plan.config.epochs)
     scored = work.do(progress)
     progress.close()
     write_outputs(scored, out)
@@ -101,8 +101,8 @@ def _agreed(work: Work, confirm: Callable[[str], bool], tell: Callable[[str], No
         tell("all trainings are done")
         return True
     seconds = seconds_of(work.plan, work.own.data, n_samples)
-    recipe = work.plan.recipe
-    tell(f"{n} trainings of {work.plan.model} on {recipe.device}, up to {_time(seconds)}")
+    config = work.plan.config
+    tell(f"{n} trainings of {work.plan.model} on {config.device}, up to {_time(seconds)}")
     return seconds <= LONG or confirm(f"This takes up to {_time(seconds)}.")
 
 
@@ -118,11 +118,11 @@ def _recorded(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def _plan_of(asked: dict[str, Any]) -> Plan:
-    return Plan(**asked["plan"] | {"recipe": Recipe(**asked["plan"]["recipe"])})
+def _plan_of(asked: dict[str, Any]) -> AuditConfig:
+    return AuditConfig(**asked["plan"] | {"config": TrainConfig(**asked["plan"]["config"])})
 
 
-def _planned(out: Path, asked: dict[str, Any]) -> Plan | None:
+def _planned(out: Path, asked: dict[str, Any]) -> AuditConfig | None:
     """The plan of an earlier call that asked for the same: it is gone on with.
 
     Made anew it could be another one, by the memory or the cores that are free by now.
@@ -132,8 +132,8 @@ def _planned(out: Path, asked: dict[str, Any]) -> Plan | None:
     return _plan_of(before) if same and "plan" in before else None
 
 
-def load_scored(out: str | Path, *, path: str | Path | None = None) -> Scored:
-    """What `score_path` found, from its folder; nothing is trained.
+def load_audit(out: str | Path, *, path: str | Path | None = None) -> AuditResult:
+    """What `audit_path` found, from its folder; nothing is trained.
 
     Parameters
     ----------
@@ -155,18 +155,18 @@ def load_scored(out: str | Path, *, path: str | Path | None = None) -> Scored:
     if "keys" not in asked:
         raise ValueError(f"the work in {out} was not finished: call `memlens audit` again")
     place = path or asked["path"]
-    own = load_own(place, size=asked["size"], classes=asked["classes"], beside=out)
+    own = load_audit_data(place, size=asked["size"], classes=asked["classes"], beside=out)
     if store.fingerprint(own.data) != asked["data"]:
         raise ValueError(
             f"the images of {place} are not those that were scored: some were added, removed or "
             "changed; score them again"
         )
-    shelf = store.Store(out / "run")
-    work = Work(own, _plan_of(asked), shelf=shelf, calibrate=asked["calibrate"])
+    cache = store.Store(out / "run")
+    work = Work(own, _plan_of(asked), cache=cache, calibrate=asked["calibrate"])
     return work.found(asked["keys"])
 
 
-def write_outputs(scored: Scored, out: Path) -> None:
+def write_outputs(scored: AuditResult, out: Path) -> None:
     """Write the tables and the report; each file is whole or as it was before."""
     tables = {"scores": scored.table, "duplicates": scored.pairs,
               "passed_over": scored.own.passed_over}  # fmt: skip
@@ -195,7 +195,7 @@ def _writable(out: Path) -> Path:
     return out
 
 
-def _read(own: Own) -> str:
+def _read(own: AuditData) -> str:
     data = own.data
     size = f"{data.in_shape[2]} x {data.in_shape[1]}"
     told = f"{len(own):,} images in {data.n_classes:,} classes, {size} pixels"
@@ -207,11 +207,11 @@ def _read(own: Own) -> str:
     return told
 
 
-def _found(scored: Scored, out: Path) -> str:
+def _found(scored: AuditResult, out: Path) -> str:
     table = scored.table
     told = [f"{len(scored.suspects):,} labels to look at"]
     told += [f"{len(scored.pairs):,} pairs of duplicates"]
-    for name in readings.READINGS[2:]:
+    for name in findings.READINGS[2:]:
         n = int(table["reading"].str.contains(name, regex=False).sum())
         told.append(f"{n:,} {name.rstrip('?')}")
     lines = [", ".join(told)]

@@ -1,7 +1,7 @@
 """The report on your own data: one page that opens anywhere, without a network.
 
 Everything is in it, pictures and plots as data, the style sheet inline; it holds no script. A
-section is a function from a `Scored` to HTML; what a person wrote (file and class names) is escaped
+section is a function from a `AuditResult` to HTML; what a person wrote (file and class names) is escaped
 on its way in.
 """
 
@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from memlens.audit import elements, readings
-from memlens.audit.scoring import PLANTED, Scored
+from memlens.audit import elements, findings
+from memlens.audit.pipeline import PLANTED, AuditResult
 from memlens.evaluation import metrics, plots
 from memlens.storage import store
 from memlens.tracking.scores import CATALOGUE
@@ -28,7 +28,7 @@ NEAR_DROP = 2  # epochs between a fall of the learning rate and a peak that it m
 PLOTTED = ("csg", "csl", "aum", "loss_sensitivity")
 
 
-def write_report(scored: Scored, path: Path) -> None:
+def write_report(scored: AuditResult, path: Path) -> None:
     """Write the page; a reader sees the old one or the new one, never a part.
 
     Raises
@@ -39,7 +39,7 @@ def write_report(scored: Scored, path: Path) -> None:
     store.write_atomic(path, page(scored).encode())
 
 
-def page(scored: Scored) -> str:
+def page(scored: AuditResult) -> str:
     """The whole page, HTML."""
     style = Path(__file__).with_name("report.css").read_text()
     with plots.styled():
@@ -61,11 +61,11 @@ def page(scored: Scored) -> str:
     )
 
 
-def summary(scored: Scored) -> str:
+def summary(scored: AuditResult) -> str:
     """What was found, in five numbers."""
     table, pairs = scored.table, scored.pairs
     n = len(table)
-    count = {r: int(table["reading"].str.contains(r, regex=False).sum()) for r in readings.READINGS}
+    count = {r: int(table["reading"].str.contains(r, regex=False).sum()) for r in findings.READINGS}
     conflicts = int(pairs["conflict"].sum())
     cards = {
         "labels to look at": (count["mislabelled?"], _precision_in_short(scored)),
@@ -89,24 +89,24 @@ def summary(scored: Scored) -> str:
     )
 
 
-def _precision_in_short(scored: Scored) -> str:
+def _precision_in_short(scored: AuditResult) -> str:
     if scored.calibration is None or not scored.calibration["suggested"].iloc[-1]:
         return "how many of them are wrong was not measured: see --calibrate"
     last = scored.calibration.iloc[-1]
     return f"with planted flips {last.precision:.0%} to {last.at_most:.0%} of such are wrong"
 
 
-def labels_section(scored: Scored) -> str:
+def labels_section(scored: AuditResult) -> str:
     """The most suspicious images of each class, with their label and what unseen nets say."""
     suspects = scored.suspects
     if suspects.empty:
         return (
             "<p>No label is suspicious: of no image do nets that never saw it hold another class "
-            f"for {readings.ODDS:g} times as likely as its label.</p>" + _calibration(scored)
+            f"for {findings.ODDS:g} times as likely as its label.</p>" + _calibration(scored)
         )
     by_class = suspects.groupby("label", sort=False)
     body = [
-        f"<p>Nets that never saw an image hold another class for at least {readings.ODDS:g} times "
+        f"<p>ModelEnsemble that never saw an image hold another class for at least {findings.ODDS:g} times "
         "as likely as <span class='was'>its label</span>, and the net that trained on it preferred "
         f"another one on average. The {PER_CLASS} most suspicious of each class, the class with "
         "the most suggestions first; <code>scores.csv</code> has all.</p>",
@@ -132,7 +132,7 @@ def _suspect(row: pd.Series) -> str:
     )
 
 
-def _calibration(scored: Scored) -> str:
+def _calibration(scored: AuditResult) -> str:
     if scored.calibration is None:
         return (
             "<p><b>How many of them are really wrong is not known.</b> It depends on the data: run "
@@ -158,7 +158,7 @@ def _calibration(scored: Scored) -> str:
     )
 
 
-def duplicates_section(scored: Scored) -> str:
+def duplicates_section(scored: AuditResult) -> str:
     """Pairs of the same or nearly the same picture."""
     pairs = scored.pairs
     if pairs.empty:
@@ -185,7 +185,7 @@ def duplicates_section(scored: Scored) -> str:
     )
 
 
-def _near(scored: Scored) -> str:
+def _near(scored: AuditResult) -> str:
     """What is to be said of near duplicates, which are not always looked for."""
     n = len(scored.own)
     if not scored.near:
@@ -196,19 +196,19 @@ def _near(scored: Scored) -> str:
     return f" {found:,} pairs are much closer to each other than their surroundings are."
 
 
-def memorized_section(scored: Scored) -> str:
+def memorized_section(scored: AuditResult) -> str:
     """What is memorized without looking mislabelled, and what that means for privacy."""
     table = scored.table
-    share = (table["memorization"] >= readings.MEMORIZED).mean()
+    share = (table["memorization"] >= findings.MEMORIZED).mean()
     rare = table[table["reading"].str.contains("rare?", regex=False)]
-    rare = rare[rare["memorization"] >= readings.MEMORIZED]
+    rare = rare[rare["memorization"] >= findings.MEMORIZED]
     rare = rare.sort_values("memorization", ascending=False, kind="stable")
     show = lambda row: (  # noqa: E731
         f"{escape(row['label'])}<br>{row['memorization']:+.2f} by training on it"
     )
     return (
         "<p>How much more likely a net finds an image's label for having trained on it: one net "
-        f"with it against one without, so a rough estimate. It is {readings.MEMORIZED} or more for "
+        f"with it against one without, so a rough estimate. It is {findings.MEMORIZED} or more for "
         f"{share:.1%} of the images. <b>These leak most</b>: the more a net's confidence in an "
         "image rests on having seen it, the easier it is to tell that it was in the training set. "
         "How easy is not measured here (for the handwritten digits of memlens, an attack is right "
@@ -219,7 +219,7 @@ def memorized_section(scored: Scored) -> str:
     )
 
 
-def common_section(scored: Scored) -> str:
+def common_section(scored: AuditResult) -> str:
     """What images with high scores have in common: tone, and class."""
     csg, data = scored.run.scores["csg"], scored.own.data
     tone = tone_of(scored)
@@ -245,7 +245,7 @@ def common_section(scored: Scored) -> str:
     return f"<p>{text}</p>{told}{elements.bars(share)}"
 
 
-def tone_of(scored: Scored) -> pd.DataFrame:
+def tone_of(scored: AuditResult) -> pd.DataFrame:
     """Brightness, contrast and, of colour images, colourfulness of each image, in [0, 1]."""
     images, white = scored.own.data.train.images, scored.own.data.pixel_max
     rows: dict[str, list[np.ndarray]] = {"brightness": [], "contrast": [], "colourfulness": []}
@@ -261,7 +261,7 @@ def tone_of(scored: Scored) -> pd.DataFrame:
     return pd.DataFrame(columns, index=scored.table.index)
 
 
-def stopping_section(scored: Scored) -> str:
+def stopping_section(scored: AuditResult) -> str:
     """The training curves, the peak, and when the held-out loss was lowest."""
     run, peak = scored.run, scored.run.peak
     n = len(run.history)
@@ -273,7 +273,7 @@ def stopping_section(scored: Scored) -> str:
             f"after epoch {peak.detected_epoch}; training stopped there. No validation set is "
             "needed."
         )
-        drops = scored.plan.recipe.drops
+        drops = scored.plan.config.drops
         if near := [drop for drop in drops if abs(drop - peak.peak_epoch) <= NEAR_DROP]:
             told += (
                 f" But the learning rate falls at epoch {near[0]}, and the norm follows it: this "
@@ -293,15 +293,15 @@ def stopping_section(scored: Scored) -> str:
     return f"<p>{told}</p>{elements.plot(plots.training_figure(history, called), caption)}"
 
 
-def _mean_held_out_loss(scored: Scored, n: int) -> np.ndarray:
+def _mean_held_out_loss(scored: AuditResult, n: int) -> np.ndarray:
     """As long as all of those trainings went on, (n,); NaN after."""
     rows = [history["val_loss"].reindex(range(n)).to_numpy() for history in scored.histories]
     return np.mean(rows, axis=0)
 
 
-def scores_section(scored: Scored) -> str:
+def scores_section(scored: AuditResult) -> str:
     """How the scores are distributed, the suggested labels marked."""
-    marked = readings.mislabelled(scored.table).to_numpy()
+    marked = findings.mislabelled(scored.table).to_numpy()
     figure, axes = plt.subplots(2, 2, figsize=plots.figsize(2, 2), layout="constrained")
     for ax, name in zip(axes.flat, PLOTTED, strict=True):
         values = scored.run.scores[name]
@@ -311,16 +311,16 @@ def scores_section(scored: Scored) -> str:
     return elements.plot(figure, caption)
 
 
-def method_section(scored: Scored) -> str:
+def method_section(scored: AuditResult) -> str:
     """How each number was made."""
     plan, run = scored.plan, scored.run
-    recipe = plan.recipe
+    config = plan.config
     trained = sum(map(len, (run.history, *scored.histories)))
     told = (
-        f"<p>Net <code>{plan.model}</code>, {recipe.optimizer.upper()} with learning rate "
-        f"{recipe.lr:g}, momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}, batch "
-        f"{recipe.batch_size}, at most {recipe.epochs} epochs, on {recipe.device}, seed "
-        f"{recipe.seed}. One training on all images gives the scores, {plan.n_folds} on all but a "
+        f"<p>Net <code>{plan.model}</code>, {config.optimizer.upper()} with learning rate "
+        f"{config.lr:g}, momentum {config.momentum:g}, weight decay {config.weight_decay:g}, batch "
+        f"{config.batch_size}, at most {config.epochs} epochs, on {config.device}, seed "
+        f"{config.seed}. One training on all images gives the scores, {plan.n_folds} on all but a "
         f"fold give what is said of an image by nets that never saw it: {trained} epochs in all. "
         "Classes with fewer images than folds are in every training, and get no such answer.</p>"
     )
@@ -337,7 +337,7 @@ def method_section(scored: Scored) -> str:
     return told + notes + details
 
 
-def passed_section(scored: Scored) -> str:
+def passed_section(scored: AuditResult) -> str:
     """What was not scored, and why."""
     passed = scored.own.passed_over
     if passed.empty:
@@ -355,7 +355,7 @@ def passed_section(scored: Scored) -> str:
     )
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Scored], str]]] = {
+SECTIONS: dict[str, tuple[str, Callable[[AuditResult], str]]] = {
     "labels": ("Which labels may be wrong?", labels_section),
     "duplicates": ("Which images are duplicates?", duplicates_section),
     "memorized": ("What is memorized, and would leak?", memorized_section),
@@ -367,7 +367,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Scored], str]]] = {
 }
 
 
-def _tiles(scored: Scored, rows: pd.DataFrame, describe: Callable[[pd.Series], str]) -> str:
+def _tiles(scored: AuditResult, rows: pd.DataFrame, describe: Callable[[pd.Series], str]) -> str:
     """A grid of pictures, each with what ``describe`` says of its row, and its file."""
     positions = scored.table.index.get_indexer(rows.index)
     tiles = [
@@ -379,7 +379,7 @@ def _tiles(scored: Scored, rows: pd.DataFrame, describe: Callable[[pd.Series], s
     return f'<div class="grid">{"".join(tiles)}</div>'
 
 
-def _image(scored: Scored, row: int, name: str) -> str:
+def _image(scored: AuditResult, row: int, name: str) -> str:
     pixels = scored.own.data.train.images[row].numpy() * (255 / scored.own.data.pixel_max)
     return elements.picture(pixels.round().clip(0, 255).astype(np.uint8), name)
 

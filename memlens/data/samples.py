@@ -327,7 +327,7 @@ def load_digits() -> Dataset:
     return replace(dataset, train=whole[train], test=whole[test])
 
 
-class Moves(NamedTuple):
+class Augmentation(NamedTuple):
     """Where each sample is cut out of its padded image, and whether it is mirrored.
 
     rows, columns (...,), int64, in [0, 2 pad]; mirrored (...,), bool: an entry a sample.
@@ -338,33 +338,33 @@ class Moves(NamedTuple):
     mirrored: Tensor
 
     @classmethod
-    def draw(cls, n: int, pad: int, flip: bool, seed: int) -> "Moves":
-        """Moves of ``n`` samples: a function of the arguments alone."""
+    def draw(cls, n: int, pad: int, flip: bool, seed: int) -> "Augmentation":
+        """Augmentation of ``n`` samples: a function of the arguments alone."""
         generator = torch.Generator().manual_seed(seed)
         rows, columns = (torch.randint(2 * pad + 1, (n,), generator=generator) for _ in range(2))
         mirrored = torch.randint(1 + flip, (n,), generator=generator).bool()
         return cls(rows, columns, mirrored)
 
-    def to(self, device: torch.device) -> "Moves":
+    def to(self, device: torch.device) -> "Augmentation":
         """The same on another device."""
-        return Moves(*(part.to(device) for part in self))
+        return Augmentation(*(part.to(device) for part in self))
 
-    def of(self, index: Tensor) -> "Moves":
+    def of(self, index: Tensor) -> "Augmentation":
         """The moves of the samples at ``index``, in the order of its entries."""
-        return Moves(*(part[index] for part in self))
+        return Augmentation(*(part[index] for part in self))
 
 
-def augment(images: Tensor, moves: Moves, pad: int) -> Tensor:
+def augment(images: Tensor, augmentation: Augmentation, pad: int) -> Tensor:
     """Crops of zero-padded images, some mirrored: (n, c, h, w) -> the same, dtype kept.
 
     All samples move in one gather on the device of ``images``, where ``moves`` have to be, too.
-    The padding is black, as in the papers' recipes, where pixels are cropped before they are
+    The padding is black, as in the papers' configs, where pixels are cropped before they are
     normalised.
     """
     n, _, height, width = images.shape
-    rows = torch.arange(height, device=images.device) + moves.rows[:, None]  # (n, h)
-    columns = torch.arange(width, device=images.device) + moves.columns[:, None]  # (n, w)
-    columns = torch.where(moves.mirrored[:, None], columns.flip(1), columns)
+    rows = torch.arange(height, device=images.device) + augmentation.rows[:, None]  # (n, h)
+    columns = torch.arange(width, device=images.device) + augmentation.columns[:, None]  # (n, w)
+    columns = torch.where(augmentation.mirrored[:, None], columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, (pad,) * 4).permute(0, 2, 3, 1)
     sample = torch.arange(n, device=images.device)[:, None, None]
     return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

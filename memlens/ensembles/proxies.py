@@ -16,12 +16,12 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import rankdata
 
 from memlens.data.samples import Dataset
+from memlens.ensembles.model_ensemble import ModelEnsemble
 from memlens.ensembles.retrainings import KINDS, early_signals, fit_parts, plan_repeats, retrain
-from memlens.ensembles.together import Nets
 from memlens.tracking import scores
 from memlens.tracking.scores import Score
+from memlens.training.config import TrainConfig
 from memlens.training.jobs import Job, train_many
-from memlens.training.recipes import Recipe
 from memlens.training.runs import Run
 
 Left = Mapping[str, np.ndarray]
@@ -143,7 +143,7 @@ PROXIES: dict[str, Score] = {
 def extra_scores(
     model: str,
     datasets: Sequence[Dataset],
-    recipe: Recipe,
+    config: TrainConfig,
     *,
     seeds: Sequence[int],
     kinds: Sequence[str] = tuple(KINDS),
@@ -153,7 +153,7 @@ def extra_scores(
 
     Parameters
     ----------
-    model, datasets, recipe, seeds, n_jobs
+    model, datasets, config, seeds, n_jobs
         As in `retrainings.retrain`.
     kinds : sequence of str
         Which trainings to make.
@@ -165,7 +165,7 @@ def extra_scores(
     """
     frames = [pd.DataFrame(index=pd.Index(d.train.index.numpy(), name="index")) for d in datasets]
     for kind in kinds:
-        left = retrain(kind, model, datasets, recipe, seeds=seeds, n_jobs=n_jobs)
+        left = retrain(kind, model, datasets, config, seeds=seeds, n_jobs=n_jobs)
         for name, score in PROXIES.items():
             if score.needs == (kind,):
                 for frame, arrays in zip(frames, left):
@@ -203,7 +203,7 @@ def every_score(run: Run, extra: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def grand_at(
-    model: str, data: Dataset, recipe: Recipe, *, epochs: int, n_runs: int = 10, seed: int = 0
+    model: str, data: Dataset, config: TrainConfig, *, epochs: int, n_runs: int = 10, seed: int = 0
 ) -> pd.DataFrame:
     """EL2N and GraNd after so many epochs, mean of several runs (Paul et al. 2021).
 
@@ -219,8 +219,8 @@ def grand_at(
     DataFrame
         A row a training sample (original index); columns el2n, grand.
     """
-    if not 0 <= epochs <= recipe.epochs:
-        raise ValueError(f"epochs is {epochs}; the recipe has 0 to {recipe.epochs}")
+    if not 0 <= epochs <= config.epochs:
+        raise ValueError(f"epochs is {epochs}; the config has 0 to {config.epochs}")
     if epochs == 0:
         warnings.warn(
             "GraNd at initialisation does not reproduce (Kirsch 2023): it mostly measures the norm "
@@ -228,16 +228,16 @@ def grand_at(
             stacklevel=2,
         )
     parts = plan_repeats(data, seed, n_runs)
-    nets = Nets.build(model, data, [part.seed for part in parts])
-    fit_parts(nets, data, parts, recipe, epochs=epochs)
-    rows = early_signals(nets, data, parts)
+    ensemble = ModelEnsemble.build(model, data, [part.seed for part in parts])
+    fit_parts(ensemble, data, parts, config, epochs=epochs)
+    rows = early_signals(ensemble, data, parts)
     means = {k: np.mean([r[k] for r in rows], axis=0) for k in ("el2n", "weight_grad")}
     frame = pd.DataFrame(means, index=pd.Index(data.train.index.numpy(), name="index"))
     return frame.rename(columns={"weight_grad": "grand"})
 
 
 def aum_flags(
-    model: str, data: Dataset, recipe: Recipe, *, percentile: float = 99.0, seed: int = 0
+    model: str, data: Dataset, config: TrainConfig, *, percentile: float = 99.0, seed: int = 0
 ) -> pd.DataFrame:
     """AUM with its threshold samples: which labels to call wrong (Pleiss et al. 2020, section 3.2).
 
@@ -259,7 +259,7 @@ def aum_flags(
         raise ValueError(f"{n} samples of {fake} classes leave no threshold sample")
     serving = [order[:size], order[size : 2 * size]]
     judged = [order[size:], order[:size]]  # every sample once
-    jobs = [Job(model, _with_fake(data, rows), replace(recipe, seed=seed)) for rows in serving]
+    jobs = [Job(model, _with_fake(data, rows), replace(config, seed=seed)) for rows in serving]
     score, threshold = np.empty(n), np.empty(n)
     for run, rows, who in zip(train_many(jobs), serving, judged):
         suspicion = run.scores["aum"].to_numpy()  # minus AUM: the percentile turns round with it

@@ -24,17 +24,17 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from memlens.data.samples import Dataset
-from memlens.ensembles.together import Nets, size_of_stack, train_together
+from memlens.ensembles.model_ensemble import ModelEnsemble, ensemble_size, train_ensemble
 from memlens.storage import store
 from memlens.storage.store import Arrays
 from memlens.tracking import signals
 from memlens.tracking.scores import EARLY_EPOCH
 from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training import devices
-from memlens.training.feeds import in_order
+from memlens.training.batches import in_order
+from memlens.training.config import TrainConfig, mixed_seed
 from memlens.training.jobs import described
-from memlens.training.recipes import Recipe, mixed_seed
-from memlens.training.workers import Made, elsewhere, handed_over, side_by_side
+from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
 
 Wanted = dict[str, tuple[Dataset, int]]  # by key: data and seed
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
@@ -58,14 +58,14 @@ class Kind:
     Attributes
     ----------
     plan : (data, seed) -> parts
-    work : (nets, data, parts, recipe) -> arrays of each part
+    work : (nets, data, parts, config) -> arrays of each part
     gather : (parts, their arrays) -> what is kept for the (data, seed)
     trainings : float, what it costs for one seed, in trainings of all samples for all epochs; for
         ``repeats``, which stop early, in epochs
     """
 
     plan: Callable[[Dataset, int], list[Part]]
-    work: Callable[[Nets, Dataset, list[Part], Recipe], list[Arrays]]
+    work: Callable[[ModelEnsemble, Dataset, list[Part], TrainConfig], list[Arrays]]
     gather: Callable[[list[Part], list[Arrays]], Arrays]
     trainings: float
 
@@ -74,7 +74,7 @@ def retrain(
     kind: str,
     model: str,
     datasets: Sequence[Dataset],
-    recipe: Recipe,
+    config: TrainConfig,
     *,
     seeds: Sequence[int],
     n_jobs: int | None = None,
@@ -89,7 +89,7 @@ def retrain(
         A name from ``models.MODELS``.
     datasets : sequence of Dataset
         Those that share their images (only the labels differ) are trained together.
-    recipe : Recipe
+    config : TrainConfig
         Its seed is not used.
     seeds : sequence of int, one a data set
         Of the split, the weights and the order of the samples.
@@ -110,22 +110,22 @@ def retrain(
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
     if len(datasets) != len(seeds):
         raise ValueError(f"{len(datasets)} data sets and {len(seeds)} seeds: pass one seed each")
-    shelf, version = store.Store(), RETRAINING_VERSION
-    engine = recipe.engine().key
+    cache, version = store.Store(), RETRAINING_VERSION
+    engine = config.engine().key
     keys = [
-        f"{kind}-{store.fingerprint([model, data, replace(recipe, seed=0), engine, seed, version])}"
+        f"{kind}-{store.fingerprint([model, data, replace(config, seed=0), engine, seed, version])}"
         for data, seed in zip(datasets, seeds)
     ]
-    found = {key: shelf.get(key) for key in keys}
+    found = {key: cache.get(key) for key in keys}
     if claimed := [key for key in keys if found[key] is None]:
-        with shelf.claim(*claimed):
-            found = {key: found[key] or shelf.get(key) for key in keys}  # or finished meanwhile
+        with cache.claim(*claimed):
+            found = {key: found[key] or cache.get(key) for key in keys}  # or finished meanwhile
             wanted = dict(zip(keys, zip(datasets, seeds)))
             for same in _by_images(wanted):
                 if missing := {key: same[key] for key in same if found[key] is None}:
-                    found |= _finish(kind, model, same, missing, recipe, n_jobs, shelf)
+                    found |= _finish(kind, model, same, missing, config, n_jobs, cache)
     for key in keys:
-        shelf.tidy(key)
+        cache.tidy(key)
     labels = [data.train.labels.numpy() for data in datasets]
     return [found[key].arrays | {"y_true": y} for key, y in zip(keys, labels)]
 
@@ -143,44 +143,44 @@ def _finish(
     model: str,
     same: Wanted,
     missing: Wanted,
-    recipe: Recipe,
+    config: TrainConfig,
     n_jobs: int | None,
-    shelf: store.Store,
-) -> dict[str, store.Piece]:
+    cache: store.Store,
+) -> dict[str, store.Artifact]:
     """Train what is missing and keep it; nets that an interrupted call has trained are found."""
-    _, chunks = _chunks(KINDS[kind], model, same, recipe)
-    # A call that was killed while it put its pieces has left all its chunks. To train what is
+    _, chunks = _chunks(KINDS[kind], model, same, config)
+    # A call that was killed while it put its artifacts has left all its chunks. To train what is
     # missing alone would be another stack, and other last bits.
-    wanted = same if all(name in shelf for name in chunks) else missing
-    pieces = train_kind(KINDS[kind], model, wanted, recipe, n_jobs, shelf)
+    wanted = same if all(name in cache for name in chunks) else missing
+    artifacts = train_kind(KINDS[kind], model, wanted, config, n_jobs, cache)
     for key in missing:
-        what = f"{kind}: {described(model, wanted[key][0], recipe)}"
-        pieces[key] = pieces[key]._replace(meta={"kind": kind}, what=what)
-        shelf.put(key, pieces[key])
-    return {key: pieces[key] for key in missing}
+        what = f"{kind}: {described(model, wanted[key][0], config)}"
+        artifacts[key] = artifacts[key]._replace(meta={"kind": kind}, what=what)
+        cache.put(key, artifacts[key])
+    return {key: artifacts[key] for key in missing}
 
 
 def train_kind(
     kind: Kind,
     model: str,
     wanted: Wanted,
-    recipe: Recipe,
+    config: TrainConfig,
     n_jobs: int | None,
-    shelf: store.Store,
-) -> dict[str, store.Piece]:
+    cache: store.Store,
+) -> dict[str, store.Artifact]:
     """What a kind leaves for each wanted (data, seed); they share their images.
 
-    Each stack of nets is kept on the shelf as a part of the last of them, and taken from there; the
+    Each stack of nets is kept on the cache as a part of the last of them, and taken from there; the
     caller puts that one last, and tidies up after it.
     """
-    parts, chunks = _chunks(kind, model, wanted, recipe)
+    parts, chunks = _chunks(kind, model, wanted, config)
     data = next(iter(wanted.values()))[0]
-    near = None if elsewhere(n_jobs) else shelf
+    near = None if on_cluster(n_jobs) else cache
     calls = {
-        name: delayed(_work)(name, near, kind, model, data, [parts[i][1] for i in chunk], recipe)
+        name: delayed(_work)(name, near, kind, model, data, [parts[i][1] for i in chunk], config)
         for name, chunk in chunks.items()
     }
-    done = side_by_side(calls, shelf, n_jobs, [recipe])
+    done = run_parallel(calls, cache, n_jobs, [config])
     left, seconds = {}, {}
     for name, chunk in chunks.items():
         for at, i in enumerate(chunk):
@@ -192,25 +192,25 @@ def train_kind(
         k: kind.gather([parts[i][1] for i in r], [left[i] for i in r]) for k, r in rows.items()
     }
     return {
-        key: store.Piece(arrays, {}, seconds=sum(seconds[i] for i in rows[key]))
+        key: store.Artifact(arrays, {}, seconds=sum(seconds[i] for i in rows[key]))
         for key, arrays in gathered.items()
     }
 
 
 def _chunks(
-    kind: Kind, model: str, wanted: Wanted, recipe: Recipe
+    kind: Kind, model: str, wanted: Wanted, config: TrainConfig
 ) -> tuple[list[tuple[str, Part]], dict[str, list[int]]]:
     """All nets to train, and which of them are stacked, by the name under which a stack is kept.
 
     The name says who is in the stack, as who is beside a net decides the last bits of its weights.
-    It makes the stack a part of the piece that is put last: with that, all others are finished.
+    It makes the stack a part of the artifact that is put last: with that, all others are finished.
     """
     parts = [(key, part) for key, (data, s) in wanted.items() for part in kind.plan(data, s)]
     data = next(iter(wanted.values()))[0]
     by_size: dict[int, list[int]] = {}
     for i, (_, part) in enumerate(parts):
         by_size.setdefault(int(part.mask.sum()), []).append(i)
-    stack, chunks = size_of_stack(model, data, recipe, TOGETHER), {}
+    stack, chunks = ensemble_size(model, data, config, TOGETHER), {}
     first = {key: i for i, (key, _) in reversed(list(enumerate(parts)))}
     for rows in by_size.values():
         for chunk in np.array_split(rows, -(-len(rows) // stack)):
@@ -222,31 +222,35 @@ def _chunks(
 
 def _work(
     name: str,
-    shelf: store.Store | None,
+    cache: store.Store | None,
     kind: Kind,
     model: str,
     data: Dataset,
     parts: list[Part],
-    recipe: Recipe,
-) -> Made:
+    config: TrainConfig,
+) -> KeyedArtifact:
     """Train a stack of nets, and keep what they leave, or hand it over."""
     start = time.perf_counter()
-    nets = Nets.build(model, data, [part.seed for part in parts])
+    ensemble = ModelEnsemble.build(model, data, [part.seed for part in parts])
     with devices.exact_float32():
-        left = kind.work(nets, data, parts, recipe)
+        left = kind.work(ensemble, data, parts, config)
     arrays = {f"{at}/{k}": values for at, rows in enumerate(left) for k, values in rows.items()}
-    what = f"{len(parts)} x {described(model, data, recipe)}"
-    piece = store.Piece(arrays, {}, what, time.perf_counter() - start)
-    return handed_over(name, piece, shelf)
+    what = f"{len(parts)} x {described(model, data, config)}"
+    artifact = store.Artifact(arrays, {}, what, time.perf_counter() - start)
+    return store_or_return(name, artifact, cache)
 
 
 def fit_parts(
-    nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe, **options: object
+    ensemble: ModelEnsemble,
+    data: Dataset,
+    parts: list[Part],
+    config: TrainConfig,
+    **options: object,
 ) -> None:
-    """Train each net on its part; options as in `together.train_together`."""
+    """Train each net on its part; options as in `together.train_ensemble`."""
     masks, labels = np.stack([p.mask for p in parts]), torch.stack([p.labels for p in parts])
     seeds = [part.seed for part in parts]
-    train_together(nets, data, masks, recipe, seeds, labels=labels, **options)
+    train_ensemble(ensemble, data, masks, config, seeds, labels=labels, **options)
 
 
 def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
@@ -271,21 +275,25 @@ def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
     return [Part(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]
 
 
-def _logits(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
-    fit_parts(nets, data, parts, recipe)
-    return [{"logits": logits.cpu().numpy()} for logits in nets.predict(data)]
+def _logits(
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+) -> list[Arrays]:
+    fit_parts(ensemble, data, parts, config)
+    return [{"logits": logits.cpu().numpy()} for logits in ensemble.predict(data)]
 
 
-def _sgd_and_sam(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
+def _sgd_and_sam(
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+) -> list[Arrays]:
     # The same initial weights and order for both: the difference is the optimizer's alone.
-    nets.place(recipe.engine())  # now, so that what is kept here is what will be trained
-    state = nets.weights | nets.buffers
+    ensemble.place(config.engine())  # now, so that what is kept here is what will be trained
+    state = ensemble.weights | ensemble.buffers
     start = {name: values.detach().clone() for name, values in state.items()}
-    sgd = _logits(nets, data, parts, replace(recipe, sam_rho=0.0))
+    sgd = _logits(ensemble, data, parts, replace(config, sam_rho=0.0))
     with torch.no_grad():
         for name, values in start.items():
             state[name].copy_(values)
-    sam = _logits(nets, data, parts, replace(recipe, sam_rho=SAM_RHO))
+    sam = _logits(ensemble, data, parts, replace(config, sam_rho=SAM_RHO))
     return [{"sgd": a["logits"], "sam": b["logits"]} for a, b in zip(sgd, sam)]
 
 
@@ -305,13 +313,15 @@ def plan_halves(data: Dataset, seed: int) -> list[Part]:
     return [Part(mask, data.train.labels, seed) for mask in (half, ~half)]
 
 
-def _second_split(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
-    fit_parts(nets, data, parts, recipe)
+def _second_split(
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+) -> list[Arrays]:
+    fit_parts(ensemble, data, parts, config)
     y, correct = torch.stack([part.labels for part in parts]), []
     # The same weights go on, on the other half, with a new optimizer and from the first rate again.
     others = [replace(part, mask=~part.mask, seed=mixed_seed(part.seed, 1)) for part in parts]
-    note = lambda: correct.append(nets.predict(data).argmax(2).cpu() == y)  # noqa: E731
-    fit_parts(nets, data, others, recipe, after_epoch=note)
+    note = lambda: correct.append(ensemble.predict(data).argmax(2).cpu() == y)  # noqa: E731
+    fit_parts(ensemble, data, others, config, after_epoch=note)
     return [{"correct": rows.numpy()} for rows in torch.stack(correct, 1)]
 
 
@@ -327,25 +337,30 @@ def plan_repeats(data: Dataset, seed: int, n_runs: int = 10) -> list[Part]:
     return [Part(every, data.train.labels, mixed_seed(seed, k)) for k in range(n_runs)]
 
 
-def _early(nets: Nets, data: Dataset, parts: list[Part], recipe: Recipe) -> list[Arrays]:
-    fit_parts(nets, data, parts, recipe, epochs=min(EARLY_EPOCH + 1, recipe.epochs))
-    return early_signals(nets, data, parts)
+def _early(
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+) -> list[Arrays]:
+    fit_parts(ensemble, data, parts, config, epochs=min(EARLY_EPOCH + 1, config.epochs))
+    return early_signals(ensemble, data, parts)
 
 
-def early_signals(nets: Nets, data: Dataset, parts: list[Part]) -> list[Arrays]:
+def early_signals(ensemble: ModelEnsemble, data: Dataset, parts: list[Part]) -> list[Arrays]:
     """EL2N and the norm of the weight gradient of every sample, as each net stands: eval mode."""
     found = []
-    for i, (part, logits) in enumerate(zip(parts, nets.predict(data))):
-        y = part.labels.to(nets.device)
-        arrays = {"el2n": signals.el2n(logits, y), "weight_grad": _weight_norms(nets, i, data, y)}
+    for i, (part, logits) in enumerate(zip(parts, ensemble.predict(data))):
+        y = part.labels.to(ensemble.device)
+        arrays = {
+            "el2n": signals.el2n(logits, y),
+            "weight_grad": _weight_norms(ensemble, i, data, y),
+        }
         found.append({name: values.detach().cpu().numpy() for name, values in arrays.items()})
     return found
 
 
-def _weight_norms(nets: Nets, i: int, data: Dataset, y: Tensor) -> Tensor:
-    net = nets.member(i)
+def _weight_norms(ensemble: ModelEnsemble, i: int, data: Dataset, y: Tensor) -> Tensor:
+    net = ensemble.member(i)
     rows = devices.rows_of(net, data.in_shape)
-    parts = zip(in_order(data.train, rows, nets.device), y.split(rows), strict=True)
+    parts = zip(in_order(data.train, rows, ensemble.device), y.split(rows), strict=True)
     return torch.cat([weight_gradient_norm(net, data.normalise(x), own) for (x, _), own in parts])
 
 

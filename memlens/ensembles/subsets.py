@@ -18,19 +18,19 @@ from joblib import delayed
 from numpy.typing import ArrayLike
 
 from memlens.data.samples import Dataset
-from memlens.ensembles.answers import Questions, Stop, train_and_ask
-from memlens.ensembles.together import Nets, size_of_stack
+from memlens.ensembles.model_ensemble import ModelEnsemble, ensemble_size
+from memlens.ensembles.queries import Queries, Snapshot, train_and_query
 from memlens.storage import store
-from memlens.training.forecast import check
+from memlens.training.config import TrainConfig
 from memlens.training.jobs import described
-from memlens.training.recipes import Recipe
-from memlens.training.workers import Made, elsewhere, handed_over, side_by_side
+from memlens.training.memory import check
+from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
 
-# Nets trained together by one process. More nets a pass share the cost of its calls, until their
+# ModelEnsemble trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
 # processor time a net.
 TOGETHER = 50
-SHORT = Recipe(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
+SHORT = TrainConfig(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
 SWEEP_VERSION = 1  # part of every key, see `jobs.RUN_VERSION`
 
 
@@ -134,34 +134,36 @@ class Sweep:
     masks : ndarray (n_models, n_samples), bool: trained on it?
     y_true : ndarray (n_samples,), int64
     index : ndarray (n_samples,), int64: original index
-    questions : Questions, at which stops the nets were asked, in which views
-    arrays : dict of ndarray, as `answers.train_and_ask` returns them
+    queries : Queries, at which snapshots the nets were asked, in which augmentations
+    arrays : dict of ndarray, as `answers.train_and_query` returns them
     origin : dict, how the nets were trained: what shadows must share with the target of an attack
     """
 
     masks: np.ndarray
     y_true: np.ndarray
     index: np.ndarray
-    questions: Questions
+    queries: Queries
     arrays: Mapping[str, np.ndarray]
     origin: Mapping[str, object]
 
     def __repr__(self) -> str:
         n_models, n_samples = self.masks.shape
-        stops = ", ".join(map(str, self.questions.stops))
-        return f"Sweep({n_models:,} nets on {n_samples:,} samples, asked at {stops})"
+        snapshots = ", ".join(map(str, self.queries.snapshots))
+        return f"Sweep({n_models:,} nets on {n_samples:,} samples, asked at {snapshots})"
 
-    def logits_at(self, stop: Stop) -> np.ndarray:
-        """Logits at a stop, (n_models, n_views, n_samples, n_classes), float32.
+    def logits_at(self, snapshot: Snapshot) -> np.ndarray:
+        """Logits at a stop, (n_models, n_augmentations, n_samples, n_classes), float32.
 
         Raises
         ------
         ValueError
             If the nets were not asked there; the message lists where they were.
         """
-        if stop not in self.questions.stops:
-            raise ValueError(f"nothing was asked at {stop!r}; there is: {self.questions.stops}")
-        return self.arrays[f"logits/{stop}"]
+        if snapshot not in self.queries.snapshots:
+            raise ValueError(
+                f"nothing was asked at {snapshot!r}; there is: {self.queries.snapshots}"
+            )
+        return self.arrays[f"logits/{snapshot}"]
 
     @property
     def logits(self) -> np.ndarray:
@@ -177,7 +179,7 @@ class Sweep:
         """`memorization` from the first ``n_models`` models (default: all)."""
         return memorization(self.masks[:n_models], self.correct[:n_models], self.index)
 
-    def held_out(self, stop: Stop = "last", models: ArrayLike | None = None) -> HeldOut:
+    def held_out(self, stop: Snapshot = "last", models: ArrayLike | None = None) -> HeldOut:
         """Predictions at a stop, first view, of the given models (default: all) for what they miss.
 
         Thousands of honest predictions where a test set has hundreds; those for one sample come
@@ -199,8 +201,8 @@ def subset_sweep(
     *,
     n_models: int = 400,
     keep: float = 0.7,
-    recipe: Recipe = SHORT,
-    questions: Questions = Questions(),
+    config: TrainConfig = SHORT,
+    queries: Queries = Queries(),
     seed: int = 0,
     n_jobs: int | None = None,
 ) -> Sweep:
@@ -215,89 +217,89 @@ def subset_sweep(
         A name from ``models.MODELS``.
     keep : float
         Share of the samples each model is trained on; 0.7 as Feldman and Zhang, 0.5 for attacks.
-    recipe : Recipe
+    config : TrainConfig
         Its seed is not used: model m has weights and order from (seed, m).
-    questions : Questions
-        At which stops the nets are asked, in which views; by default at the end, as they are.
+    queries : Queries
+        At which snapshots the nets are asked, in which augmentations; by default at the end, as they are.
     n_jobs : int, optional
         Processes; by default as in `jobs.train_many`. The results do not depend on it.
     """
-    origin = {"model": model, "keep": keep, **_flat(recipe), "data": store.fingerprint(data)}
-    shaped_by = [origin, dataclasses.replace(recipe, seed=0), n_models, questions, seed]
-    shaped_by.append(recipe.engine().key)
+    origin = {"model": model, "keep": keep, **_flat(config), "data": store.fingerprint(data)}
+    shaped_by = [origin, dataclasses.replace(config, seed=0), n_models, queries, seed]
+    shaped_by.append(config.engine().key)
     key = f"sweep-{store.fingerprint([*shaped_by, SWEEP_VERSION])}"
     masks = subset_masks(n_models, len(data.train), keep, seed=seed)
-    shelf = store.Store()
-    piece = shelf.get(key)
-    if piece is None:
-        with shelf.claim(key):
-            piece = shelf.get(key)  # another process may have finished it meanwhile
-            if piece is None:
-                piece = _sweep(key, shelf, (model, data, recipe, questions), masks, seed, n_jobs)
-    shelf.tidy(key)
+    cache = store.Store()
+    artifact = cache.get(key)
+    if artifact is None:
+        with cache.claim(key):
+            artifact = cache.get(key)  # another process may have finished it meanwhile
+            if artifact is None:
+                artifact = _sweep(key, cache, (model, data, config, queries), masks, seed, n_jobs)
+    cache.tidy(key)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
-    return Sweep(masks, y_true, index, questions, piece.arrays, origin)
+    return Sweep(masks, y_true, index, queries, artifact.arrays, origin)
 
 
 def _sweep(
     key: str,
-    shelf: store.Store,
-    asked: tuple[str, Dataset, Recipe, Questions],
+    cache: store.Store,
+    asked: tuple[str, Dataset, TrainConfig, Queries],
     masks: np.ndarray,
     seed: int,
     n_jobs: int | None,
-) -> store.Piece:
-    """Train the sweep's chunks that are not there, and keep all of them as one piece."""
-    model, data, recipe, questions = asked
+) -> store.Artifact:
+    """Train the sweep's chunks that are not there, and keep all of them as one artifact."""
+    model, data, config, queries = asked
     n_models, n_samples = masks.shape
     check(
-        {"answers of the nets": 2 * questions.nbytes(n_models, n_samples, data.n_classes)},
+        {"answers of the nets": 2 * queries.nbytes(n_models, n_samples, data.n_classes)},
         torch.device("cpu"),
         f"a sweep of {n_models} nets over {n_samples:,} samples",
-        "ask at fewer stops, in fewer views, or train fewer nets",
+        "ask at fewer snapshots, in fewer augmentations, or train fewer nets",
     )
-    n_chunks = -(-n_models // size_of_stack(model, data, recipe, TOGETHER))
+    n_chunks = -(-n_models // ensemble_size(model, data, config, TOGETHER))
     chunks = np.array_split(np.arange(n_models), n_chunks)
     parts = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}  # a sweep of hours goes on where it was
-    near = None if elsewhere(n_jobs) else shelf
+    near = None if on_cluster(n_jobs) else cache
     calls = {
         part: delayed(_train_chunk)(
-            part, near, model, data, masks[c], c + (seed << 20), recipe, questions
+            part, near, model, data, masks[c], c + (seed << 20), config, queries
         )
         for part, c in parts.items()
     }
-    done = side_by_side(calls, shelf, n_jobs, [recipe])
+    done = run_parallel(calls, cache, n_jobs, [config])
     names = done[next(iter(parts))].arrays
     arrays = {name: np.concatenate([done[part].arrays[name] for part in parts]) for name in names}
-    what = f"{n_models} x {described(model, data, recipe)}"
+    what = f"{n_models} x {described(model, data, config)}"
     seconds = sum(part.seconds or 0.0 for part in done.values())
-    piece = store.Piece(arrays, {"n_models": n_models}, what, seconds)
-    shelf.put(key, piece)
-    return piece
+    artifact = store.Artifact(arrays, {"n_models": n_models}, what, seconds)
+    cache.put(key, artifact)
+    return artifact
 
 
-def _flat(recipe: Recipe) -> dict[str, object]:
-    """What of the recipe two nets of one kind share: not its seed, nor where it was trained."""
-    settings = dataclasses.asdict(recipe)
+def _flat(config: TrainConfig) -> dict[str, object]:
+    """What of the config two nets of one kind share: not its seed, nor where it was trained."""
+    settings = dataclasses.asdict(config)
     own = ("seed", "threads", "stop", "device", "channels_last", "compiled")
     return {name: settings[name] for name in settings if name not in own}
 
 
 def _train_chunk(
     key: str,
-    shelf: store.Store | None,
+    cache: store.Store | None,
     model: str,
     data: Dataset,
     masks: np.ndarray,
     seeds: np.ndarray,
-    recipe: Recipe,
-    questions: Questions,
-) -> Made:
+    config: TrainConfig,
+    queries: Queries,
+) -> KeyedArtifact:
     """Train a net on each row of ``masks``, ask it, and keep its answers, or hand them over."""
     start = time.perf_counter()
-    nets = Nets.build(model, data, seeds)
-    arrays = train_and_ask(nets, data, masks, recipe, seeds, questions)
-    what = f"{len(masks)} x {described(model, data, recipe)}"
+    ensemble = ModelEnsemble.build(model, data, seeds)
+    arrays = train_and_query(ensemble, data, masks, config, seeds, queries)
+    what = f"{len(masks)} x {described(model, data, config)}"
     seconds = time.perf_counter() - start
-    piece = store.Piece(arrays, {"seeds": seeds.tolist()}, what, seconds)
-    return handed_over(key, piece, shelf)
+    artifact = store.Artifact(arrays, {"seeds": seeds.tolist()}, what, seconds)
+    return store_or_return(key, artifact, cache)

@@ -18,7 +18,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from memlens.evaluation.checks import aligned, paired, vectors
+from memlens.evaluation.validation import aligned, paired, vectors
 
 
 def _classes(y_true: ArrayLike, y_score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +152,7 @@ METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
 }  # fmt: skip
 
 
-def judge(
+def evaluate_detectors(
     y_true: pd.Series | ArrayLike, scores: pd.DataFrame, *,
     metrics: Mapping[str, Callable[[ArrayLike, ArrayLike], float]] = METRICS,
     confidence: float | None = None,

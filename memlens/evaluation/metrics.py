@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import betainc
 
-from memlens.evaluation.checks import aligned, paired, vector, vectors
+from memlens.evaluation.validation import aligned, paired, vector, vectors
 
 _CHUNK = 2**15  # values per block of resamples; ours: a quarter MB of float64 stays in the cache
 Draws = Callable[[np.ndarray], np.ndarray]  # takes drawn sample indices (r, n) to rows or values

@@ -105,7 +105,7 @@ def _share(old: pd.Series, new: pd.Series) -> float:
 
 
 def verdicts(old: Tables, new: Tables) -> list[str]:
-    """List the claims and doubts whose verdict is another than before, a sentence each."""
+    """List the claims and discrepancies whose verdict is another than before, a sentence each."""
     changed = []
     for name in new:
         if not re.fullmatch(r"\d+_claims", name) or name not in old:

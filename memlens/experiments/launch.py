@@ -1,7 +1,7 @@
-"""``memlens train``: one training by a profile's recipe, on one device or on many.
+"""``memlens train``: one training by a profile's config, on one device or on many.
 
 Started by ``torchrun``, its processes train one net together; by itself it is one process. What it
-leaves is in the store either way, and a call that was interrupted goes on from its last draft.
+leaves is in the store either way, and a call that was interrupted goes on from its last checkpoint.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ from memlens.data.imagesets import load
 from memlens.data.samples import Dataset
 from memlens.experiments.profiles import Profile, get_profile
 from memlens.storage import store
-from memlens.storage.drafts import Draft
+from memlens.storage.checkpoints import TrainingCheckpoint
+from memlens.training.config import MeasureConfig
+from memlens.training.distributed import Processes, ProcessGroup, process_group
 from memlens.training.jobs import Job, described, train_many
 from memlens.training.loop import train
-from memlens.training.ranks import Group, Ranks, joined
-from memlens.training.recipes import Measure
 from memlens.training.runs import Run
 
 Tell = Callable[[str], Any]
@@ -37,7 +37,7 @@ def make_job(
     measured: bool = False,
     **changes: Any,
 ) -> Job:
-    """A training by a profile's recipe, with changes.
+    """A training by a profile's config, with changes.
 
     Parameters
     ----------
@@ -55,23 +55,23 @@ def make_job(
     measured : bool
         Whether what the notebooks measure after each epoch is measured, too.
     **changes
-        Of the recipe; those that are None are left out. With another batch size and no rate, the
+        Of the config; those that are None are left out. With another batch size and no rate, the
         learning rate grows in proportion to the batch (Goyal et al. 2017).
 
     Raises
     ------
     ValueError, FileNotFoundError
-        For an unknown name, or what the data's loader and `Recipe` refuse.
+        For an unknown name, or what the data's loader and `TrainConfig` refuse.
     """
     found = get_profile(profile)
     changes = {name: value for name, value in changes.items() if value is not None}
     if "batch_size" in changes and "lr" not in changes:
-        changes["lr"] = found.recipe.lr * changes["batch_size"] / found.recipe.batch_size
+        changes["lr"] = found.config.lr * changes["batch_size"] / found.config.batch_size
     samples = _data(found, data or found.dataset, root, size)
     if n_samples is not None:
         samples = samples.subset(n_samples)
-    measure = found.measure if measured else Measure()
-    return Job(model or found.model, samples, replace(found.recipe, **changes), measure)
+    measure = found.measure if measured else MeasureConfig()
+    return Job(model or found.model, samples, replace(found.config, **changes), measure)
 
 
 def _data(profile: Profile, name: str, root: Path | None, size: int | None) -> Dataset:
@@ -99,69 +99,73 @@ def train_here(job: Job, *, own_statistics: bool = False, tell: Tell = print) ->
     Run
         None in all processes but the first.
     """
-    with joined(job.recipe, own_statistics=own_statistics) as ranks:
-        if ranks.rank == 0:
-            tell(_plan(job, ranks))
-        if not isinstance(ranks, Group):
+    with process_group(job.config, own_statistics=own_statistics) as processes:
+        if processes.rank == 0:
+            tell(_plan(job, processes))
+        if not isinstance(processes, ProcessGroup):
             return train_many([job], n_jobs=1)[0]
-        return _train_together(job, ranks, store.Store())
+        return _train_together(job, processes, store.Store())
 
 
-def _plan(job: Job, ranks: Ranks) -> str:
-    recipe, n = job.recipe, len(job.data.train)
-    each = f", in {ranks.world} processes" if ranks.world > 1 else ""
+def _plan(job: Job, processes: Processes) -> str:
+    config, n = job.config, len(job.data.train)
+    each = f", in {processes.world} processes" if processes.world > 1 else ""
     return (
-        f"{job.model} on {n:,} samples of {job.data.name}, {recipe.epochs} epochs, batches of "
-        f"{recipe.batch_size}{each}, learning rate {recipe.lr:g}, {recipe.engine().device.type}"
+        f"{job.model} on {n:,} samples of {job.data.name}, {config.epochs} epochs, batches of "
+        f"{config.batch_size}{each}, learning rate {config.lr:g}, {config.engine().device.type}"
     )
 
 
-def _train_together(job: Job, ranks: Group, shelf: store.Store) -> Run | None:
+def _train_together(job: Job, processes: ProcessGroup, cache: store.Store) -> Run | None:
     # One process asks: a key takes a look at every file of a folder.
-    key = ranks.same(None if ranks.rank else key_of(job, ranks))
-    piece = shelf.get(key) if ranks.rank == 0 else None
-    if not ranks.same(piece is not None):
-        with _claimed(key, ranks, shelf):
-            piece = shelf.get(key) if ranks.rank == 0 else None  # or finished meanwhile
-            if not ranks.same(piece is not None):
-                piece = _trained(key, job, ranks, shelf)
-    if ranks.rank:
+    key = processes.same(None if processes.rank else key_of(job, processes))
+    artifact = cache.get(key) if processes.rank == 0 else None
+    if not processes.same(artifact is not None):
+        with _claimed(key, processes, cache):
+            artifact = cache.get(key) if processes.rank == 0 else None  # or finished meanwhile
+            if not processes.same(artifact is not None):
+                artifact = _trained(key, job, processes, cache)
+    if processes.rank:
         return None
-    shelf.tidy(key)
-    return Run(job.model, job.data, piece.arrays, piece.meta)
+    cache.tidy(key)
+    return Run(job.model, job.data, artifact.arrays, artifact.meta)
 
 
 @contextmanager
-def _claimed(key: str, ranks: Group, shelf: store.Store) -> Iterator[None]:
-    """The first process claims the piece, the others wait with it.
+def _claimed(key: str, processes: ProcessGroup, cache: store.Store) -> Iterator[None]:
+    """The first process claims the artifact, the others wait with it.
 
     It tells them all the while: processes that hear nothing of each other for long give up.
     """
-    if ranks.rank:
-        while not ranks.same(None):
+    if processes.rank:
+        while not processes.same(None):
             pass
         yield
     else:
-        with shelf.claim(key, meanwhile=lambda: ranks.same(False)):
-            ranks.same(True)
+        with cache.claim(key, meanwhile=lambda: processes.same(False)):
+            processes.same(True)
             yield
 
 
-def _trained(key: str, job: Job, ranks: Group, shelf: store.Store) -> store.Piece | None:
-    draft = Draft.of(shelf, key)
-    run = train(job.model, job.data, job.recipe, job.measure, draft=draft, ranks=ranks)
-    if ranks.rank:
+def _trained(
+    key: str, job: Job, processes: ProcessGroup, cache: store.Store
+) -> store.Artifact | None:
+    checkpoint = TrainingCheckpoint.of(cache, key)
+    run = train(
+        job.model, job.data, job.config, job.measure, checkpoint=checkpoint, processes=processes
+    )
+    if processes.rank:
         return None
-    what = f"{described(job.model, job.data, job.recipe)}, {ranks.world} processes"
-    piece = store.Piece(run.arrays, run.meta, what, draft.seconds)
-    shelf.put(key, piece)
-    draft.discard()
-    return piece
+    what = f"{described(job.model, job.data, job.config)}, {processes.world} processes"
+    artifact = store.Artifact(run.arrays, run.meta, what, checkpoint.seconds)
+    cache.put(key, artifact)
+    checkpoint.discard()
+    return artifact
 
 
-def key_of(job: Job, ranks: Group) -> str:
-    """Name of the finished piece: so many processes round as no other number of them does."""
-    return f"run-{store.fingerprint([job.key, ranks.world, ranks.own_statistics])}"
+def key_of(job: Job, processes: ProcessGroup) -> str:
+    """Name of the finished artifact: so many processes round as no other number of them does."""
+    return f"run-{store.fingerprint([job.key, processes.world, processes.own_statistics])}"
 
 
 def write(run: Run, out: Path) -> None:

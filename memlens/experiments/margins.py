@@ -1,10 +1,10 @@
 """Measured quantities beside their thresholds, and the margin by which they lie on one side.
 
-    page.fact("CSG: Pearson with memorization over 0.7", above(pearson_by_seed, 0.7))
+    report.check("CSG: Pearson with memorization over 0.7", above(pearson_by_seed, 0.7))
 
 A margin is the distance from the measured value to the threshold, divided by the spread of the
 measured value: over seeds, and over the machines of ``margins.csv``. A fact is only checked if its
-margin is at least `LEAST`; see `Page.fact` and `Page.observe`.
+margin is at least `LEAST`; see `NotebookReport.check` and `NotebookReport.observe`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from memlens.experiments import differences, finished
+from memlens.experiments import differences, stored_notebooks
 from memlens.storage import store
 
 HEAD_LINES = 6  # of a failing cell
@@ -61,7 +61,7 @@ def reproduce(
 
     Parameters
     ----------
-    profile : name in `memlens.experiments.profiles.PROFILES`: data set, net and recipes
+    profile : name in `memlens.experiments.profiles.PROFILES`: data set, net and configs
     only : numbers or beginnings of notebook names (``"02"``); none means all
     fresh : empty the cache and run all notebooks, so that everything is computed again
     save : store the outputs in the notebooks themselves; only with their own default parameters
@@ -87,7 +87,7 @@ def reproduce(
     if save:
         check_defaults(changes)
     if fresh:
-        print(f"cache emptied: {store.Store().clear()} pieces")
+        print(f"cache emptied: {store.Store().clear()} artifacts")
     again = fresh or save
     outcomes = [
         (None if again else standing(path, changes[path], profile))
@@ -175,7 +175,7 @@ def standing(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | 
     """The outcome of an earlier run, if running the notebook again would change nothing."""
     start = time.perf_counter()
     copy = store.figures_dir(profile) / "notebooks" / path.name
-    earlier = finished.recall(copy, finished.key_of(path, changed, profile))
+    earlier = stored_notebooks.recall(copy, stored_notebooks.key_of(path, changed, profile))
     if earlier is None:
         return None
     return Outcome(path.stem, time.perf_counter() - start, reused=True, failure="", **earlier)
@@ -186,14 +186,16 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     figures, number = store.figures_dir(profile), path.stem.split("_")[0]
     before, stored = ages(figures, number), differences.read(figures, number)
     start = time.perf_counter()
-    key = finished.key_of(path, changed, profile)  # as it is now: it may be edited meanwhile
+    key = stored_notebooks.key_of(
+        path, changed, profile
+    )  # as it is now: it may be edited meanwhile
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
     made = {p for p, age in ages(figures, number).items() if before.get(p) != age}
     tables = differences.read(figures, number)
     claims = [p for p in made if re.fullmatch(r"\d+_claims(_first_look)?\.csv", p.name)]
     entries = pd.read_csv(claims[0]) if claims else pd.DataFrame({"kind": [], "verdict": []})
-    verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are doubts
+    verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are discrepancies
     result = {
         "figures": sum(p.suffix == ".png" for p in made),
         "claims": len(verdicts),
@@ -203,11 +205,11 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     }
     if notebook is not None:
         copy = figures / "notebooks" / path.name
-        store.write_atomic(copy, finished.as_bytes(notebook))
+        store.write_atomic(copy, stored_notebooks.as_bytes(notebook))
     if failure:
         tqdm.write(f"\n{path.stem} failed {failure}\n", file=sys.stderr)
     elif notebook is not None:
-        finished.remember(copy, key, made, result)
+        stored_notebooks.remember(copy, key, made, result)
         if save:
             store.write_atomic(path, copy.read_bytes())
     return Outcome(path.stem, seconds, failure=failure, **result)

@@ -1,4 +1,4 @@
-"""Nets as plain functions ``(n_classes, in_shape) -> nn.Module``; `build` makes one from a seed."""
+"""ModelEnsemble as plain functions ``(n_classes, in_shape) -> nn.Module``; `build` makes one from a seed."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,7 +60,7 @@ def strided_cnn(n_classes: int, in_shape: tuple[int, ...], width: int = 32) -> n
     return nn.Sequential(*layers, *head)
 
 
-# Nets of any image size that a processor trains in a moment: the ones that `together` is for, and
+# ModelEnsemble of any image size that a processor trains in a moment: the ones that `together` is for, and
 # what the tests train over and over in float64. The papers' nets have tests of their own.
 SMALL: dict[str, Builder] = {
     "mlp": mlp,

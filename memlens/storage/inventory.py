@@ -1,4 +1,4 @@
-"""What lies in the store: finished pieces, unfinished work, and what kills and damage left.
+"""What lies in the store: finished artifacts, unfinished work, and what kills and damage left.
 
 Only what the store itself has written there is seen, by its name: nothing else in the folder is
 listed or removed.
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from memlens.storage import files, locks, store
 
-# What the names in the folder stand for; the second group is the piece they belong to.
-_PIECE = r"([a-z_]+)-[0-9a-f]{16}"
+# What the names in the folder stand for; the second group is the artifact they belong to.
+_ARTIFACT = r"([a-z_]+)-[0-9a-f]{16}"
 _NAMES = {
-    "piece": rf"({_PIECE})",
-    "part": rf"({_PIECE})\.[\w-]+",  # nets of a sweep or of retrainings that is not finished
-    "damaged": rf"\.damaged-({_PIECE})(\.[\w-]+)?",
-    "leftover": rf"\.+(?:damaged-)?({_PIECE})(\.[\w-]+)?\.\d+\.part",
+    "artifact": rf"({_ARTIFACT})",
+    "part": rf"({_ARTIFACT})\.[\w-]+",  # nets of a sweep or of retrainings that is not finished
+    "damaged": rf"\.damaged-({_ARTIFACT})(\.[\w-]+)?",
+    "leftover": rf"\.+(?:damaged-)?({_ARTIFACT})(\.[\w-]+)?\.\d+\.part",
 }
-_DRAFTS = {
-    "draft": rf"({_PIECE})\.draft",
-    "damaged": rf"({_PIECE})\.damaged",
-    "leftover": rf"\.+({_PIECE})\.(draft|damaged)\.\d+\.part",
+_CHECKPOINTS = {
+    "checkpoint": rf"({_ARTIFACT})\.checkpoint",
+    "damaged": rf"({_ARTIFACT})\.damaged",
+    "leftover": rf"\.+({_ARTIFACT})\.(checkpoint|damaged)\.\d+\.part",
 }
 DAY = 86400.0
 
@@ -36,11 +36,11 @@ class Entry:
     Attributes
     ----------
     kind : str
-        ``run``, ``sweep``, ``folds``, ... of a finished piece; ``part``: nets of a sweep or of
-        retrainings that is not finished; ``draft``: a training that is not; ``damaged``: set aside;
+        ``run``, ``sweep``, ``folds``, ... of a finished artifact; ``part``: nets of a sweep or of
+        retrainings that is not finished; ``checkpoint``: a training that is not; ``damaged``: set aside;
         ``leftover``: what a killed process was writing, or had finished with.
     path : Path
-    key : str, the piece that it is or belongs to
+    key : str, the artifact that it is or belongs to
     nbytes : int
     modified : float, seconds since the epoch
     what : str, in words, "" where it is not known
@@ -68,7 +68,7 @@ class Entry:
         return locks.is_held(store.Store(root).lock_of(self.key))
 
 
-def shelf_of(folder: Path | None = None) -> Path:
+def cache_of(folder: Path | None = None) -> Path:
     """The folder of the store: the cache, a given one, or ``run/`` in the results of a score.
 
     Raises
@@ -87,13 +87,13 @@ def shelf_of(folder: Path | None = None) -> Path:
 def entries(folder: Path) -> list[Entry]:
     """Everything of the store in a folder, the newest first; an absent folder holds nothing."""
     found = []
-    for place, names in ((folder, _NAMES), (folder / store.DRAFTS, _DRAFTS)):
+    for place, names in ((folder, _NAMES), (folder / store.DRAFTS, _CHECKPOINTS)):
         for path in place.iterdir() if place.is_dir() else ():
             for kind, pattern in names.items():
                 if match := re.fullmatch(pattern, path.name):
-                    if kind in ("part", "draft") and (folder / match[1]).is_dir():
+                    if kind in ("part", "checkpoint") and (folder / match[1]).is_dir():
                         kind = "leftover"  # killed after the last write, before it tidied up
-                    found.append(_entry(match[2] if kind == "piece" else kind, path, match[1]))
+                    found.append(_entry(match[2] if kind == "artifact" else kind, path, match[1]))
     return sorted((e for e in found if e), key=lambda e: (-e.modified, e.name))
 
 
@@ -110,7 +110,7 @@ def _entry(kind: str, path: Path, key: str) -> Entry | None:
 
 
 def _told(config: Path) -> tuple[str, float | None]:
-    """What a piece says of itself; a damaged one says nothing, `verify` says why."""
+    """What a artifact says of itself; a damaged one says nothing, `verify` says why."""
     try:
         told = json.loads(config.read_bytes())
         seconds = told.get("seconds")
@@ -141,13 +141,13 @@ def chosen(
 
 
 def verify(found: Sequence[Entry]) -> list[str]:
-    """A line for every piece, part and draft that is not what was written; nothing is changed."""
+    """A line for every artifact, part and checkpoint that is not what was written; nothing is changed."""
     problems = []
     for entry in found:
         if entry.kind in ("damaged", "leftover"):  # known to be no work
             continue
         try:
-            if entry.kind == "draft":
+            if entry.kind == "checkpoint":
                 with open(entry.path, "rb") as file:
                     files.check_seal(file, entry.name)
             else:

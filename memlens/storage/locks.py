@@ -1,8 +1,8 @@
-"""Who computes a piece: one process at a time, however that process ends.
+"""Who computes a artifact: one process at a time, however that process ends.
 
 The lock is the kernel's (``flock``) on a small file: it is gone with the process that holds it,
 even one that is killed. Where there is none (Windows, some network file systems) both processes
-compute the piece and the first to finish keeps it: time is lost, nothing else. The same holds where
+compute the artifact and the first to finish keeps it: time is lost, nothing else. The same holds where
 a network file system does not tell one machine of the locks of another.
 """
 

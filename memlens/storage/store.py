@@ -1,9 +1,9 @@
 """Where finished work lies, and how it gets there.
 
-A finished piece (a run, a sweep) is a folder named by the hash of everything that shaped it, with
+A finished artifact (a run, a sweep) is a folder named by the hash of everything that shaped it, with
 three files: ``arrays.npz``, ``config.json`` and ``SHA256SUMS``, the checksums of both. It is
 written under a temporary name, flushed and renamed, so that a kill at any moment leaves no half
-piece. Nothing in it is pickled: opening a piece never runs code.
+artifact. Nothing in it is pickled: opening a artifact never runs code.
 """
 
 import ast
@@ -28,10 +28,10 @@ from memlens.storage import files, locks
 from memlens.storage.files import write_atomic
 
 Arrays = dict[str, np.ndarray]
-ARRAYS, CONFIG, SUMS = "arrays.npz", "config.json", "SHA256SUMS"  # the files of a piece
+ARRAYS, CONFIG, SUMS = "arrays.npz", "config.json", "SHA256SUMS"  # the files of a artifact
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder of memlens itself
-LOCKS, DRAFTS = ".locks", ".drafts"  # where locks and unfinished work lie
-# What the system says of a piece that is not whole; anything else (no permission, too many open
+LOCKS, DRAFTS = ".locks", ".checkpoints"  # where locks and unfinished work lie
+# What the system says of a artifact that is not whole; anything else (no permission, too many open
 # files) is no reason to throw finished work away.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
@@ -48,7 +48,7 @@ def data_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder of finished pieces; ``MEMLENS_CACHE`` overrides it."""
+    """Folder of finished artifacts; ``MEMLENS_CACHE`` overrides it."""
     return Path(os.environ.get("MEMLENS_CACHE") or root() / "data" / "cache")
 
 
@@ -97,8 +97,8 @@ def code_version() -> str:
     return fingerprint([ast.dump(ast.parse(path.read_text("utf-8"))) for path in sources])
 
 
-class Piece(NamedTuple):
-    """A finished piece of work: named arrays, and what a person wants to know about them.
+class Artifact(NamedTuple):
+    """A finished artifact of work: named arrays, and what a person wants to know about them.
 
     ``what`` says in words what it is, ``seconds`` what it took one process; both may be unknown.
     """
@@ -110,13 +110,13 @@ class Piece(NamedTuple):
 
 
 class Store:
-    """Finished pieces by key, in ``cache_dir()`` unless another folder is given."""
+    """Finished artifacts by key, in ``cache_dir()`` unless another folder is given."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_dir()
 
-    def get(self, key: str) -> Piece | None:
-        """The piece, or None when it is not there or turns out damaged (then it is set aside).
+    def get(self, key: str) -> Artifact | None:
+        """The artifact, or None when it is not there or turns out damaged (then it is set aside).
 
         Raises
         ------
@@ -132,15 +132,15 @@ class Store:
             config = verified(place)
             with np.load(place / ARRAYS, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            return Piece(arrays, config["meta"], config.get("what", ""), config.get("seconds"))
+            return Artifact(arrays, config["meta"], config.get("what", ""), config.get("seconds"))
         except Exception as error:  # whatever a foreign file makes its readers say
             if not is_damage(error):
                 raise
             self._set_aside(place, error)
             return None
 
-    def put(self, key: str, piece: Piece) -> None:
-        """Write the piece; a reader finds all of it or nothing.
+    def put(self, key: str, artifact: Artifact) -> None:
+        """Write the artifact; a reader finds all of it or nothing.
 
         Raises
         ------
@@ -152,8 +152,8 @@ class Store:
         try:
             shutil.rmtree(part, ignore_errors=True)
             files.make_folder(part)
-            _write_piece(part, key, piece)
-            if not place.is_dir():  # else another process finished the same piece first
+            _write_piece(part, key, artifact)
+            if not place.is_dir():  # else another process finished the same artifact first
                 self._move(part, place)
         except (OSError, ValueError) as error:  # a full disk makes zipfile say ValueError
             raise unwritable(place, error) from error
@@ -172,11 +172,11 @@ class Store:
 
     @contextmanager
     def claim(self, *keys: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """Compute these pieces alone: another process that claims one of them waits outside.
+        """Compute these artifacts alone: another process that claims one of them waits outside.
 
         Look again inside whether they are there: who held the claim before may have finished them.
         While it waits, ``meanwhile`` is called some times a second.
-        What killed writers of the same pieces left is removed. See `locks` for where there is no
+        What killed writers of the same artifacts left is removed. See `locks` for where there is no
         lock.
 
         Raises
@@ -197,23 +197,23 @@ class Store:
             yield
 
     def lock_of(self, key: str) -> Path:
-        """The file that stands for who computes the piece."""
+        """The file that stands for who computes the artifact."""
         return self.folder / LOCKS / f"{key}.lock"
 
     def __contains__(self, key: str) -> bool:
-        """Whether a piece lies there, damaged or not."""
+        """Whether a artifact lies there, damaged or not."""
         return (self.folder / key).is_dir()
 
     def remove(self, key: str) -> None:
-        """Remove a piece, if it is there, so that a kill leaves all of it or nothing."""
+        """Remove a artifact, if it is there, so that a kill leaves all of it or nothing."""
         files.remove(self.folder / key)
 
     def tidy(self, key: str) -> None:
-        """Remove what kills have left of a finished piece, unless somebody is at work on it.
+        """Remove what kills have left of a finished artifact, unless somebody is at work on it.
 
-        That is its parts, its draft, and what was being written or removed.
+        That is its parts, its checkpoint, and what was being written or removed.
         """
-        left = [f"{key}.*", f".{key}.*part", f"{DRAFTS}/{key}.draft", f"{DRAFTS}/.{key}.*part"]
+        left = [f"{key}.*", f".{key}.*part", f"{DRAFTS}/{key}.checkpoint", f"{DRAFTS}/.{key}.*part"]
         if not any(any(self.folder.glob(pattern)) for pattern in left):
             return
         if locks.is_held(self.lock_of(key)):
@@ -223,7 +223,7 @@ class Store:
                 files.remove(path)
 
     def clear(self) -> int:
-        """Remove every piece, and what interrupted writers left; returns how many pieces."""
+        """Remove every artifact, and what interrupted writers left; returns how many artifacts."""
         if not self.folder.is_dir():
             return 0
         entries = [p for p in self.folder.iterdir() if p.is_dir() and p.name != LOCKS]
@@ -239,7 +239,7 @@ class Store:
         with suppress(FileNotFoundError):  # another process found it at the same time
             os.replace(place, aside)
         warnings.warn(
-            f"the cached piece {place.name} is damaged ({why}); set aside as {aside.name} and "
+            f"the cached artifact {place.name} is damaged ({why}); set aside as {aside.name} and "
             "computed again",
             stacklevel=3,
         )
@@ -267,34 +267,34 @@ def unwritable(place: Path, error: Exception) -> OSError:
 
 
 def verified(place: Path) -> dict[str, Any]:
-    """The configuration of the piece in a folder, after every byte of its files was checked.
+    """The configuration of the artifact in a folder, after every byte of its files was checked.
 
     Raises
     ------
     ValueError, KeyError, TypeError, AttributeError
-        If a file is not what was written, or is another piece's.
+        If a file is not what was written, or is another artifact's.
     OSError
         If a file is missing or cannot be read.
     """
     text = (place / CONFIG).read_bytes()
     config = json.loads(text)
-    if "sha256" in config:  # a piece of before there were sums: only its arrays can be checked
+    if "sha256" in config:  # a artifact of before there were sums: only its arrays can be checked
         if files.checksum(place / ARRAYS) != config["sha256"]:
             raise ValueError(f"checksum of {ARRAYS} differs")
         return config
     if (place / SUMS).read_bytes() != _sums(place):
         raise ValueError(f"checksums differ from those in {SUMS}")
     if config["key"] != place.name:
-        raise ValueError(f"it is the piece {config['key']}")
+        raise ValueError(f"it is the artifact {config['key']}")
     return config
 
 
-def _write_piece(folder: Path, key: str, piece: Piece) -> None:
+def _write_piece(folder: Path, key: str, artifact: Artifact) -> None:
     with open(folder / ARRAYS, "wb") as file:
-        np.savez(file, **piece.arrays)
+        np.savez(file, **artifact.arrays)
         file.flush()
         os.fsync(file.fileno())
-    config = {"key": key, "what": piece.what, "seconds": piece.seconds, "meta": piece.meta,
+    config = {"key": key, "what": artifact.what, "seconds": artifact.seconds, "meta": artifact.meta,
               "made_by": software()}  # fmt: skip
     write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
     write_atomic(folder / SUMS, _sums(folder))
@@ -308,6 +308,6 @@ def software() -> dict[str, str]:
 
 
 def _sums(folder: Path) -> bytes:
-    """What ``sha256sum`` prints of the files of a piece: ``sha256sum -c`` can check it, too."""
+    """What ``sha256sum`` prints of the files of a artifact: ``sha256sum -c`` can check it, too."""
     lines = (f"{files.checksum(folder / name)}  {name}\n" for name in (ARRAYS, CONFIG))
     return "".join(lines).encode()

@@ -108,7 +108,7 @@ def curvature(
     x: Tensor,
     y: Tensor,
     *,
-    n_probes: int = 10,
+    n_directions: int = 10,
     step: float = 1e-3,
     exact: bool = False,
     seed: int = 0,
@@ -122,7 +122,7 @@ def curvature(
 
     Parameters
     ----------
-    n_probes : int
+    n_directions : int
         Random directions to average over.
     step : float
         h, the size of the step in each coordinate; ignored when ``exact``.
@@ -131,17 +131,19 @@ def curvature(
     seed : int
         Of the random directions.
     """
-    if n_probes < 1 or not step > 0:
-        raise ValueError(f"n_probes={n_probes}, step={step}: expected at least one probe, step > 0")
+    if n_directions < 1 or not step > 0:
+        raise ValueError(
+            f"n_directions={n_directions}, step={step}: expected at least one probe, step > 0"
+        )
     warn_if_samples_touch(model)
     generator = torch.Generator(x.device).manual_seed(seed)
     product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
     norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
-    for _ in range(n_probes):
+    for _ in range(n_directions):
         signs = torch.randint(2, x.shape, generator=generator, device=x.device).to(x) * 2 - 1
         length = gradient_norms(product(signs)).l2
-        norm += length / n_probes
-        squared += length**2 / n_probes
+        norm += length / n_directions
+        squared += length**2 / n_directions
     return Curvature(norm, squared)
 
 
@@ -162,7 +164,7 @@ def zero_order_curvature(
     x: Tensor,
     y: Tensor,
     *,
-    n_draws: int = 10,
+    n_directions: int = 10,
     step: float = 1e-3,
     seed: int = 0,
 ) -> Tensor:
@@ -178,15 +180,17 @@ def zero_order_curvature(
     model : callable, (n, ...) -> logits (..., n, n_classes)
         One net, or several at once; the result has the leading axes of the logits.
     x, y : Tensor (n, ...), float64, and (n,)
-    n_draws : int
+    n_directions : int
         Pairs of random directions to average over.
     step : float
         h, the size of a step in each coordinate.
     seed : int
         Of the random directions.
     """
-    if n_draws < 1 or not step > 0:
-        raise ValueError(f"n_draws={n_draws}, step={step}: expected at least one draw, step > 0")
+    if n_directions < 1 or not step > 0:
+        raise ValueError(
+            f"n_directions={n_directions}, step={step}: expected at least one draw, step > 0"
+        )
     if x.dtype != torch.float64:
         raise TypeError(f"x is {x.dtype}: second differences need float64, in the model as well")
     if isinstance(model, nn.Module):
@@ -200,10 +204,10 @@ def zero_order_curvature(
 
     total, options = 0.0, {"generator": generator, "device": x.device}
     with torch.no_grad():
-        for _ in range(n_draws):
+        for _ in range(n_directions):
             u, v = (step * (torch.randint(2, x.shape, **options).to(x) * 2 - 1) for _ in range(2))
             mixed = at(x + u + v) - at(x + u - v) - at(x - u + v) + at(x - u - v)
-            total = total + mixed.abs() / (4 * step**2 * n_draws)
+            total = total + mixed.abs() / (4 * step**2 * n_directions)
     return total
 
 

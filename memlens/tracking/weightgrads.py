@@ -6,7 +6,7 @@ one backward pass of the whole batch know anyway (Goodfellow 2015, arXiv 1510.01
 are linear layers over patches: there the smaller of two matrix products is taken. Layers of other
 kinds fall back on one gradient a sample.
 
-    with Taps(net) as taps:
+    with LayerHooks(net) as taps:
         logits = net(x)
     back = torch.autograd.grad(loss_sum, taps.edges)
     squares = taps.squared_norms(back)  # parameter name -> (n,)
@@ -54,7 +54,7 @@ def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = 
         If no parameter has such a name, or a batch norm with weights is in train mode.
     """
     warn_if_samples_touch(model)
-    with Taps(model) as taps, torch.enable_grad():
+    with LayerHooks(model) as taps, torch.enable_grad():
         total = loss(model(x), y).sum()
     back = torch.autograd.grad(total, taps.edges) if taps.edges else ()
     squares = taps.squared_norms(back, x, y)
@@ -64,7 +64,7 @@ def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = 
     return torch.stack(chosen).sum(0).sqrt()
 
 
-class Taps:
+class LayerHooks:
     """Listens to the layers of a model during one forward pass; to none if the model is None.
 
     Attributes
@@ -80,7 +80,7 @@ class Taps:
         self._calls: list[tuple[str, nn.Module, Tensor]] = []
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> "Taps":
+    def __enter__(self) -> "LayerHooks":
         for name, layer in self.model.named_modules() if self.model else ():
             if _kernel_of(layer):
                 self._hooks.append(layer.register_forward_hook(self._listen(name)))

@@ -1,6 +1,6 @@
 """Where and how a net computes: device, precision, memory layout, compilation.
 
-A `Recipe` says what it wants, `Engine` what that is on this machine; the loops ask the engine and
+A `TrainConfig` says what it wants, `Engine` what that is on this machine; the loops ask the engine and
 are the same everywhere. bfloat16 is for the passes of training only: weights, gradients of weights,
 losses and all that is added up stay in float32, and what is measured after an epoch does, too.
 """
@@ -87,7 +87,7 @@ class Engine:
     def of(
         cls, device: str, precision: str, channels_last: bool | None, compiled: bool | None
     ) -> "Engine":
-        """What the words of a recipe mean here: "auto" and None are what a GPU is good at.
+        """What the words of a config mean here: "auto" and None are what a GPU is good at.
 
         Raises
         ------

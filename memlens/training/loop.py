@@ -1,8 +1,8 @@
-"""The one training loop: a recipe in, a run out.
+"""The one training loop: a config in, a run out.
 
 The loop is plain and does nothing that a `Recorder` could not do in a loop of your own. Every
 random choice is a function of (seed, epoch), so that recording, other runs, the order of calls or
-an interruption cannot change it: the same recipe gives the same weights, bit for bit, on one
+an interruption cannot change it: the same config gives the same weights, bit for bit, on one
 machine. (On a GPU kernels may add in another order from run to run.)
 """
 
@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 from memlens.data.samples import Dataset, Samples
 from memlens.models import registry
-from memlens.storage.drafts import Draft
+from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.tracking import signals
 from memlens.tracking.stopping import PEAKS, PeakDetector
 from memlens.training import devices
+from memlens.training.batches import Batches, in_order
+from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig, mixed_seed
 from memlens.training.devices import Engine
-from memlens.training.feeds import Feed, in_order
-from memlens.training.forecast import check_memory
-from memlens.training.probes import Probes
-from memlens.training.ranks import ALONE, Ranks, sizes
-from memlens.training.recipes import OPTIMIZERS, Measure, Recipe, mixed_seed
+from memlens.training.distributed import ONE_PROCESS, Processes, sizes
+from memlens.training.memory import check_memory
+from memlens.training.posthoc import PosthocEvaluator
 from memlens.training.runs import Run
 from memlens.training.steps import train_step
 
@@ -81,13 +81,13 @@ def predict(
 def train(
     model: str | registry.Builder,
     data: Dataset,
-    recipe: Recipe = Recipe(),
-    measure: Measure = Measure(),
+    config: TrainConfig = TrainConfig(),
+    measure: MeasureConfig = MeasureConfig(),
     *,
     record: bool = True,
-    draft: Draft | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
     watch: Watch | None = None,
-    ranks: Ranks = ALONE,
+    processes: Processes = ONE_PROCESS,
 ) -> Run:
     """Train one net and score every training sample on the way.
 
@@ -96,45 +96,45 @@ def train(
     model : str or builder
         A name from ``models.MODELS`` or a function ``(n_classes, in_shape) -> nn.Module``.
     data : Dataset
-    recipe : Recipe
-    measure : Measure
+    config : TrainConfig
+    measure : MeasureConfig
     record : bool
         False trains the same weights without the input gradient; for measuring what it costs.
-    draft : Draft, optional
+    checkpoint : TrainingCheckpoint, optional
         Where the unfinished training is kept after an epoch, and gone on from: it ends as it would
         have ended without the interruption.
     watch : callable, optional
         Called after every epoch with its row of ``Run.history``, in place of the progress bar;
         first with the rows of a training that is gone on with. It changes nothing in the training;
         what it raises stops it.
-    ranks : Ranks
-        The processes that train it together (`ranks.joined`), each of which calls this; the recipe
-        is that of all together, and so is the run that each returns. The first keeps the draft.
+    ranks : Processes
+        The processes that train it together (`ranks.joined`), each of which calls this; the config
+        is that of all together, and so is the run that each returns. The first keeps the checkpoint.
 
     Raises
     ------
     ValueError
-        If there are fewer samples than one batch, the recipe's device is not there, or several
+        If there are fewer samples than one batch, the config's device is not there, or several
         processes cannot train so.
     MemoryError
         If it needs more memory than there is; the message says what for.
     FloatingPointError
         If the training diverges.
     """
-    if len(data.train) < recipe.batch_size:
+    if len(data.train) < config.batch_size:
         raise ValueError(
-            f"{len(data.train)} training samples are fewer than a batch of {recipe.batch_size}; "
-            "lower batch_size in the recipe"
+            f"{len(data.train)} training samples are fewer than a batch of {config.batch_size}; "
+            "lower batch_size in the config"
         )
-    ranks.check(recipe, measure)
-    engine = ranks.engine(recipe.engine())
-    draft, watch = (None if ranks.rank else helper for helper in (draft, watch))
-    with thread_count(recipe.threads), engine.tuned():
-        session = _Session(model, data, recipe, measure, record, engine, ranks)
-        if state := ranks.same(draft.load() if draft else None):
+    processes.check(config, measure)
+    engine = processes.engine(config.engine())
+    checkpoint, watch = (None if processes.rank else helper for helper in (checkpoint, watch))
+    with thread_count(config.threads), engine.tuned():
+        session = _Session(model, data, config, measure, record, engine, processes)
+        if state := processes.same(checkpoint.load() if checkpoint else None):
             session.load_state_dict(state)
-        silent = bool(watch or ranks.rank)
-        with tqdm(total=recipe.epochs, initial=session.epoch, **_bar(silent)) as bar:
+        silent = bool(watch or processes.rank)
+        with tqdm(total=config.epochs, initial=session.epoch, **_bar(silent)) as bar:
             for row in session.history if watch else ():
                 watch(row)
             while not session.finished:
@@ -143,8 +143,8 @@ def train(
                 bar.update()
                 if watch:
                     watch(session.history[-1])
-                if draft and draft.is_due():
-                    draft.save(session.state_dict())
+                if checkpoint and checkpoint.is_due():
+                    checkpoint.save(session.state_dict())
         return session.finish()
 
 
@@ -168,25 +168,27 @@ class _Session:
         self,
         model: str | registry.Builder,
         data: Dataset,
-        recipe: Recipe,
-        measure: Measure,
+        config: TrainConfig,
+        measure: MeasureConfig,
         record: bool,
         engine: Engine,
-        ranks: Ranks,
+        processes: Processes,
     ) -> None:
-        self.name, self.data, self.recipe, self.ranks = model, data, recipe, ranks
-        net = registry.build(model, data.n_classes, data.in_shape, seed=recipe.seed)
-        self.net = ranks.prepare(engine.place(net)).train()
+        self.name, self.data, self.config, self.processes = model, data, config, processes
+        net = registry.build(model, data.n_classes, data.in_shape, seed=config.seed)
+        self.net = processes.prepare(engine.place(net)).train()
         one = torch.zeros(1, *data.in_shape, device=engine.device)
-        share = replace(recipe, batch_size=-(-recipe.batch_size // ranks.world))
+        share = replace(config, batch_size=-(-config.batch_size // processes.world))
         check_memory(self.net, one, data, share, measure)
         self.rows = devices.rows_at_once(self.net, one)
-        self.forward = engine.forward(ranks.wrap(self.net))
-        self.feed = Feed(data, recipe, engine)
-        self.optimizer = OPTIMIZERS[recipe.optimizer](self.net.parameters(), recipe)
-        self.recorder = ranks.recorder(len(data.train)) if record else None
-        self.probes = Probes(data, measure, recipe.seed, self.rows) if measure.posthoc else None
-        self.detectors = {name: PeakDetector(patience=recipe.patience) for name in PEAKS}
+        self.forward = engine.forward(processes.wrap(self.net))
+        self.batches = Batches(data, config, engine)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.net.parameters(), config)
+        self.recorder = processes.recorder(len(data.train)) if record else None
+        self.probes = (
+            PosthocEvaluator(data, measure, config.seed, self.rows) if measure.posthoc else None
+        )
+        self.detectors = {name: PeakDetector(patience=config.patience) for name in PEAKS}
         self.history: list[dict[str, float]] = []
         self.kept: dict[str, tuple[int, dict[str, Tensor]]] = {}
 
@@ -198,29 +200,29 @@ class _Session:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left, or training was to stop at a peak which is called."""
-        stop = self.recipe.stop
+        stop = self.config.stop
         called = stop and self.detectors[stop].peak.detected_epoch is not None
-        return self.epoch >= self.recipe.epochs or bool(called)
+        return self.epoch >= self.config.epochs or bool(called)
 
     def run_epoch(self) -> None:
-        epoch, seed, start = self.epoch, self.recipe.seed, time.perf_counter()
-        torch.manual_seed(mixed_seed(seed, epoch, 2, self.ranks.rank))  # of dropout
+        epoch, seed, start = self.epoch, self.config.seed, time.perf_counter()
+        torch.manual_seed(mixed_seed(seed, epoch, 2, self.processes.rank))  # of dropout
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(epoch)
+            group["lr"] = self.config.lr_at(epoch)
         order = shuffled(len(self.data.train), seed, epoch)
-        batches = self.feed.batches(order, seed, epoch, self.ranks.own)
-        whole = sizes(len(order), self.recipe.batch_size)
+        batches = self.batches.batches(order, seed, epoch, self.processes.own)
+        whole = sizes(len(order), self.config.batch_size)
         for size, (index, x, y) in zip(whole, batches, strict=True):
-            rho, scale = self.recipe.sam_rho, self.ranks.scale(size)
+            rho, scale = self.config.sam_rho, self.processes.scale(size)
             train_step(self.forward, self.optimizer, x, y, self.recorder, index, rho, scale)
         row = {}
         if self.recorder:
-            means = self.ranks.end_epoch(self.recorder)
+            means = self.processes.end_epoch(self.recorder)
             row |= {"train_loss": means["loss"], "input_gradient": means["grad_l2"]}
             row["train_accuracy"] = float((self.recorder.last("margin") > 0).float().mean())
         seconds = time.perf_counter() - start
         row |= self._validate() | {"weight_norm": signals.weight_norm(self.net).item()}
-        row = {"epoch": epoch, "lr": self.recipe.lr_at(epoch)} | self.ranks.agreed(row)
+        row = {"epoch": epoch, "lr": self.config.lr_at(epoch)} | self.processes.agreed(row)
         self.history.append(row | {"seconds": seconds})
         self._watch_peaks(epoch, row)
         if self.probes:
@@ -230,15 +232,15 @@ class _Session:
         test = self.data.test
         if not len(test):
             return {"val_loss": math.nan, "val_accuracy": math.nan}
-        if self.ranks.world > 1:
-            test = test[self.ranks.own(torch.arange(len(test)))]
+        if self.processes.world > 1:
+            test = test[self.processes.own(torch.arange(len(test)))]
         logits = predict(self.net, self.data, test, self.rows)
         y = test.labels.to(logits.device)
         means = {
             "val_loss": F.cross_entropy(logits, y).item(),
             "val_accuracy": (logits.argmax(1) == y).float().mean().item(),
         }
-        return self.ranks.mean(means, len(test))
+        return self.processes.mean(means, len(test))
 
     def _watch_peaks(self, epoch: int, row: Mapping[str, float]) -> None:
         self._update_detectors(row)
@@ -290,9 +292,9 @@ class _Session:
         if self.probes:
             arrays |= {f"posthoc/{k}": v for k, v in self.probes.finish(self.net).items()}
         for name, (_, state) in self.kept.items():
-            arrays |= {f"checkpoint/{name}/{k}": v.cpu().numpy() for k, v in state.items()}
+            arrays |= {f"snapshot/{name}/{k}": v.cpu().numpy() for k, v in state.items()}
         meta = {
             "peaks": {name: tuple(d.peak) for name, d in self.detectors.items()},
-            "checkpoints": {name: epoch for name, (epoch, _) in self.kept.items()},
+            "snapshots": {name: epoch for name, (epoch, _) in self.kept.items()},
         }
         return Run(self.name, self.data, arrays, meta)

@@ -1,4 +1,4 @@
-"""What one training leaves: scores, history, peaks and checkpoints."""
+"""What one training leaves: scores, history, peaks and snapshots."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,11 +19,11 @@ from memlens.tracking.stopping import PEAKS, Peak
 from memlens.tracking.traces import Trace
 from memlens.training import devices
 
-CHECKPOINTS = ("peak", "best_val", "last")
+SNAPSHOTS = ("peak", "best_val", "last")
 
 
 class Run:
-    """One finished training: scores, history and checkpoints.
+    """One finished training: scores, history and snapshots.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Run:
             raise ValueError(f"unknown peak {peak!r}; known: {', '.join(self.peaks)}")
         trace = self.posthoc_trace if posthoc else self.trace
         if trace is None:
-            raise ValueError("no post-hoc signals: train with Measure(posthoc=True)")
+            raise ValueError("no post-hoc signals: train with MeasureConfig(posthoc=True)")
         return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
 
     def plot(self) -> Figure:
@@ -142,28 +142,28 @@ class Run:
         plt.close(figure)  # a notebook would show it twice
         return figure
 
-    def checkpoint(self, name: str, *, device: str = "cpu") -> nn.Module:
+    def snapshot(self, name: str, *, device: str = "cpu") -> nn.Module:
         """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last".
 
-        ``device`` as in `Recipe`; what measures a net (`training.predict`, `passes.in_parts`)
+        ``device`` as in `TrainConfig`; what measures a net (`training.predict`, `passes.evaluate_batched`)
         computes where it is.
 
         Raises
         ------
         ValueError
-            If there is no such checkpoint, or no such device.
+            If there is no such snapshot, or no such device.
         """
-        if name not in CHECKPOINTS:
-            raise ValueError(f"unknown checkpoint {name!r}; known: {', '.join(CHECKPOINTS)}")
+        if name not in SNAPSHOTS:
+            raise ValueError(f"unknown snapshot {name!r}; known: {', '.join(SNAPSHOTS)}")
         place = devices.resolve(device)
         net = registry.build(self.model, self.data.n_classes, self.data.in_shape)
-        weights = _group(self.arrays, f"checkpoint/{name}/")
+        weights = _group(self.arrays, f"snapshot/{name}/")
         net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
         return net.eval().to(place)
 
-    def checkpoint_epoch(self, name: str) -> int:
-        """Epoch (from 0) after which the checkpoint was taken."""
-        return self.meta["checkpoints"][name]
+    def snapshot_epoch(self, name: str) -> int:
+        """Epoch (from 0) after which the snapshot was taken."""
+        return self.meta["snapshots"][name]
 
 
 def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:

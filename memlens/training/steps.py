@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memlens.tracking.recorder import Recorder
-from memlens.training.recipes import ascended
+from memlens.training.config import ascended
 
 
 def train_step(

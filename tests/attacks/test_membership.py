@@ -44,7 +44,7 @@ class Slow:
     def __init__(self, target, shadows):
         self.y = [int(v) for v in target.y_true]
         self.target, self.shadows = target, shadows
-        self.n_views, self.n_samples = target.logits.shape[:2]
+        self.n_augmentations, self.n_samples = target.logits.shape[:2]
 
     def phi(self, z, i):
         return logit_of(z, self.y[i])
@@ -68,14 +68,14 @@ class Slow:
         """One spread of all deviations from each sample's median, a side."""
         squares = [], []
         for i in range(self.n_samples):
-            for v in range(self.n_views):
+            for v in range(self.n_augmentations):
                 for found, values in zip(squares, self.sides(self.phi, i, v)):
                     found += [(x - median(values)) ** 2 for x in values]
         return [math.sqrt(mean(found)) for found in squares]
 
     def lira(self, i, stds=None):
         found = []
-        for v in range(self.n_views):
+        for v in range(self.n_augmentations):
             x = self.phi(self.target.logits[v, i], i)
             sides = self.sides(self.phi, i, v)
             each = stds or [spread(side, mean(side)) for side in sides]
@@ -85,7 +85,7 @@ class Slow:
 
     def offline(self, i, stds, two_sided):
         found = []
-        for v in range(self.n_views):
+        for v in range(self.n_augmentations):
             x = self.phi(self.target.logits[v, i], i)
             centre = median(self.sides(self.phi, i, v)[1])
             if two_sided:
@@ -96,7 +96,7 @@ class Slow:
 
     def csg(self, i):
         likelihoods = [0.0, 0.0]
-        for v in range(self.n_views):
+        for v in range(self.n_augmentations):
             x = self.top(self.target.logits[v, i], i)
             for side, values in enumerate(self.sides(self.top, i, v)):
                 variance = spread(values, mean(values)) ** 2
@@ -144,8 +144,8 @@ def slow_attacks(target, shadows):
     }
 
 
-def test_every_attack_agrees_with_its_definition_taken_slowly(scene):
-    target, shadows = scene()
+def test_every_attack_agrees_with_its_definition_taken_slowly(setup):
+    target, shadows = setup()
     expected, variants = slow_attacks(target, shadows)
     assert set(expected) == set(ATTACKS)
     for name, attack in ATTACKS.items():
@@ -160,8 +160,8 @@ def test_every_attack_agrees_with_its_definition_taken_slowly(scene):
     assert len(set(orders.values())) == len(orders)  # no two of them are the same
 
 
-def test_lira_with_a_fixed_variance_is_scipys_log_density(scene):
-    target, shadows = scene(n_views=1)
+def test_lira_with_a_fixed_variance_is_scipys_log_density(setup):
+    target, shadows = setup(n_augmentations=1)
     inside, outside = shadows.masks, ~shadows.masks
     phi = shadows.phi[:, 0]
     centre = [np.array([np.median(phi[m[:, i], i]) for i in range(50)]) for m in (inside, outside)]
@@ -241,16 +241,16 @@ def test_curvature_of_rounding_size_counts_as_none():
     assert values[0] == values[1] != values[2]
 
 
-def test_a_member_scores_higher(scene):
+def test_a_member_scores_higher(setup):
     """The sign of every attack: answers like the nets with the sample against those without it."""
-    _, shadows = scene(n_models=200, n_views=1)
+    _, shadows = setup(n_models=200, n_augmentations=1)
     for name, attack in ATTACKS.items():
         values = []
         for chosen in (shadows.masks, ~shadows.masks):
             pick = np.argmax(chosen[100:], axis=0) + 100  # a net with, or without, each sample
             i = np.arange(50)
-            answers = shadows.logits[pick, 0, i][None]
-            target = Target(answers, shadows.y_true, shadows.origin, shadows.curvature[pick, i])
+            predictions = shadows.logits[pick, 0, i][None]
+            target = Target(predictions, shadows.y_true, shadows.origin, shadows.curvature[pick, i])
             half = replace(
                 shadows, masks=shadows.masks[:100], logits=shadows.logits[:100],
                 curvature=shadows.curvature[:100],
@@ -259,16 +259,16 @@ def test_a_member_scores_higher(scene):
         assert (values[0] > values[1]).mean() > 0.6, name
 
 
-def test_more_of_the_same_views_change_nothing(scene):
-    target, shadows = scene(n_views=1)
+def test_more_of_the_same_views_change_nothing(setup):
+    target, shadows = setup(n_augmentations=1)
     twice = replace(target, logits=target.logits.repeat(3, axis=0))
     others = replace(shadows, logits=shadows.logits.repeat(3, axis=1))
     for name, attack in ATTACKS.items():
         np.testing.assert_allclose(attack(twice, others), attack(target, shadows), err_msg=name)
 
 
-def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(scene):
-    target, shadows = scene()
+def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(setup):
+    target, shadows = setup()
     order = np.random.default_rng(1).permutation(50)
     mixed = Target(target.logits[:, order], target.y_true[order], ORIGIN, target.curvature[order])
     others = Shadows(shadows.masks[:, order], shadows.logits[:, :, order], shadows.y_true[order],
@@ -280,8 +280,8 @@ def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(scene):
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_every_attack_refuses_shadows_of_another_recipe(attack, scene):
-    target, shadows = scene()
+def test_every_attack_refuses_shadows_of_another_recipe(attack, setup):
+    target, shadows = setup()
     for change in ({"epochs": 20}, {"stop": "peak"}, {"weight_decay": 0.1}):
         other = replace(shadows, origin=dict(shadows.origin) | change)
         with pytest.raises(ValueError, match=f"not trained like the target: {next(iter(change))}"):
@@ -291,8 +291,8 @@ def test_every_attack_refuses_shadows_of_another_recipe(attack, scene):
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_every_attack_refuses_a_target_among_its_own_shadows(attack, scene):
-    _, shadows = scene()
+def test_every_attack_refuses_a_target_among_its_own_shadows(attack, setup):
+    _, shadows = setup()
     itself = Target(shadows.logits[7], shadows.y_true, shadows.origin, shadows.curvature[7])
     with pytest.raises(ValueError, match="exactly like shadow 7: it is one of its own shadows"):
         attack(itself, shadows)

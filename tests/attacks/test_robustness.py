@@ -18,7 +18,7 @@ from memlens.attacks.robustness import adversarial_distance, deepfool
 from memlens.models import registry
 
 FAR = (-1e3, 1e3)  # bounds that never bind
-SHORT = ml.Recipe(epochs=10, batch_size=16)
+SHORT = ml.TrainConfig(epochs=10, batch_size=16)
 N, CLASSES, SHAPE = 40, 4, (2, 3, 3)
 
 
@@ -57,7 +57,7 @@ def to_planes(net, x, y):
 @pytest.fixture
 def trained(double):
     """An MLP trained in float64 on the tiny digits, and how it sees their pixels in [0, 1]."""
-    net = ml.train("mlp", double, SHORT).checkpoint("last")
+    net = ml.train("mlp", double, SHORT).snapshot("last")
     mean, std = (torch.tensor(part)[:, None, None] for part in (double.mean, double.std))
     return net, double, lambda x: net((x - mean) / std)
 
@@ -70,7 +70,7 @@ def pixels(trained):
 @pytest.fixture
 def fitted(tiny):
     """The same in float32, as everybody has it."""
-    return ml.train("mlp", tiny, SHORT).checkpoint("last")
+    return ml.train("mlp", tiny, SHORT).snapshot("last")
 
 
 class Constant(nn.Module):
@@ -381,7 +381,7 @@ def foolbox(monkeypatch):
 def digits():
     """A net that has fitted the digits, and which are all its samples."""
     data = ml.load("digits")
-    return ml.train("mlp", data, ml.Recipe(epochs=20)).checkpoint("last"), data
+    return ml.train("mlp", data, ml.TrainConfig(epochs=20)).snapshot("last"), data
 
 
 def test_without_the_bisection_it_is_the_deepfool_of_foolbox(digits, foolbox):

@@ -38,8 +38,8 @@ def test_a_target_holds_answers_only():
     assert [field.name for field in fields(Target)] == ["logits", "y_true", "origin", "curvature"]
 
 
-def test_a_copy_with_other_answers_is_not_served_the_old_fits(scene):
-    target, shadows = scene()
+def test_a_copy_with_other_answers_is_not_served_the_old_fits(setup):
+    target, shadows = setup()
     before = membership.lira(target, shadows)
     others = replace(shadows, logits=shadows.logits[::-1].copy())
     flipped = replace(shadows, masks=~shadows.masks)
@@ -51,9 +51,11 @@ def test_a_copy_with_other_answers_is_not_served_the_old_fits(scene):
     assert np.array_equal(membership.lira(target, shadows), before)
 
 
-def test_answers_about_other_samples_are_refused(scene):
-    target, shadows = scene()
-    with pytest.raises(ValueError, match=r"target's logits have shape \(1, 50, 4\).*same views"):
+def test_answers_about_other_samples_are_refused(setup):
+    target, shadows = setup()
+    with pytest.raises(
+        ValueError, match=r"target's logits have shape \(1, 50, 4\).*same augmentations"
+    ):
         membership.lira(replace(target, logits=target.logits[:1]), shadows)
     with pytest.raises(ValueError, match="different labels"):
         membership.lira(replace(target, y_true=target.y_true[::-1].copy()), shadows)
@@ -63,8 +65,8 @@ def test_answers_about_other_samples_are_refused(scene):
         membership.lira(target, shadows, variance="local")
 
 
-def test_malformed_answers_are_named(scene):
-    target, shadows = scene()
+def test_malformed_answers_are_named(setup):
+    target, shadows = setup()
     with pytest.raises(ValueError, match=r"logits have shape \(2, 50, 4\) for y_true \(49,\)"):
         replace(target, y_true=target.y_true[1:])
     with pytest.raises(ValueError, match=r"curvature has shape \(50, 1\): expected \(50,\)"):

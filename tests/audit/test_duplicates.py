@@ -335,7 +335,7 @@ def test_the_features_of_a_trained_net_are_quiet_and_show_planted_pairs(digits, 
                                                                         tmp_path):  # fmt: skip
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     planted = duplicates.plant(digits, 10)
-    net = ml.train("mlp", planted.data, ml.Recipe(epochs=5)).checkpoint("last")
+    net = ml.train("mlp", planted.data, ml.TrainConfig(epochs=5)).snapshot("last")
     seen = [duplicates.features(net, data, data.train.images) for data in (digits, planted.data)]
     assert duplicates.find(digits.train, seen[0]).empty
     found = duplicates.find(planted.data.train, seen[1])

@@ -15,10 +15,10 @@ from PIL import Image
 
 import memlens as ml
 from memlens.__main__ import main
-from memlens.audit import outputs, plans, report, scoring
-from memlens.audit.owndata import load_own
+from memlens.audit import config, outputs, pipeline, report
+from memlens.audit.audit_data import load_audit_data
 from memlens.storage import store
-from memlens.training import live, loop
+from memlens.training import loop, progress
 
 EPOCHS, N, FLIPS = 12, 500, 25
 FEW = 150  # where it does not matter what is found
@@ -42,7 +42,7 @@ def plant(root, n=N):
 def scored(tmp_path_factory):
     place = tmp_path_factory.mktemp("own")
     flipped, told = plant(place / "digits"), []
-    found = outputs.score_path(
+    found = outputs.audit_path(
         place / "digits", place / "out", epochs=EPOCHS, calibrate=True, tell=told.append
     )
     return place, flipped, found, "\n".join(told)
@@ -77,14 +77,14 @@ def test_the_table_has_each_sample_once_with_every_score_and_its_rank(scored):
 def test_the_probability_of_a_sample_comes_from_a_net_that_never_saw_it(scored):
     *_, found, _ = scored
     place = scored[0]
-    work = scoring.Work(found.own, found.plan, shelf=store.Store(place / "out" / "run"))
+    work = pipeline.Work(found.own, found.plan, cache=store.Store(place / "out" / "run"))
     jobs = list(work.jobs())[1:]
     left_out = [set(job.data.test.index.tolist()) for job in jobs]
     assert sum(map(len, left_out)) == N + 1 == len(set.union(*left_out))
     for job, out in zip(jobs, left_out):
         assert not out & set(job.data.train.index.tolist())
-    (run,) = ml.train_many([jobs[1]], n_jobs=1, shelf=work.shelf)  # found, not trained
-    logits = loop.predict(run.checkpoint("last"), run.data, run.data.test)
+    (run,) = ml.train_many([jobs[1]], n_jobs=1, cache=work.cache)  # found, not trained
+    logits = loop.predict(run.snapshot("last"), run.data, run.data.test)
     rows = found.table.index.get_indexer(run.data.test.index.numpy())
     assert found.held_out[rows] == pytest.approx(logits.double().softmax(1).numpy())
 
@@ -94,11 +94,11 @@ def test_loaded_again_it_is_the_same_and_nothing_is_trained(scored, monkeypatch)
     monkeypatch.setattr(
         "memlens.training.jobs.train", lambda *_, **__: pytest.fail("trained again")
     )
-    again = ml.load_scored(place / "out")
+    again = ml.load_audit(place / "out")
     pd.testing.assert_frame_equal(again.table, found.table)
     pd.testing.assert_frame_equal(again.calibration, found.calibration)
     calls = []
-    outputs.score_path(place / "digits", place / "out", epochs=EPOCHS, calibrate=True,
+    outputs.audit_path(place / "digits", place / "out", epochs=EPOCHS, calibrate=True,
                        confirm=calls.append, tell=lambda _: None)  # fmt: skip
     assert not calls
 
@@ -106,14 +106,14 @@ def test_loaded_again_it_is_the_same_and_nothing_is_trained(scored, monkeypatch)
 def test_changed_or_lost_images_are_told_when_loading(scored, tmp_path):
     place, *_ = scored
     with pytest.raises(FileNotFoundError, match="holds no results"):
-        ml.load_scored(tmp_path)
+        ml.load_audit(tmp_path)
     plant(tmp_path / "digits")
     (tmp_path / "digits" / "digit 1" / "copy.png").unlink()
     with pytest.raises(ValueError, match="are not those that were scored"):
-        ml.load_scored(place / "out", path=tmp_path / "digits")
+        ml.load_audit(place / "out", path=tmp_path / "digits")
 
 
-class Page(HTMLParser):
+class HtmlPage(HTMLParser):
     """Tags, their attributes and the text of a page; raises if tags do not nest."""
 
     def __init__(self, text):
@@ -136,7 +136,7 @@ class Page(HTMLParser):
 
 def test_the_report_is_one_page_that_needs_no_network(scored):
     place, _, found, _ = scored
-    page = Page((place / "out" / "report.html").read_text())
+    page = HtmlPage((place / "out" / "report.html").read_text())
     addresses = [a.get("src") or a.get("href") or "" for _, a in page.tags]
     assert all(a == "" or a.startswith(("data:", "#")) for a in addresses)
     assert not any(tag in ("script", "iframe", "object") for tag, _ in page.tags)
@@ -159,11 +159,13 @@ def test_names_of_files_and_classes_cannot_break_the_page(tmp_path):
             image.save(root / name / f"<i>{i}.png")
     raw = os.fsencode(root / "猫 öl") + b"/caf\xe9.png"  # as old archives leave them
     os.rename(root / "猫 öl" / "<i>0.png", raw)
-    own = load_own(root)
-    found = ml.score(own, plans.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
+    own = load_audit_data(root)
+    found = ml.run_audit(
+        own, config.choose_config(own.data, epochs=2), cache=store.Store(tmp_path / "run")
+    )
     assert "猫 öl/caf\\xe9.png" in own.files
     outputs.write_outputs(found, tmp_path)
-    page = Page((tmp_path / "report.html").read_text())
+    page = HtmlPage((tmp_path / "report.html").read_text())
     assert not any(tag == "script" for tag, _ in page.tags)
     assert not any(a.get("src") == "y" for _, a in page.tags)
     assert found.run.show(n=2).axes[0].get_title()
@@ -174,7 +176,7 @@ def test_long_work_is_not_started_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "write_report", lambda *_: None)  # which takes most of the time
     monkeypatch.setattr(outputs, "seconds_of", lambda *_: 20_000.0)
     asked = []
-    out = outputs.score_path(tmp_path / "digits", tmp_path / "out", tell=lambda _: None,
+    out = outputs.audit_path(tmp_path / "digits", tmp_path / "out", tell=lambda _: None,
                              confirm=lambda text: bool(asked.append(text)))  # fmt: skip
     assert out is None and "5.6 hours" in asked[0]
     assert not list((tmp_path / "out" / "run").glob("run-*"))
@@ -196,13 +198,13 @@ def test_wrong_labels_do_not_confirm_each_other_through_copies(tmp_path):
                 path.read_bytes()
             )
         path.unlink()
-    work = scoring.Work(load_own(tmp_path / "digits"), shelf=store.Store(tmp_path / "run"))
-    masks = plans.folds(work.own.data, work.alike)
+    work = pipeline.Work(load_audit_data(tmp_path / "digits"), cache=store.Store(tmp_path / "run"))
+    masks = config.folds(work.own.data, work.alike)
     for group in work.alike:
         assert all(mask[group].all() or not mask[group].any() for mask in masks)
     assert sum(len(group) == 3 for group in work.alike) == 5
     assert np.sum(masks, axis=0).max() == 1 and np.mean(np.sum(masks, axis=0)) > 0.99
-    flipped = scoring.Work(work.own, shelf=work.shelf, calibrate=True).flipped
+    flipped = pipeline.Work(work.own, cache=work.cache, calibrate=True).flipped
     assert not any(flipped.train.is_noisy.numpy()[group].any() for group in work.alike)
 
 
@@ -224,19 +226,19 @@ def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeyp
     arguments = ["audit", str(tmp_path / "digits"), "--out", str(out), "--epochs", "1"]
     assert main(arguments) == 130
     with pytest.raises(ValueError, match="was not finished"):
-        ml.load_scored(out)
+        ml.load_audit(out)
     monkeypatch.setattr("memlens.training.jobs.train", train)
     # The cores that are free do not change what is gone on with.
-    monkeypatch.setattr(plans, "cpu_count", lambda: 7)
+    monkeypatch.setattr(config, "cpu_count", lambda: 7)
     done = written(out)
     assert main(arguments) == 0 and done and done.items() <= written(out).items()
     moved = tmp_path / "moved"
     (tmp_path / "digits").rename(moved)
-    assert len(ml.load_scored(out, path=moved).table) == FEW + 1
+    assert len(ml.load_audit(out, path=moved).table) == FEW + 1
     record = json.loads((out / "run" / "asked.json").read_text())
-    record["plan"]["recipe"]["device"] = "cuda:0"  # scored on another machine
+    record["plan"]["config"]["device"] = "cuda:0"  # scored on another machine
     (out / "run" / "asked.json").write_text(json.dumps(record))
-    assert len(ml.load_scored(out, path=moved).table) == FEW + 1
+    assert len(ml.load_audit(out, path=moved).table) == FEW + 1
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_images_are_read(tmp_path, capsys):
@@ -252,7 +254,7 @@ def written(out):
 
 def _score(root, out):
     torch.set_num_threads(1)
-    outputs.score_path(root, out, epochs=EPOCHS, tell=lambda _: None)
+    outputs.audit_path(root, out, epochs=EPOCHS, tell=lambda _: None)
 
 
 def test_an_interrupted_call_goes_on_and_ends_as_it_would_have(tmp_path, scored, ready):
@@ -268,7 +270,7 @@ def test_an_interrupted_call_goes_on_and_ends_as_it_would_have(tmp_path, scored,
     process.join()
     first = written(out)
     assert not (out / "scores.csv").exists()
-    again = outputs.score_path(root, out, epochs=EPOCHS, tell=lambda _: None)
+    again = outputs.audit_path(root, out, epochs=EPOCHS, tell=lambda _: None)
     assert first and first.items() <= written(out).items()  # none was done again
     pd.testing.assert_frame_equal(again.table, found.table)
 
@@ -287,18 +289,20 @@ def test_a_class_smaller_than_the_folds_is_trained_on_and_not_judged(tmp_path):
     for path in sorted((tmp_path / "digits" / "digit 3").glob("*"))[:2]:
         (few / path.name).write_bytes(path.read_bytes()[:])
         path.unlink()
-    own = load_own(tmp_path / "digits")
-    masks = plans.folds(own.data)
+    own = load_audit_data(tmp_path / "digits")
+    masks = config.folds(own.data)
     ghost = own.data.train.labels == own.data.class_names.index("ghost")
     assert not any(mask[ghost].any() for mask in masks)
     assert sum(mask.sum() for mask in masks) == len(own) - 2
-    found = ml.score(own, plans.plan_for(own.data, epochs=2), shelf=store.Store(tmp_path / "run"))
+    found = ml.run_audit(
+        own, config.choose_config(own.data, epochs=2), cache=store.Store(tmp_path / "run")
+    )
     rows = found.table[found.table["label"] == "ghost"]
     assert (rows["predicted_label"] == "").all() and rows["p_label"].isna().all()
     page = report.page(found)
-    assert Page(page) and "nan by training" not in page
+    assert HtmlPage(page) and "nan by training" not in page
     with pytest.raises(ValueError, match="images that it takes to plant"):
-        scoring.Work(load_own(few_of_each(tmp_path / "few")), calibrate=True)
+        pipeline.Work(load_audit_data(few_of_each(tmp_path / "few")), calibrate=True)
 
 
 def few_of_each(root):
@@ -329,22 +333,22 @@ def test_what_the_page_needs_is_packed_with_the_code():
 
 def test_a_plan_fits_the_data_and_refuses_what_it_does_not_know():
     digits = ml.load("digits")
-    plan = plans.plan_for(digits, device="cpu")
-    assert plan.recipe.stop == "weight_norm" and 30 <= plan.recipe.epochs <= 100
-    assert plans.plan_for(digits.subset(20), device="cpu").recipe.batch_size == 10
+    plan = config.choose_config(digits, device="cpu")
+    assert plan.config.stop == "weight_norm" and 30 <= plan.config.epochs <= 100
+    assert config.choose_config(digits.subset(20), device="cpu").config.batch_size == 10
     with pytest.raises(ValueError, match="unknown model"):
-        plans.plan_for(digits, model="nothing")
+        config.choose_config(digits, model="nothing")
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
-        plans.plan_for(digits, device="tpu")
+        config.choose_config(digits, device="tpu")
 
 
 def test_the_batch_shrinks_until_it_fits(monkeypatch):
     digits = ml.load("digits")
     monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 10_000_000)
-    assert plans.plan_for(digits, device="cpu").recipe.batch_size < plans.BATCH
+    assert config.choose_config(digits, device="cpu").config.batch_size < config.BATCH
     monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 1_000)
     with pytest.raises(MemoryError, match="GB"):
-        plans.plan_for(digits, device="cpu")
+        config.choose_config(digits, device="cpu")
 
 
 def test_the_command_line_asks_for_what_it_needs(tmp_path, capsys):
@@ -361,7 +365,7 @@ def test_the_command_line_asks_for_what_it_needs(tmp_path, capsys):
 
 
 def test_the_bar_counts_every_training_and_takes_early_stops_at_once(capsys):
-    bar = live.Progress(10)
+    bar = progress.Progress(10)
     row = {"epoch": 3, "train_loss": 0.5, "input_gradient": 0.1, "weight_norm": 9.0}
     bar("first", 1, 2)(row)
     bar("second", 2, 2)(row | {"epoch": 0})
@@ -378,12 +382,14 @@ def test_live_curves_are_shown_once_and_then_shown_anew(monkeypatch):
         def update(self, figure):
             shown.append("anew")
 
-    monkeypatch.setattr(live, "looked_at", lambda: True)
-    monkeypatch.setattr(live, "SHARE", float("inf"))  # no pause between two drawings
+    monkeypatch.setattr(progress, "looked_at", lambda: True)
+    monkeypatch.setattr(progress, "SHARE", float("inf"))  # no pause between two drawings
     monkeypatch.setattr(
         "IPython.display.display", lambda figure, display_id: shown.append("once") or Handle()
     )
-    run = ml.train("mlp", ml.load("digits").subset(100), ml.Recipe(epochs=3), watch=ml.LivePlot())
+    run = ml.train(
+        "mlp", ml.load("digits").subset(100), ml.TrainConfig(epochs=3), watch=ml.LivePlot()
+    )
     assert shown == ["once", "anew", "anew"] and len(run.history) == 3
 
 
@@ -391,7 +397,7 @@ def test_a_notebook_shows_live_curves_and_the_figures_after_them():
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [
         "import memlens as ml\nrun = ml.train('mlp', ml.load('digits').subset(100), "
-        "ml.Recipe(epochs=3), watch=ml.LivePlot())",
+        "ml.TrainConfig(epochs=3), watch=ml.LivePlot())",
         "run.show('csl')",
         "run.plot()",
     ]
@@ -402,15 +408,15 @@ def test_a_notebook_shows_live_curves_and_the_figures_after_them():
 
 
 def test_live_curves_are_lines_of_text_where_nobody_can_see_them(capsys):
-    ml.train("mlp", ml.load("digits").subset(100), ml.Recipe(epochs=2), watch=ml.LivePlot())
+    ml.train("mlp", ml.load("digits").subset(100), ml.TrainConfig(epochs=2), watch=ml.LivePlot())
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert "weight norm" in lines[1]
 
 
 def test_watching_changes_nothing_and_what_it_raises_stops_the_training():
-    data, recipe, rows = ml.load("digits").subset(100), ml.Recipe(epochs=3), []
-    plain, watched = ml.train("mlp", data, recipe), ml.train("mlp", data, recipe, watch=rows.append)
+    data, config, rows = ml.load("digits").subset(100), ml.TrainConfig(epochs=3), []
+    plain, watched = ml.train("mlp", data, config), ml.train("mlp", data, config, watch=rows.append)
     assert torch.equal(*(torch.tensor(r.scores["csg"].to_numpy()) for r in (plain, watched)))
     assert [r["epoch"] for r in rows] == [0, 1, 2]
 
@@ -418,13 +424,13 @@ def test_watching_changes_nothing_and_what_it_raises_stops_the_training():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ml.train("mlp", data, recipe, watch=stop)
+        ml.train("mlp", data, config, watch=stop)
     with pytest.raises(ValueError, match="one training at a time"):
-        ml.train_many([ml.Job("mlp", data, recipe)], watch=rows.append)
+        ml.train_many([ml.Job("mlp", data, config)], watch=rows.append)
 
 
 def test_a_run_shows_its_pictures_and_its_curves():
-    run = ml.train("mlp", ml.load("digits").subset(100).with_noise(0.1), ml.Recipe(epochs=3))
+    run = ml.train("mlp", ml.load("digits").subset(100).with_noise(0.1), ml.TrainConfig(epochs=3))
     figure = run.show("csl", n=4)
     titles = [ax.get_title() for ax in figure.axes]
     highest, lowest = run.scores["csl"].idxmax(), run.scores["csl"].idxmin()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import memlens as ml
-from memlens.audit import plans, report
-from memlens.audit.owndata import load_own
+from memlens.audit import config, report
+from memlens.audit.audit_data import load_audit_data
 from memlens.storage import store
 
 BROWSER = next(
@@ -46,9 +46,9 @@ def page(tmp_path_factory):
     copied = next(folders[1].iterdir())
     (folders[2] / "copy.png").write_bytes(copied.read_bytes())
     (folders[2] / "broken.png").write_bytes(b"no")
-    own = load_own(place / "digits")
-    plan = plans.plan_for(own.data, epochs=8)
-    found = ml.score(own, plan, shelf=store.Store(place / "run"), calibrate=True)
+    own = load_audit_data(place / "digits")
+    plan = config.choose_config(own.data, epochs=8)
+    found = ml.run_audit(own, plan, cache=store.Store(place / "run"), calibrate=True)
     report.write_report(found, place / "report.html")
     return place / "report.html"
 

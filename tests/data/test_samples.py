@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits as sklearn_digits
 
-from memlens.data.samples import Dataset, Moves, Samples, augment, from_arrays, load_digits
+from memlens.data.samples import Augmentation, Dataset, Samples, augment, from_arrays, load_digits
+from memlens.training.config import TrainConfig
 from memlens.training.loop import train
-from memlens.training.recipes import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_noise_may_take_a_class_its_last_label(digits):
         if (noisy := few.with_noise(0.5, seed=seed)).train.labels.bincount(minlength=10).min() == 0
     ]
     assert emptied  # three samples a class: it happens
-    train("mlp", emptied[0], Recipe(epochs=1, batch_size=10))
+    train("mlp", emptied[0], TrainConfig(epochs=1, batch_size=10))
 
 
 def test_noise_follows_its_seed(digits):
@@ -119,27 +119,27 @@ def reference_crop(image, pad, row, column, flip):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_augment_equals_a_per_image_reference(flip, dtype):
     x = torch.randint(1, 256, (40, 2, 5, 6)).to(dtype)  # no black pixel but in the padding
-    moves = Moves.draw(40, 2, flip, seed=3)
-    out = augment(x, moves, pad=2)
+    augmentation = Augmentation.draw(40, 2, flip, seed=3)
+    out = augment(x, augmentation, pad=2)
     assert out.dtype == dtype
     for i, (image, result) in enumerate(zip(x.numpy(), out.numpy(), strict=True)):
-        move = (int(part[i]) for part in moves)
+        move = (int(part[i]) for part in augmentation)
         assert np.array_equal(reference_crop(image, 2, *move), result)
-    assert {len(set(part.tolist())) for part in moves[:2]} == {5}
-    assert len(set(moves.mirrored.tolist())) == 1 + flip
+    assert {len(set(part.tolist())) for part in augmentation[:2]} == {5}
+    assert len(set(augmentation.mirrored.tolist())) == 1 + flip
 
 
 def test_moves_go_with_their_samples_whatever_the_batch():
     x = torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8)
-    moves, index = Moves.draw(9, 1, True, seed=0), torch.tensor([7, 2, 2, 0])
-    whole = augment(x, moves, pad=1)
-    assert torch.equal(augment(x[index], moves.of(index), pad=1), whole[index])
-    assert not torch.equal(augment(x, Moves.draw(9, 1, True, seed=1), pad=1), whole)
+    augmentation, index = Augmentation.draw(9, 1, True, seed=0), torch.tensor([7, 2, 2, 0])
+    whole = augment(x, augmentation, pad=1)
+    assert torch.equal(augment(x[index], augmentation.of(index), pad=1), whole[index])
+    assert not torch.equal(augment(x, Augmentation.draw(9, 1, True, seed=1), pad=1), whole)
 
 
 def test_without_padding_and_flip_augment_changes_nothing():
     x = torch.randn(4, 1, 3, 3)
-    assert torch.equal(augment(x, Moves.draw(4, 0, False, seed=0), pad=0), x)
+    assert torch.equal(augment(x, Augmentation.draw(4, 0, False, seed=0), pad=0), x)
 
 
 @given(

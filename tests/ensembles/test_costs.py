@@ -12,16 +12,16 @@ from hand_made import SCORES
 import memlens as ml
 from memlens.ensembles import costs, proxies
 from memlens.ensembles.costs import (
+    COST_MODELS,
     EVERY_SCORE,
-    SIGNAL_WAYS,
-    WAYS,
+    SIGNAL_COST_MODELS,
+    cost_models_of,
     cost_of_scores,
-    measure_ways,
-    ways_of,
+    measure_costs,
 )
 from memlens.ensembles.retrainings import KINDS, plan_folds, plan_halves, plan_repeats
 from memlens.tracking.scores import CATALOGUE, Score
-from memlens.training.recipes import Recipe
+from memlens.training.config import TrainConfig
 
 ORACLES = SCORES | test_proxies.BY_HAND
 
@@ -36,16 +36,17 @@ def problems():
             yield f"{name} is not documented"
         if name not in ORACLES:
             yield f"{name} has no oracle"
-        if not all(SIGNAL_WAYS.get(need) in WAYS for need in score.needs):
+        if not all(SIGNAL_COST_MODELS.get(need) in COST_MODELS for need in score.needs):
             yield f"{name} has no cost"
 
 
 def test_every_score_has_metadata_an_oracle_and_a_cost():
     assert list(problems()) == []
     assert set(ORACLES) == set(EVERY_SCORE)
-    assert {way for name in EVERY_SCORE for way in ways_of(name)} | {"plain", "post-hoc"} == set(
-        WAYS
-    )
+    assert {way for name in EVERY_SCORE for way in cost_models_of(name)} | {
+        "plain",
+        "post-hoc",
+    } == set(COST_MODELS)
 
 
 def documented(trace):
@@ -88,18 +89,18 @@ def test_the_catalogue_is_a_table_of_all_scores():
     assert set(measured[retrained]) == {"after"}
     assert table.loc["csg", "cost"] == "1"
     assert table.loc["sgal", "cost"] == "(1) x peak / T"
-    assert table.loc["vog", "cost"] == WAYS["logit gradients"].formula
-    both = [WAYS[way].formula for way in ("curvature", "second_split")]
+    assert table.loc["vog", "cost"] == COST_MODELS["logit gradients"].formula
+    both = [COST_MODELS[way].formula for way in ("curvature", "second_split")]
     assert table.loc["curvature_ssft", "cost"] == " + ".join(both)
 
 
 def test_a_count_in_words_is_the_count():
     """The formulas are arithmetic, but for n and T."""
-    for name, way in WAYS.items():
+    for name, way in COST_MODELS.items():
         words = way.formula.replace(", n = 10", "").replace("n", "10").replace("x", "*")
         value = eval(words, {"T": 60, "__builtins__": {}})
         assert way.counted(60) == pytest.approx(value), name
-    assert WAYS["repeats"].counted(5) == 10  # which is over before the early epoch
+    assert COST_MODELS["repeats"].counted(5) == 10  # which is over before the early epoch
 
 
 def test_the_counts_of_retrainings_are_those_of_their_plans(tiny):
@@ -113,14 +114,14 @@ def test_the_counts_of_retrainings_are_those_of_their_plans(tiny):
     }
     assert set(share) == set(KINDS)
     for kind, value in share.items():
-        assert WAYS[kind].counted(60) == pytest.approx(value, rel=1e-3), kind
+        assert COST_MODELS[kind].counted(60) == pytest.approx(value, rel=1e-3), kind
 
 
 def hand_made_ways():
     """Every way costs a power of two, so that a sum says what it was made of."""
-    powers = 2.0 ** np.arange(len(WAYS))
+    powers = 2.0 ** np.arange(len(COST_MODELS))
     columns = {"seconds": 10 * powers, "measured": powers, "counted": powers + 0.5}
-    return pd.DataFrame(columns, index=pd.Index(WAYS, name="way"))
+    return pd.DataFrame(columns, index=pd.Index(COST_MODELS, name="way"))
 
 
 def test_a_score_costs_what_its_ways_cost():
@@ -164,13 +165,13 @@ def test_what_stops_early_costs_its_share_of_the_epochs():
 
 
 def test_every_way_is_measured(tiny):
-    recipe = Recipe(epochs=4, batch_size=16)
-    table = measure_ways("mlp", tiny, recipe, epochs=2, n_rounds=1)
-    assert list(table.index) == list(WAYS)
+    config = TrainConfig(epochs=4, batch_size=16)
+    table = measure_costs("mlp", tiny, config, epochs=2, n_rounds=1)
+    assert list(table.index) == list(COST_MODELS)
     assert table.index.name == "way"
     assert (table["seconds"] > 0).all()
     assert table.loc["plain", "measured"] == 1
-    assert table["counted"].tolist() == [way.counted(4) for way in WAYS.values()]
+    assert table["counted"].tolist() == [way.counted(4) for way in COST_MODELS.values()]
     assert (table.loc[["curvature", "samis"], "measured"] > 1).all()
     assert np.isfinite(cost_of_scores(table)).all(axis=None)
 
@@ -180,21 +181,21 @@ def test_the_clock_counts_the_whole_recipe(tiny, monkeypatch):
     clock, rounds = [0.0], []
 
     def run(name, pace):
-        def work(model, data, recipe):
+        def work(model, data, config):
             rounds.append(name)
-            assert recipe.epochs == (40 if WAYS[name].fixed else 8)
+            assert config.epochs == (40 if COST_MODELS[name].fixed else 8)
             slow = 5 if rounds.count(name) == 2 else 1
-            clock[0] += slow * (9 if WAYS[name].fixed else pace * recipe.epochs)
+            clock[0] += slow * (9 if COST_MODELS[name].fixed else pace * config.epochs)
 
         return work
 
-    for pace, (name, way) in enumerate(list(WAYS.items()), start=1):
-        monkeypatch.setitem(WAYS, name, replace(way, run=run(name, pace)))
+    for pace, (name, way) in enumerate(list(COST_MODELS.items()), start=1):
+        monkeypatch.setitem(COST_MODELS, name, replace(way, run=run(name, pace)))
     monkeypatch.setattr(costs.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(costs, "train", lambda *_, **__: None)
-    table = measure_ways("mlp", tiny, Recipe(epochs=40), epochs=8, n_rounds=3)
-    assert rounds == 3 * list(WAYS)  # in turns
-    for pace, (name, way) in enumerate(WAYS.items(), start=1):
+    table = measure_costs("mlp", tiny, TrainConfig(epochs=40), epochs=8, n_rounds=3)
+    assert rounds == 3 * list(COST_MODELS)  # in turns
+    for pace, (name, way) in enumerate(COST_MODELS.items(), start=1):
         assert table.loc[name, "seconds"] == (9 if way.fixed else 40 * pace), name
         assert table.loc[name, "measured"] == pytest.approx((9 / 40) if way.fixed else pace)
 
@@ -202,7 +203,7 @@ def test_the_clock_counts_the_whole_recipe(tiny, monkeypatch):
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"n_rounds": 0}])
 def test_bad_requests_are_named(tiny, bad):
     with pytest.raises(ValueError, match=r"epochs=.*, n_rounds=.*: expected at least one of each"):
-        measure_ways("mlp", tiny, Recipe(), **bad)
+        measure_costs("mlp", tiny, TrainConfig(), **bad)
 
 
 VARIANCE = "how the logit's slope moves says nothing of the label: on digits AUROC 0.3 to 0.65"

@@ -23,9 +23,9 @@ from memlens.ensembles.proxies import (
 )
 from memlens.ensembles.retrainings import KINDS
 from memlens.tracking import scores
-from memlens.training.recipes import Measure, Recipe, mixed_seed
+from memlens.training.config import MeasureConfig, TrainConfig, mixed_seed
 
-SHORT = Recipe(epochs=5, batch_size=16, lr=0.1)
+SHORT = TrainConfig(epochs=5, batch_size=16, lr=0.1)
 
 # Three samples of two classes, and what the trainings of each kind left of them.
 LEFT = {
@@ -203,7 +203,10 @@ def test_extra_scores_are_the_functions_of_what_was_left(tiny, own_cache):
 
 
 def test_every_score_is_one_frame(tiny, own_cache):
-    data, measure = own_index(tiny), Measure(posthoc=True, curvature_probes=1, logit_gradients=True)
+    data, measure = (
+        own_index(tiny),
+        MeasureConfig(posthoc=True, n_directions=1, logit_gradients=True),
+    )
     run = ml.train("mlp", data, SHORT, measure)
     bare = ml.train("mlp", data, SHORT)
     extra = extra_scores("mlp", [data], SHORT, seeds=[0], kinds=["second_split"], n_jobs=1)[0]
@@ -230,10 +233,10 @@ def test_with_everything_measured_every_score_is_there(flipped):
     assert np.isfinite(frame).all(axis=None)
 
 
-def slow_early(nets, data):
+def slow_early(ensemble, data):
     """Means over nets of EL2N and of the weight gradient's norm, a sample at a time."""
-    errors, norms = np.zeros((2, len(nets), len(data.train)))
-    for k, net in enumerate(nets):
+    errors, norms = np.zeros((2, len(ensemble), len(data.train)))
+    for k, net in enumerate(ensemble):
         x, y = data.normalise(data.train.images), data.train.labels
         for i in range(len(y)):
             net.zero_grad()
@@ -250,8 +253,8 @@ def test_grand_at_initialisation_warns_and_is_that_of_fresh_nets(double):
     with pytest.warns(UserWarning, match="does not reproduce"):
         frame = grand_at("small_cnn_bn", data, SHORT, epochs=0, n_runs=3, seed=4)
     seeds = [mixed_seed(4, k) for k in range(3)]
-    nets = [ml.build("small_cnn_bn", 3, data.in_shape, seed=seed).eval() for seed in seeds]
-    errors, norms = slow_early(nets, data)
+    ensemble = [ml.build("small_cnn_bn", 3, data.in_shape, seed=seed).eval() for seed in seeds]
+    errors, norms = slow_early(ensemble, data)
     assert frame["el2n"].to_numpy() == pytest.approx(errors, rel=1e-6)
     assert frame["grand"].to_numpy() == pytest.approx(norms, rel=1e-6)
     assert frame.index.tolist() == data.train.index.tolist()
@@ -261,15 +264,15 @@ def test_grand_at_initialisation_warns_and_is_that_of_fresh_nets(double):
 def test_grand_at_an_epoch_is_that_of_nets_trained_so_far(double, train_alone, epochs):
     frame = grand_at("mlp", double, SHORT, epochs=epochs, n_runs=2)
     every, seeds = np.ones(60, dtype=bool), [mixed_seed(0, k) for k in range(2)]
-    nets = [train_alone("mlp", double, every, SHORT, seed, epochs=epochs) for seed in seeds]
-    errors, norms = slow_early(nets, double)
+    ensemble = [train_alone("mlp", double, every, SHORT, seed, epochs=epochs) for seed in seeds]
+    errors, norms = slow_early(ensemble, double)
     assert frame["el2n"].to_numpy() == pytest.approx(errors, rel=1e-6)
     assert frame["grand"].to_numpy() == pytest.approx(norms, rel=1e-6)
 
 
 @pytest.mark.parametrize("epochs", [-1, 6])
 def test_epochs_that_the_recipe_does_not_have_are_refused(tiny, epochs):
-    with pytest.raises(ValueError, match=rf"epochs is {epochs}; the recipe has 0 to 5"):
+    with pytest.raises(ValueError, match=rf"epochs is {epochs}; the config has 0 to 5"):
         grand_at("mlp", tiny, SHORT, epochs=epochs)
 
 
@@ -294,7 +297,7 @@ def test_aum_flags_against_the_rule_written_out(tiny, trainings, percentile):
     assert table.index.tolist() == data.train.index.tolist()
     served = []
     for job, run in trainings:
-        assert (job.recipe.seed, job.data.n_classes) == (2, 4)
+        assert (job.config.seed, job.data.n_classes) == (2, 4)
         fake = job.data.train.labels.numpy() == 3
         kept = torch.tensor(~fake)
         assert torch.equal(job.data.train.labels[kept], data.train.labels[kept])
@@ -319,7 +322,7 @@ def test_aum_flags_against_the_rule_written_out(tiny, trainings, percentile):
 
 def test_aum_flags_planted_flips_rather_than_clean_labels(flipped, trainings):
     run, _, is_flip = flipped
-    table = aum_flags("mlp", run.data, Recipe(epochs=30))
+    table = aum_flags("mlp", run.data, TrainConfig(epochs=30))
     flags = table["flagged"].to_numpy()
     assert flags[is_flip].mean() > 0.6
     assert flags[~is_flip].mean() < 0.15

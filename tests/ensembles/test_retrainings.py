@@ -13,9 +13,9 @@ from memlens.ensembles import retrainings
 from memlens.ensembles.retrainings import KINDS, plan_folds, plan_halves, plan_repeats, retrain
 from memlens.storage import store
 from memlens.tracking.scores import EARLY_EPOCH
-from memlens.training.recipes import Recipe, mixed_seed
+from memlens.training.config import TrainConfig, mixed_seed
 
-SHORT = Recipe(epochs=5, batch_size=16, lr=0.1)
+SHORT = TrainConfig(epochs=5, batch_size=16, lr=0.1)
 SEED = 5
 CLOSE = {"rel": 1e-6, "abs": 1e-8}
 
@@ -35,29 +35,29 @@ def logits_of(net, data):
         return net.eval()(data.normalise(data.train.images)).numpy()
 
 
-def slow_folds(data, n_folds, recipe, train_alone):
+def slow_folds(data, n_folds, config, train_alone):
     """Held-out logits (n_samples, n_classes), fold by fold."""
     y, found = data.train.labels, np.full((len(data.train), data.n_classes), np.nan)
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=SEED)
     for k, (kept, held_out) in enumerate(splitter.split(np.zeros(len(y)), y)):
         mask = np.zeros(len(y), dtype=bool)
         mask[kept] = True
-        net = train_alone("mlp", data, mask, recipe, mixed_seed(SEED, k))
+        net = train_alone("mlp", data, mask, config, mixed_seed(SEED, k))
         found[held_out] = logits_of(net, data)[held_out]
     return found
 
 
-def slow_second_split(data, recipe, train_alone):
+def slow_second_split(data, config, train_alone):
     n = len(data.train)
     half = np.zeros(n, dtype=bool)
     half[np.random.default_rng(SEED).permutation(n)[: n // 2]] = True
-    correct = np.zeros((recipe.epochs, n), dtype=bool)
+    correct = np.zeros((config.epochs, n), dtype=bool)
     for mask in (half, ~half):
         rows = []
         look = lambda net, _, rows=rows: rows.append(logits_of(net, data).argmax(1))  # noqa: E731
-        net = train_alone("mlp", data, mask, recipe, SEED)
+        net = train_alone("mlp", data, mask, config, SEED)
         train_alone(
-            "mlp", data, ~mask, recipe, mixed_seed(SEED, 1), net=net, each=look_and_go(look)
+            "mlp", data, ~mask, config, mixed_seed(SEED, 1), net=net, each=look_and_go(look)
         )
         correct[:, mask] = (np.stack(rows) == data.train.labels.numpy())[:, mask]
     return correct
@@ -73,12 +73,12 @@ def look_and_go(look):
     return each
 
 
-def slow_repeats(data, recipe, train_alone, n_runs=10):
+def slow_repeats(data, config, train_alone, n_runs=10):
     every = np.ones(len(data.train), dtype=bool)
     rows = {"el2n": [], "weight_grad": []}
     for k in range(n_runs):
-        epochs = min(EARLY_EPOCH + 1, recipe.epochs)
-        net = train_alone("mlp", data, every, recipe, mixed_seed(SEED, k), epochs=epochs)
+        epochs = min(EARLY_EPOCH + 1, config.epochs)
+        net = train_alone("mlp", data, every, config, mixed_seed(SEED, k), epochs=epochs)
         for name, values in zip(rows, slow_early(net, data), strict=True):
             rows[name].append(values)
     return {name: np.array(values) for name, values in rows.items()}
@@ -116,17 +116,17 @@ def test_samis_is_sgd_and_sam_from_the_same_start(noisy, train_alone):
 def test_samis_with_batch_norm_starts_both_from_fresh_statistics(double):
     """SGD's statistics must not be where SAM begins: without a radius the two are the same."""
     parts = plan_folds(double, SEED)
-    nets = retrainings.Nets.build("mlp_bn", double, [part.seed for part in parts])
+    ensemble = retrainings.ModelEnsemble.build("mlp_bn", double, [part.seed for part in parts])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrainings, "SAM_RHO", 0.0)
-        for left in KINDS["samis"].work(nets, double, parts, SHORT):
+        for left in KINDS["samis"].work(ensemble, double, parts, SHORT):
             assert np.array_equal(left["sgd"], left["sam"])
 
 
 def test_second_split_is_the_first_half_while_the_other_is_learned(noisy, train_alone):
-    recipe = replace(SHORT, epochs=8)
-    left = retrain("second_split", "mlp", [noisy], recipe, seeds=[SEED], n_jobs=1)[0]
-    expected = slow_second_split(noisy, recipe, train_alone)
+    config = replace(SHORT, epochs=8)
+    left = retrain("second_split", "mlp", [noisy], config, seeds=[SEED], n_jobs=1)[0]
+    expected = slow_second_split(noisy, config, train_alone)
     assert left["correct"].shape == (8, 60)
     assert left["correct"].dtype == bool
     assert np.array_equal(left["correct"], expected)
@@ -137,9 +137,9 @@ def test_second_split_is_the_first_half_while_the_other_is_learned(noisy, train_
 @pytest.mark.parametrize("epochs", [5, 13])
 def test_repeats_are_early_signals_of_ten_nets(noisy, train_alone, epochs):
     """After 11 epochs of 13, or after all of 5."""
-    recipe = replace(SHORT, epochs=epochs, lr=0.01)
-    left = retrain("repeats", "mlp", [noisy], recipe, seeds=[SEED], n_jobs=1)[0]
-    for name, rows in slow_repeats(noisy, recipe, train_alone).items():
+    config = replace(SHORT, epochs=epochs, lr=0.01)
+    left = retrain("repeats", "mlp", [noisy], config, seeds=[SEED], n_jobs=1)[0]
+    for name, rows in slow_repeats(noisy, config, train_alone).items():
         assert left[name].shape == (10, 60)
         assert left[name] == pytest.approx(rows, **CLOSE)
     assert set(left) == {"el2n", "weight_grad", "y_true"}
@@ -191,14 +191,14 @@ def test_finished_trainings_are_found_again(double, noisy, monkeypatch):
         or real(kind, model, wanted, *a),
     )  # fmt: skip
     again = retrain("folds", "mlp", [noisy, double], replace(SHORT, seed=9), seeds=[1, 0], n_jobs=1)
-    assert not asked  # in another order, and whatever the recipe's own seed
+    assert not asked  # in another order, and whatever the config's own seed
     same(again[0], first[1])
     same(again[1], first[0])
     more = retrain("folds", "mlp", [double, noisy, noisy], SHORT, seeds=[0, 1, 2], n_jobs=1)
     assert [len(wanted) for wanted in asked] == [1]  # only what was missing
     same(more[1], first[1])
-    for changed in ({"model": "mlp_bn"}, {"recipe": replace(SHORT, lr=0.01)}, {"kind": "repeats"}):
-        settings = {"kind": "folds", "model": "mlp", "recipe": SHORT} | changed
+    for changed in ({"model": "mlp_bn"}, {"config": replace(SHORT, lr=0.01)}, {"kind": "repeats"}):
+        settings = {"kind": "folds", "model": "mlp", "config": SHORT} | changed
         retrain(datasets=[double], seeds=[0], n_jobs=1, **settings)
     assert len(asked) == 4
 
@@ -217,12 +217,12 @@ def test_the_same_wish_twice_is_trained_once(double, monkeypatch):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_who_is_trained_beside_whom_does_not_matter(double, noisy, monkeypatch, tmp_path, kind):
-    recipe = replace(SHORT, epochs=3)
-    together = retrain(kind, "mlp", [double, noisy, noisy], recipe, seeds=[0, 0, 1], n_jobs=1)
+    config = replace(SHORT, epochs=3)
+    together = retrain(kind, "mlp", [double, noisy, noisy], config, seeds=[0, 0, 1], n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(retrainings, "TOGETHER", 4)
     for data, seed, left in zip((double, noisy, noisy), (0, 0, 1), together, strict=True):
-        same(retrain(kind, "mlp", [data], recipe, seeds=[seed], n_jobs=1)[0], left, **CLOSE)
+        same(retrain(kind, "mlp", [data], config, seeds=[seed], n_jobs=1)[0], left, **CLOSE)
 
 
 def test_processes_do_not_matter(tiny, monkeypatch, tmp_path):
@@ -274,17 +274,17 @@ def stopped_after(n, real, calls):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_an_interruption_costs_the_stack_that_is_trained(tiny, monkeypatch, tmp_path, kind):
-    data, recipe = [tiny, tiny.with_noise(0.2)], replace(SHORT, epochs=3)
+    data, config = [tiny, tiny.with_noise(0.2)], replace(SHORT, epochs=3)
     settings = {"seeds": [0, 1], "n_jobs": 1}
     monkeypatch.setattr(retrainings, "TOGETHER", 2)
-    whole = retrain(kind, "mlp", data, recipe, **settings)
+    whole = retrain(kind, "mlp", data, config, **settings)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
     real, calls = retrainings._work, []
     monkeypatch.setattr(retrainings, "_work", stopped_after(1, real, calls))
     with pytest.raises(Stopped):
-        retrain(kind, "mlp", data, recipe, **settings)
+        retrain(kind, "mlp", data, config, **settings)
     monkeypatch.setattr(retrainings, "_work", stopped_after(99, real, calls))
-    for one, two in zip(whole, retrain(kind, "mlp", data, recipe, **settings), strict=True):
+    for one, two in zip(whole, retrain(kind, "mlp", data, config, **settings), strict=True):
         same(one, two)  # bit for bit
     plans = [len(KINDS[kind].plan(d, s)) for d, s in zip(data, (0, 1), strict=True)]
     assert sum(plans) // 2 <= len(calls) <= sum(plans) // 2 + 1  # each stack once
@@ -299,11 +299,11 @@ def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tm
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
     put = []
 
-    def full(self, key, piece):
+    def full(self, key, artifact):
         put.extend([] if "." in key else [key])
         if len(put) == 2:
             raise Stopped
-        real(self, key, piece)
+        real(self, key, artifact)
 
     monkeypatch.setattr(store.Store, "put", full)
     with pytest.raises(Stopped):
@@ -315,7 +315,7 @@ def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tm
 
 
 def test_stacks_that_outlived_their_retraining_are_removed(tiny, monkeypatch, tmp_path):
-    """A kill after the last piece, and one while a stack was being removed."""
+    """A kill after the last artifact, and one while a stack was being removed."""
     data, real = [tiny, tiny.with_noise(0.2)], store.Store.tidy
     settings = {"seeds": [0, 1], "n_jobs": 1}
     monkeypatch.setattr(retrainings, "TOGETHER", 2)

@@ -10,9 +10,9 @@ import memlens as ml
 from memlens.data import samples
 from memlens.ensembles import subsets
 from memlens.storage import store
-from memlens.training.recipes import Recipe
+from memlens.training.config import TrainConfig
 
-SHORT = Recipe(epochs=3, batch_size=16)
+SHORT = TrainConfig(epochs=3, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def test_a_sweep_is_its_nets_trained_alone(double, train_alone, tmp_path, monkey
     """Model m has the weights and the order of (seed, m), and the samples of its mask."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     monkeypatch.setattr(subsets, "TOGETHER", 2)
-    recipe = replace(SHORT, epochs=5)
+    config = replace(SHORT, epochs=5)
     for model in ("mlp", "small_cnn_bn"):
-        settings = {"n_models": 3, "keep": 0.7, "recipe": recipe, "seed": 2}
+        settings = {"n_models": 3, "keep": 0.7, "config": config, "seed": 2}
         sweep = ml.subset_sweep(model, double, **settings, n_jobs=1)
         assert np.array_equal(sweep.masks, subsets.subset_masks(3, 60, 0.7, seed=2))
         x = double.normalise(double.train.images)
         for m, mask in enumerate(sweep.masks):
-            net = train_alone(model, double, mask, recipe, (2 << 20) + m)
+            net = train_alone(model, double, mask, config, (2 << 20) + m)
             assert sweep.logits[m] == pytest.approx(net(x).detach().numpy(), rel=1e-6, abs=1e-8)
         assert np.abs(sweep.logits[0] - sweep.logits[1]).max() > 0.1  # the comparison can fail
         assert np.array_equal(sweep.y_true, double.train.labels.numpy())
@@ -79,17 +79,17 @@ def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_
     sweeps = []
     for n in (1, 2):
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n)))
-        sweeps.append(ml.subset_sweep("mlp", small, n_models=8, recipe=SHORT, n_jobs=n))
+        sweeps.append(ml.subset_sweep("mlp", small, n_models=8, config=SHORT, n_jobs=n))
     assert np.array_equal(sweeps[0].logits, sweeps[1].logits)
     monkeypatch.setattr(subsets, "_train_chunk", lambda *_: pytest.fail("trained again"))
-    again = ml.subset_sweep("mlp", small, n_models=8, recipe=SHORT)
+    again = ml.subset_sweep("mlp", small, n_models=8, config=SHORT)
     assert np.array_equal(again.logits, sweeps[0].logits)
     assert repr(again) == "Sweep(8 nets on 80 samples, asked at last)"
 
 
 def test_a_sweep_of_the_same_pixels_on_another_scale_is_another_sweep(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    settings = {"n_models": 2, "recipe": SHORT, "n_jobs": 1}
+    settings = {"n_models": 2, "config": SHORT, "n_jobs": 1}
     first = ml.subset_sweep("mlp", small, **settings)
     other = ml.subset_sweep("mlp", replace(small, pixel_max=255.0), **settings)
     assert not np.array_equal(first.logits, other.logits)
@@ -100,8 +100,8 @@ def test_a_sweep_finds_a_planted_mislabelled_sample(small, tmp_path, monkeypatch
     labels = small.train.labels.clone()
     labels[7] = (labels[7] + 1) % 10
     noisy = replace(small, train=replace(small.train, labels=labels))
-    recipe = Recipe(epochs=80, batch_size=16)  # until the flipped label is fitted
-    sweep = ml.subset_sweep("mlp", noisy, n_models=32, recipe=recipe, n_jobs=1)
+    config = TrainConfig(epochs=80, batch_size=16)  # until the flipped label is fitted
+    sweep = ml.subset_sweep("mlp", noisy, n_models=32, config=config, n_jobs=1)
     table = sweep.memorization()
     planted = table.iloc[7]
     assert planted.in_accuracy == 1
@@ -118,21 +118,21 @@ def test_bad_input_is_named(small):
 
 
 def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monkeypatch):
-    whole = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    whole = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(subsets, "TOGETHER", 2)
-    real, calls = subsets.train_and_ask, []
+    real, calls = subsets.train_and_query, []
 
-    def interrupted(nets, data, masks, recipe, seeds, questions):
+    def interrupted(ensemble, data, masks, config, seeds, queries):
         calls.append(seeds.tolist())
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(nets, data, masks, recipe, seeds, questions)
+        return real(ensemble, data, masks, config, seeds, queries)
 
-    monkeypatch.setattr(subsets, "train_and_ask", interrupted)
+    monkeypatch.setattr(subsets, "train_and_query", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
-    resumed = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+        ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
+    resumed = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     assert calls == [[0, 1], [2, 3], [2, 3]]
     assert resumed.logits_at("last") == pytest.approx(whole.logits_at("last"), abs=1e-4)
     assert store.Store().clear() == 1  # the sweep alone: its parts are gone
@@ -143,37 +143,37 @@ def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp
     monkeypatch.setattr(subsets, "TOGETHER", 2)
     real = store.Store.put
 
-    def full(self, key, piece):
-        if "n_models" in piece.meta:
+    def full(self, key, artifact):
+        if "n_models" in artifact.meta:
             raise OSError(28, "no space left")
-        real(self, key, piece)
+        real(self, key, artifact)
 
     monkeypatch.setattr(store.Store, "put", full)
     with pytest.raises(OSError, match="no space left"):
-        ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+        ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     monkeypatch.setattr(store.Store, "put", real)
-    monkeypatch.setattr(subsets, "train_and_ask", None)  # nothing is trained again
-    sweep = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    monkeypatch.setattr(subsets, "train_and_query", None)  # nothing is trained again
+    sweep = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     assert sweep.logits_at("last").shape == (4, 1, 80, 10)
 
 
 def test_parts_that_outlived_their_sweep_are_removed(small, tmp_path, monkeypatch):
     """A kill between the last write and the tidying."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
-    (piece,) = tmp_path.glob("sweep-*")
-    for name in (f"{piece.name}.0-3", f"{piece.name}0.0-3"):
-        store.Store().put(name, store.Piece({}, {}))
-    ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
-    assert {p.name for p in tmp_path.glob("sweep-*")} == {piece.name, f"{piece.name}0.0-3"}
+    ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
+    (artifact,) = tmp_path.glob("sweep-*")
+    for name in (f"{artifact.name}.0-3", f"{artifact.name}0.0-3"):
+        store.Store().put(name, store.Artifact({}, {}))
+    ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
+    assert {p.name for p in tmp_path.glob("sweep-*")} == {artifact.name, f"{artifact.name}0.0-3"}
 
 
 def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "TOGETHER", 2)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "whole"))
-    whole = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+    whole = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
-    real, calls = subsets.train_and_ask, []
+    real, calls = subsets.train_and_query, []
 
     def interrupted(*given):
         calls.append(1)
@@ -181,21 +181,21 @@ def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(subsets, "train_and_ask", interrupted)
+    monkeypatch.setattr(subsets, "train_and_query", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+        ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     (part,) = (tmp_path / "other").glob("sweep-*.0-1")
     (part / "arrays.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged"):
-        again = ml.subset_sweep("mlp", small, n_models=4, recipe=SHORT, n_jobs=1)
+        again = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     assert len(calls) == 4
     assert np.array_equal(again.logits, whole.logits)
 
 
 def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monkeypatch):
-    whole = ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
+    whole = ml.subset_sweep("mlp", small, n_models=6, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    real, calls = subsets.train_and_ask, []
+    real, calls = subsets.train_and_query, []
 
     def interrupted(*given):
         calls.append(1)
@@ -203,13 +203,13 @@ def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monke
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(subsets, "train_and_ask", interrupted)
+    monkeypatch.setattr(subsets, "train_and_query", interrupted)
     for size, error in ((2, True), (3, False)):  # as on a machine where "auto" is another device
         monkeypatch.setattr(subsets, "TOGETHER", size)
         if error:
             with pytest.raises(KeyboardInterrupt):
-                ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
-    sweep = ml.subset_sweep("mlp", small, n_models=6, recipe=SHORT, n_jobs=1)
+                ml.subset_sweep("mlp", small, n_models=6, config=SHORT, n_jobs=1)
+    sweep = ml.subset_sweep("mlp", small, n_models=6, config=SHORT, n_jobs=1)
     assert sweep.logits_at("last") == pytest.approx(whole.logits_at("last"), abs=1e-4)
 
 
@@ -218,7 +218,7 @@ def test_the_papers_nets_are_swept_with_crops_one_by_one(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(24, 3, 32, 32), dtype=np.uint8)
     data = samples.from_arrays("noise", (images, np.arange(24) % 2), (images[:4], np.arange(4) % 2))
-    recipe = Recipe(epochs=1, batch_size=8, augment="crop_flip", threads=None)
-    sweep = ml.subset_sweep("small_inception", data, n_models=2, recipe=recipe, n_jobs=1)
+    config = TrainConfig(epochs=1, batch_size=8, augment="crop_flip", threads=None)
+    sweep = ml.subset_sweep("small_inception", data, n_models=2, config=config, n_jobs=1)
     assert sweep.logits_at("last").shape == (2, 1, 24, 2)
     assert sweep.memorization().shape == (24, 6)

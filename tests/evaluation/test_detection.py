@@ -210,12 +210,12 @@ def test_the_interval_is_close_to_that_of_delong_where_samples_are_many():
 def test_the_interval_covers_the_true_auroc_as_often_as_it_says(n_positive, n_negative, distance):
     # the AUROC of two normals at this distance is Phi(distance / sqrt 2)
     true, y_true = ndtr(distance / np.sqrt(2)), np.repeat([1, 0], [n_positive, n_negative])
-    rng, hits, n_draws = np.random.default_rng(0), 0, 400
-    for _ in range(n_draws):
+    rng, hits, n_directions = np.random.default_rng(0), 0, 400
+    for _ in range(n_directions):
         score = rng.normal(size=y_true.size) + distance * y_true
         low, high = detection.auroc_interval(y_true, score)
         hits += low <= true <= high
-    assert 0.91 <= hits / n_draws <= 0.995  # 0.95, within 4 standard errors to the low side
+    assert 0.91 <= hits / n_directions <= 0.995  # 0.95, within 4 standard errors to the low side
 
 
 def test_a_perfect_order_and_a_constant_score_have_an_interval_too():
@@ -261,7 +261,7 @@ def frame_of_scores(n=300):
 
 def test_judge_matches_scikit_learn_on_ties_too():
     y_true, scores = frame_of_scores()
-    table = detection.judge(y_true, scores)
+    table = detection.evaluate_detectors(y_true, scores)
     assert table.index.tolist() == list(scores) and table.index.name == "score"
     assert list(table) == ["auroc", "average_precision", "fpr_at_95_tpr", "precision_at_1_percent"]
     for name, column in scores.items():
@@ -276,7 +276,7 @@ def test_judge_matches_scikit_learn_on_ties_too():
 
 def test_judge_ranks_what_was_planted():
     y_true, scores = frame_of_scores()
-    table = detection.judge(y_true, scores)
+    table = detection.evaluate_detectors(y_true, scores)
     assert table["auroc"].idxmax() == "good" and table["auroc"].idxmin() == "backwards"
     assert table["fpr_at_95_tpr"].idxmin() == "good"
     assert table.loc["constant"].tolist() == pytest.approx([0.5, y_true.mean(), 1, y_true.mean()])
@@ -285,19 +285,25 @@ def test_judge_ranks_what_was_planted():
 
 def test_judge_does_not_depend_on_the_order_of_samples():
     y_true, scores = frame_of_scores()
-    table = detection.judge(y_true, scores, confidence=0.9)
+    table = detection.evaluate_detectors(y_true, scores, confidence=0.9)
     truth = pd.Series(y_true, index=scores.index)
     for moved in (truth, truth.sample(frac=1, random_state=0), torch.tensor(y_true)):
-        pd.testing.assert_frame_equal(detection.judge(moved, scores, confidence=0.9), table)
+        pd.testing.assert_frame_equal(
+            detection.evaluate_detectors(moved, scores, confidence=0.9), table
+        )
     shuffled = scores.sample(frac=1, random_state=1)
-    pd.testing.assert_frame_equal(detection.judge(truth, shuffled, confidence=0.9), table)
-    by_position = detection.judge(y_true, shuffled)  # rows no longer belong together
+    pd.testing.assert_frame_equal(
+        detection.evaluate_detectors(truth, shuffled, confidence=0.9), table
+    )
+    by_position = detection.evaluate_detectors(y_true, shuffled)  # rows no longer belong together
     assert by_position.loc["good", "auroc"] < 0.65 < table.loc["good", "auroc"]
 
 
 def test_judge_adds_intervals_and_takes_other_measures():
     y_true, scores = frame_of_scores()
-    table = detection.judge(y_true, scores, metrics={"auroc": detection.auroc}, confidence=0.9)
+    table = detection.evaluate_detectors(
+        y_true, scores, metrics={"auroc": detection.auroc}, confidence=0.9
+    )
     assert list(table) == ["auroc", "auroc_low", "auroc_high"]
     for name, column in scores.items():
         bounds = detection.auroc_interval(y_true, column, confidence=0.9)
@@ -308,14 +314,14 @@ def test_judge_refuses_bad_input():
     y_true, scores = frame_of_scores()
     for hole in (np.nan, np.inf):
         with pytest.raises(ValueError, match="score column 'chance' holds 1 non-finite"):
-            detection.judge(y_true, scores.assign(chance=np.r_[hole, np.zeros(299)]))
+            detection.evaluate_detectors(y_true, scores.assign(chance=np.r_[hole, np.zeros(299)]))
     with pytest.raises(TypeError, match="score column 'name' is not numeric"):
-        detection.judge(y_true, scores.assign(name="cat"))
+        detection.evaluate_detectors(y_true, scores.assign(name="cat"))
     with pytest.raises(ValueError, match=r"y_true holds \[0.0\].*both classes"):
-        detection.judge(np.zeros(300), scores)
+        detection.evaluate_detectors(np.zeros(300), scores)
     with pytest.raises(ValueError, match=r"y_true has shape \(299,\): pass \(300,\)"):
-        detection.judge(y_true[1:], scores)
+        detection.evaluate_detectors(y_true[1:], scores)
     with pytest.raises(ValueError, match="y_true holds 10 non-finite"):
-        detection.judge(pd.Series(y_true, scores.index)[10:], scores)
+        detection.evaluate_detectors(pd.Series(y_true, scores.index)[10:], scores)
     with pytest.raises(TypeError, match="found ndarray: pass a DataFrame"):
-        detection.judge(y_true, scores.to_numpy())
+        detection.evaluate_detectors(y_true, scores.to_numpy())

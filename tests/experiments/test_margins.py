@@ -93,7 +93,7 @@ def test_exact_takes_one_truth_value(answer):
 
 def machine(*measured):
     checks = [above([m - 0.1, m + 0.1], 0.5) for m in measured[:-1]]
-    entries = [("fact", f"f{k}", [check]) for k, check in enumerate(checks)]
+    entries = [("check", f"f{k}", [check]) for k, check in enumerate(checks)]
     single = ("claim", "one number", [above(measured[-1], 0), exact(True)])
     return as_table([*entries, single]).assign(notebook="03")
 
@@ -127,8 +127,8 @@ def test_two_checks_of_one_name_are_refused():
 
 def close_facts(stored, checks):
     """Facts that a notebook checks although they are too close, or of which nothing is known."""
-    facts = checks.loc[checks["kind"] == "fact", ["notebook", "name", "low", "high"]]
-    known = stored[stored["kind"] == "fact"]
+    facts = checks.loc[checks["kind"] == "check", ["notebook", "name", "low", "high"]]
+    known = stored[stored["kind"] == "check"]
     joined = facts.merge(known, on=["notebook", "name", "low", "high"], how="left")
     bad = ~(joined["margin"] >= LEAST) | ~(joined["n_machines"] >= 4)
     return joined.loc[bad, ["notebook", "name", "margin", "n_machines"]].values.tolist()
@@ -150,14 +150,14 @@ def test_every_fact_of_every_notebook_is_far_enough_from_its_threshold():
 
 def test_every_claim_of_every_notebook_has_its_margin_recorded():
     stored = pd.read_csv(ROOT / "figures/digits/margins.csv", dtype={"notebook": str})
-    claims = stored[stored["kind"].isin(["claim", "doubt"])]
+    claims = stored[stored["kind"].isin(["claim", "discrepancy"])]
     assert len(claims) and claims["margin"].notna().all()
 
 
 def test_a_fact_that_is_too_close_or_unknown_is_found():
     reference = machine(1.0, 0.6, 3.0)
     stored = margins.over_machines(dict.fromkeys("abcd", reference))
-    checks = as_table([("fact", f"f{k}", [above(1, 0.5)]) for k in range(3)]).assign(notebook="03")
+    checks = as_table([("check", f"f{k}", [above(1, 0.5)]) for k in range(3)]).assign(notebook="03")
     found = [name for _, name, *_ in close_facts(stored, checks)]
     assert found == ["f1", "f2"]  # 0.7 spreads; not there
     assert close_facts(stored.assign(n_machines=3), checks[:1])

@@ -58,14 +58,14 @@ def test_every_table_is_there_with_every_row():
         ("csg_table1_similarity", "cifar100_cosine", {"proxy": "csg"}, 0.84),
         ("csg_table1_similarity", "cifar100_pearson", {"proxy": "csg"}, 0.72),
         ("csg_table1_similarity", "imagenet_pearson", {"proxy": "csl"}, 0.64),
-        ("csg_table2_calibration", "std", {"metric": "uce", "checkpoint": "peak_stop"}, 0.4648),
+        ("csg_table2_calibration", "std", {"metric": "uce", "snapshot": "peak_stop"}, 0.4648),
         ("csg_table4_mislabel_auroc", "mean",
          {"dataset": "cifar100", "method": "csg", "noise": 0.1}, 0.9904),
         ("csg_table6_optimizers", "pearson",
          {"proxy": "csg", "subset": "top5k", "optimizer": "adagrad"}, 0.54),
         ("csg_table7_adam_gradient_norm", "input_gradient_norm", {"epoch": 100}, 3.6039),
         ("csg_table9_tpr_at_low_fpr", "mean_percent",
-         {"attack": "lira", "checkpoint": "last_epoch", "fpr": 1e-2}, 22.77),
+         {"attack": "lira", "snapshot": "last_epoch", "fpr": 1e-2}, 22.77),
         ("csl_poster_duplicates_auroc", "mean", {"dataset": "cifar100", "method": "csl"}, 0.9886),
         ("curvature_table1_similarity", "cosine",
          {"dataset": "cifar100", "weight_decay": 1e-4}, 0.82),
@@ -85,8 +85,8 @@ def test_a_dagger_is_nan():
 def test_an_unknown_table_is_named_with_those_that_exist():
     with pytest.raises(ValueError, match="unknown table 'csg_table11'.*csg_table1_similarity"):
         paper.table("csg_table11")
-    with pytest.raises(ValueError, match="unknown table 'doubts'"):
-        paper.table("doubts")
+    with pytest.raises(ValueError, match="unknown table 'discrepancies'"):
+        paper.table("discrepancies")
 
 
 def test_an_unknown_column_or_value_is_named_with_those_that_exist():
@@ -105,9 +105,9 @@ def test_reading_a_table_gives_a_fresh_one():
 # ---------------------------------------------------------------- what does not add up
 
 
-def of(doubt):
-    """The text of a doubt; the test that asks for it recomputes the numbers in it."""
-    return paper.doubts().set_index("id").loc[doubt, "doubt"]
+def of(discrepancy):
+    """The text of a discrepancy; the test that asks for it recomputes the numbers in it."""
+    return paper.discrepancies().set_index("id").loc[discrepancy, "discrepancy"]
 
 
 def all_in(text, *numbers):
@@ -115,21 +115,23 @@ def all_in(text, *numbers):
 
 
 def test_doubts_have_a_short_id_papers_a_table_and_a_text():
-    doubts = paper.doubts()
-    assert list(doubts.columns) == ["id", "paper", "table", "doubt"]
-    assert doubts["id"].is_unique and doubts["doubt"].is_unique
-    assert doubts["id"].str.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){1,4}").all()
-    assert set(doubts["table"]) <= set(ROWS)
-    assert not doubts.isna().any(axis=None)
-    for papers in doubts["paper"]:
+    discrepancies = paper.discrepancies()
+    assert list(discrepancies.columns) == ["id", "paper", "table", "discrepancy"]
+    assert discrepancies["id"].is_unique and discrepancies["discrepancy"].is_unique
+    assert discrepancies["id"].str.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){1,4}").all()
+    assert set(discrepancies["table"]) <= set(ROWS)
+    assert not discrepancies.isna().any(axis=None)
+    for papers in discrepancies["paper"]:
         assert set(papers.split(", ")) <= set(paper.PAPERS)
     owner = paper.tables().set_index("name")["paper"]
-    for row in doubts.itertuples():  # the table is one of a paper that the doubt is about
+    for (
+        row
+    ) in discrepancies.itertuples():  # the table is one of a paper that the discrepancy is about
         assert owner[row.table] in row.paper.split(", ")
 
 
 def test_doubt_ids_stay_as_they_are_because_notebooks_name_them():
-    assert list(paper.doubts()["id"]) == [
+    assert list(paper.discrepancies()["id"]) == [
         "csg-table2-sums", "csg-table2-ece", "csg-table5-resnet50", "csg-table4-csl-shifted",
         "csg-table4-confident-learning", "curvature-table2-auroc", "curvature-table1-cosine",
         "csg-table8-140-times", "csg-table8-trainings", "csg-fz-architecture", "csg-table1-samis",
@@ -139,22 +141,22 @@ def test_doubt_ids_stay_as_they_are_because_notebooks_name_them():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("checkpoint", ["peak_stop", "val_loss_stop", "last_epoch"])
-def test_doubt_table_2_prints_sums_over_bins(checkpoint):
+@pytest.mark.parametrize("snapshot", ["peak_stop", "val_loss_stop", "last_epoch"])
+def test_doubt_table_2_prints_sums_over_bins(snapshot):
     def mean(metric):
-        return value("csg_table2_calibration", "mean", metric=metric, checkpoint=checkpoint)
+        return value("csg_table2_calibration", "mean", metric=metric, snapshot=snapshot)
 
     mce, msce, uce = mean("mce"), mean("msce"), mean("uce")
     assert msce > mce**2 and uce > mce  # no mean over bins exceeds the largest bin
     assert uce**2 > 10 * msce  # a sum over M bins: at most M times the sum of squares (Cauchy)
     assert uce**2 < 15 * msce
     assert msce < 15 * mce**2 and uce < 15 * mce
-    if checkpoint == "peak_stop":
+    if snapshot == "peak_stop":
         assert all_in(of("csg-table2-sums"), f"{msce:.2f}", f"{uce:.2f}", f"{mce:.2f}")
 
 
 def test_doubt_ece_is_worse_at_the_early_stop():
-    ece = paper.table("csg_table2_calibration", metric="ece").set_index("checkpoint")["mean"]
+    ece = paper.table("csg_table2_calibration", metric="ece").set_index("snapshot")["mean"]
     assert ece["peak_stop"] > ece["last_epoch"]
     assert all_in(of("csg-table2-ece"), f"{ece['peak_stop']:.3f}", f"{ece['last_epoch']:.3f}")
 
@@ -178,7 +180,7 @@ def test_doubt_the_csl_row_of_table_4_is_the_poster_shifted():
 
 def test_doubt_attacks_that_model_more_find_less_at_the_early_stop():
     rows = paper.table("csg_table3_privacy", metric="auroc")
-    auroc = rows.pivot(index="attack", columns="checkpoint", values="mean_percent")
+    auroc = rows.pivot(index="attack", columns="snapshot", values="mean_percent")
     simple, modelled = ["mast", "calibrated_loss"], ["curvature", "lira"]
     for stop in ("peak_stop", "val_loss_stop"):
         assert auroc.loc[simple, stop].min() > auroc.loc[modelled, stop].max()
@@ -188,7 +190,7 @@ def test_doubt_attacks_that_model_more_find_less_at_the_early_stop():
 
 
 def test_doubt_the_rates_of_lira_are_no_concave_curve():
-    where = {"attack": "lira", "checkpoint": "last_epoch"}
+    where = {"attack": "lira", "snapshot": "last_epoch"}
     low, high = (
         value("csg_table9_tpr_at_low_fpr", "mean_percent", fpr=fpr, **where) for fpr in (1e-3, 1e-2)
     )
@@ -343,12 +345,12 @@ def test_verdict_refuses_no_parts_and_numbers():
     ],
 )
 def test_verdict_on_a_doubt(bears_out, expected):
-    assert paper.doubt_verdict(bears_out) == expected
+    assert paper.discrepancy_verdict(bears_out) == expected
 
 
 def test_verdict_on_a_doubt_refuses_numbers():
     with pytest.raises(TypeError, match=r"True or False, got 0\.5"):
-        paper.doubt_verdict([0.5])
+        paper.discrepancy_verdict([0.5])
 
 
 @pytest.mark.parametrize(

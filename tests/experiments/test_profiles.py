@@ -8,7 +8,7 @@ import torch
 
 import memlens as ml
 from memlens.ensembles import costs
-from memlens.training.recipes import Measure, Recipe
+from memlens.training.config import MeasureConfig, TrainConfig
 
 
 def test_the_digits_profile_is_the_papers_recipe_at_the_size_of_digits():
@@ -16,22 +16,22 @@ def test_the_digits_profile_is_the_papers_recipe_at_the_size_of_digits():
     data = profile.load()
     assert profile.top_k(data) == 143
     assert profile.sweep_models >= 400
-    job = profile.job(data, seed=2, lr=0.05, measure=Measure())
-    assert (job.recipe.seed, job.recipe.lr, job.recipe.momentum) == (2, 0.05, 0.9)
-    assert job.measure == Measure()
-    assert profile.job(data).measure == Measure(
-        posthoc=True, curvature_probes=10, weight_gradients=True, logit_gradients=True
+    job = profile.job(data, seed=2, lr=0.05, measure=MeasureConfig())
+    assert (job.config.seed, job.config.lr, job.config.momentum) == (2, 0.05, 0.9)
+    assert job.measure == MeasureConfig()
+    assert profile.job(data).measure == MeasureConfig(
+        posthoc=True, n_directions=10, weight_gradients=True, logit_gradients=True
     )
     for changes in profile.optimizers.values():
-        assert profile.job(data, **changes).recipe
+        assert profile.job(data, **changes).config
 
 
 @pytest.fixture
 def short(monkeypatch, tmp_path):
     """The digits profile in a few epochs, with a cache of its own."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    recipe = Recipe(epochs=3, batch_size=16)
-    return replace(ml.get_profile("digits"), recipe=recipe, sweep_recipe=recipe, sweep_models=4)
+    config = TrainConfig(epochs=3, batch_size=16)
+    return replace(ml.get_profile("digits"), config=config, sweep_config=config, sweep_models=4)
 
 
 def test_runs_and_extra_scores_make_every_score(short, tiny):
@@ -42,7 +42,7 @@ def test_runs_and_extra_scores_make_every_score(short, tiny):
         assert set(ml.every_score(run, frame)) == set(costs.EVERY_SCORE)
         assert len(run.history) == 3
         assert frame.index.tolist() == samples.train.index.tolist()
-    alone = ml.extra_scores("mlp", data[1:], short.recipe, seeds=[7], kinds=["folds"])[0]
+    alone = ml.extra_scores("mlp", data[1:], short.config, seeds=[7], kinds=["folds"])[0]
     assert extra[1][list(alone)].equals(alone)
     other = short.extra_scores(data[:1], seeds=[0], kinds=["folds"], model="mlp_bn")[0]
     assert not other.equals(extra[0][list(other)])
@@ -55,12 +55,12 @@ def test_a_sweep_is_that_of_the_profile_unless_changed(short, tiny):
 
 
 def test_the_half_sweep_has_the_profiles_targets_and_shadows(short, tiny):
-    asked = replace(ml.get_profile("digits").questions, stops=("last", 2), curvature_draws=1)
-    profile = replace(short, questions=asked, n_shadows=3, n_targets=2)
+    asked = replace(ml.get_profile("digits").queries, snapshots=("last", 2), n_directions=1)
+    profile = replace(short, queries=asked, n_shadows=3, n_targets=2)
     half = profile.half_sweep(tiny)
     assert half.masks.shape == (5, 60)
     assert (half.masks.sum(1) == 30).all()
-    assert half.origin["epochs"] == 3  # the whole recipe, not the sweep's
+    assert half.origin["epochs"] == 3  # the whole config, not the sweep's
     assert half.logits_at("last").shape == (5, 3, 60, 3)
     assert ml.get_profile("digits").n_shadows >= 128
 
@@ -75,12 +75,12 @@ def test_bad_requests_are_named():
 def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
     whole = ml.get_profile("fashion_mnist")
     look = whole.scaled(0.03, 600)
-    assert (look.recipe.epochs, look.sweep_recipe.epochs) == (6, 6)
-    assert (look.recipe.batch_size, look.n_samples) == (24, 600)  # 25 steps an epoch
+    assert (look.config.epochs, look.sweep_config.epochs) == (6, 6)
+    assert (look.config.batch_size, look.n_samples) == (24, 600)  # 25 steps an epoch
     assert (look.sweep_models, look.n_shadows, look.n_targets) == (44, 32, 3)
     assert look.measure.every == 1 and whole.measure.every == 4
-    assert {*look.questions.stops} >= {"peak", "best_val", "last", 1}
-    assert look.questions.curvature_draws == look.measure.curvature_probes == 2
+    assert {*look.queries.snapshots} >= {"peak", "best_val", "last", 1}
+    assert look.queries.n_directions == look.measure.n_directions == 2
     assert look.cuts == (
         "6 of 200 epochs",
         "44 of 400 nets",
@@ -88,7 +88,7 @@ def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
         "600 samples in batches of 24",
     )
     half = whole.scaled(0.5)
-    assert (half.recipe.epochs, half.recipe.batch_size, half.sweep_models) == (100, 128, 200)
+    assert (half.config.epochs, half.config.batch_size, half.sweep_models) == (100, 128, 200)
     with pytest.raises(ValueError, match="scale is 2"):
         whole.scaled(2)
 

@@ -26,7 +26,7 @@ folder.mkdir(parents=True, exist_ok=True)
 for name in ("00_a.png", "00_b.png", "00_a.csv", "01_other.png"):
     (folder / name).write_bytes(b"x")
 verdicts = ["kind,verdict", "claim,holds", "claim,holds in part", "claim,holds",
-            "claim,does not hold here", "doubt,seen here too"]
+            "claim,does not hold here", "discrepancy,seen here too"]
 (folder / "00_claims.csv").write_text("\\n".join(verdicts))
 """
 
@@ -178,10 +178,10 @@ def test_a_failed_notebook_is_run_again(folder):
 
 
 def test_fresh_empties_the_cache(folder, capsys):
-    store.Store().put("0" * 16, store.Piece({}, {}))
+    store.Store().put("0" * 16, store.Artifact({}, {}))
     notebook(folder, "00_primer", "x = 1")
     assert __main__.main(["reproduce", "--fresh"]) == 0
-    assert "cache emptied: 1 pieces" in capsys.readouterr().out
+    assert "cache emptied: 1 artifacts" in capsys.readouterr().out
     assert store.Store().get("0" * 16) is None
 
 

@@ -1,4 +1,4 @@
-"""Nets from names and seeds."""
+"""ModelEnsemble from names and seeds."""
 
 import subprocess
 import sys

@@ -89,8 +89,8 @@ def test_weights_are_drawn_as_timm_draws_them(net):
 
 def test_curvature_by_second_derivatives(net, images):
     y = torch.tensor([0, 3])
-    exact = signals.curvature(net, images, y, n_probes=2, exact=True).norm
-    close = signals.curvature(net, images, y, n_probes=2, step=1e-4).norm
+    exact = signals.curvature(net, images, y, n_directions=2, exact=True).norm
+    close = signals.curvature(net, images, y, n_directions=2, step=1e-4).norm
     assert torch.allclose(exact, close, rtol=1e-3)
     assert (exact > 0).all()
 

@@ -10,8 +10,8 @@ import torch
 
 from memlens.__main__ import main
 from memlens.storage import inventory, locks
-from memlens.storage.drafts import Draft
-from memlens.storage.store import Piece, Store
+from memlens.storage.checkpoints import TrainingCheckpoint
+from memlens.storage.store import Artifact, Store
 
 RUN, SWEEP, FOLDS = (f"{kind}-{k:016x}" for k, kind in enumerate(("run", "sweep", "second_split")))
 BEGUN, DRAFTED = f"sweep-{7:016x}", f"run-{8:016x}"  # unfinished
@@ -19,48 +19,48 @@ OTHERS = ("notes.txt", "run-1", "run-xyz", "asked.json", ".hidden", "photos")
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch):
     """One of everything, and things that are not the store's."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    shelf = Store(tmp_path)
+    cache = Store(tmp_path)
     big = {"x": np.zeros(20_000)}
-    shelf.put(RUN, Piece({"x": np.zeros(20)}, {}, "mlp, 300 samples", 7300.0))
-    shelf.put(SWEEP, Piece(big, {}, "4 x mlp", 100.0))
-    shelf.put(FOLDS, Piece({}, {}))
-    shelf.put(f"{BEGUN}.0-49", Piece({}, {}, "50 x mlp", 20.0))
-    shelf.put(f"{SWEEP}.0-49", Piece({}, {}, "50 x mlp"))  # finished
-    shelf.put(f"folds-{9:016x}.3-nets", Piece({}, {}, "3 x mlp", 30.0))
+    cache.put(RUN, Artifact({"x": np.zeros(20)}, {}, "mlp, 300 samples", 7300.0))
+    cache.put(SWEEP, Artifact(big, {}, "4 x mlp", 100.0))
+    cache.put(FOLDS, Artifact({}, {}))
+    cache.put(f"{BEGUN}.0-49", Artifact({}, {}, "50 x mlp", 20.0))
+    cache.put(f"{SWEEP}.0-49", Artifact({}, {}, "50 x mlp"))  # finished
+    cache.put(f"folds-{9:016x}.3-nets", Artifact({}, {}, "3 x mlp", 30.0))
     for key in (DRAFTED, RUN):  # the second is finished
-        Draft.of(shelf, key).save({"net": torch.arange(3)})
-    (tmp_path / ".drafts" / f".{RUN}.draft.77.part").write_bytes(b"half")
+        TrainingCheckpoint.of(cache, key).save({"net": torch.arange(3)})
+    (tmp_path / ".checkpoints" / f".{RUN}.checkpoint.77.part").write_bytes(b"half")
     (tmp_path / f".{RUN}.77.part").mkdir()
     (tmp_path / f"..damaged-{RUN}.77.part").mkdir()
     (tmp_path / f".damaged-{RUN}").mkdir()
-    (tmp_path / ".drafts" / f"{SWEEP}.damaged").write_bytes(b"x")
+    (tmp_path / ".checkpoints" / f"{SWEEP}.damaged").write_bytes(b"x")
     for name in OTHERS:
         (tmp_path / name).mkdir()
     for k, name in enumerate((FOLDS, SWEEP, RUN)):  # the run is the oldest
         for path in (tmp_path / name).iterdir():
             os.utime(path, (1e9 - 1000 * k, 1e9 - 1000 * k))
         os.utime(tmp_path / name, (1e9 - 1000 * k, 1e9 - 1000 * k))
-    return shelf
+    return cache
 
 
-def kinds(shelf):
-    return sorted(entry.kind for entry in inventory.entries(shelf.folder))
+def kinds(cache):
+    return sorted(entry.kind for entry in inventory.entries(cache.folder))
 
 
-ALL = sorted(["run", "sweep", "second_split", "part", "part", "draft", *["damaged"] * 2,
+ALL = sorted(["run", "sweep", "second_split", "part", "part", "checkpoint", *["damaged"] * 2,
               *["leftover"] * 5])  # fmt: skip
 
 
-def test_everything_of_the_store_is_seen_and_nothing_else(shelf):
-    assert kinds(shelf) == ALL
-    assert not {e.name for e in inventory.entries(shelf.folder)} & set(OTHERS)
-    assert inventory.entries(shelf.folder / "nowhere") == []
+def test_everything_of_the_store_is_seen_and_nothing_else(cache):
+    assert kinds(cache) == ALL
+    assert not {e.name for e in inventory.entries(cache.folder)} & set(OTHERS)
+    assert inventory.entries(cache.folder / "nowhere") == []
 
 
-def test_a_table_says_what_size_age_and_cost(shelf, capsys):
+def test_a_table_says_what_size_age_and_cost(cache, capsys):
     assert main(["cache"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
@@ -75,80 +75,80 @@ def test_a_table_says_what_size_age_and_cost(shelf, capsys):
     assert capsys.readouterr().out.splitlines()[2].startswith("sweep ")
 
 
-def test_verify_names_what_is_damaged(shelf, capsys):
+def test_verify_names_what_is_damaged(cache, capsys):
     assert main(["cache", "verify"]) == 0
     assert capsys.readouterr().out == "13 looked at, 0 damaged\n"
-    for path in (shelf.folder / RUN / "config.json", Draft.of(shelf, DRAFTED).path):
+    for path in (cache.folder / RUN / "config.json", TrainingCheckpoint.of(cache, DRAFTED).path):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    (shelf.folder / f"{BEGUN}.0-49" / "arrays.npz").unlink()
-    before = kinds(shelf)
+    (cache.folder / f"{BEGUN}.0-49" / "arrays.npz").unlink()
+    before = kinds(cache)
     assert main(["cache", "verify"]) == 1
     told = capsys.readouterr().out
-    for name in (f"{RUN}:", f"{DRAFTED}.draft:", f"{BEGUN}.0-49: FileNotFoundError"):
+    for name in (f"{RUN}:", f"{DRAFTED}.checkpoint:", f"{BEGUN}.0-49: FileNotFoundError"):
         assert name in told
     assert told.endswith("13 looked at, 3 damaged\n")
-    assert kinds(shelf) == before  # it only looks
+    assert kinds(cache) == before  # it only looks
 
 
-def test_clear_removes_all_of_it_or_what_was_chosen(shelf, capsys):
+def test_clear_removes_all_of_it_or_what_was_chosen(cache, capsys):
     assert main(["cache", "clear", "--kind", "part", "--yes"]) == 0
     assert "removed 2 entries" in capsys.readouterr().out
     assert main(["cache", "clear", "--older-than", "3", "--yes"]) == 0
     assert "removed 3 entries" in capsys.readouterr().out
-    assert not {"run", "sweep", "second_split"} & set(kinds(shelf))
+    assert not {"run", "sweep", "second_split"} & set(kinds(cache))
     assert main(["cache", "clear", "--yes"]) == 0
-    assert kinds(shelf) == []
-    assert {p.name for p in shelf.folder.iterdir() if any(p.name == o for o in OTHERS)} == set(
+    assert kinds(cache) == []
+    assert {p.name for p in cache.folder.iterdir() if any(p.name == o for o in OTHERS)} == set(
         OTHERS
     )
     assert main(["cache", "clear"]) == 0  # nothing is there, so nobody is asked
     assert "in all 0 entries, 0 B" in capsys.readouterr().out
 
 
-def test_clear_asks_first(shelf, monkeypatch, capsys):
+def test_clear_asks_first(cache, monkeypatch, capsys):
     assert main(["cache", "clear"]) == 2
     assert "Pass --yes to remove it" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, code, left in (("n", 1, ALL), ("y", 0, [])):
         monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
         assert main(["cache", "clear"]) == code
-        assert kinds(shelf) == left
+        assert kinds(cache) == left
 
 
-def test_what_a_process_is_at_work_on_is_left(shelf, capsys):
-    with locks.locked(shelf.lock_of(SWEEP), "it"):
+def test_what_a_process_is_at_work_on_is_left(cache, capsys):
+    with locks.locked(cache.lock_of(SWEEP), "it"):
         assert main(["cache"]) == 0
         assert main(["cache", "clear", "--yes"]) == 0
     left = f"left, for a process is at work on it: {SWEEP}"
     assert left in capsys.readouterr().out
-    assert set(kinds(shelf)) == {"sweep", "leftover", "damaged"}
+    assert set(kinds(cache)) == {"sweep", "leftover", "damaged"}
 
 
-def test_the_folder_of_a_score_is_looked_into(shelf, tmp_path, capsys):
+def test_the_folder_of_a_score_is_looked_into(cache, tmp_path, capsys):
     scored = tmp_path / "photos"
-    Store(scored / "run").put(RUN, Piece({}, {}))
+    Store(scored / "run").put(RUN, Artifact({}, {}))
     (scored / "run" / "asked.json").write_text(json.dumps({}))
     for folder in (scored, scored / "run"):
         assert main(["cache", "--folder", str(folder)]) == 0
         assert "in all 1 entry" in capsys.readouterr().out
     assert main(["cache", "--folder", str(tmp_path / "nowhere")]) == 2
     assert main(["cache", "--kind", "sweeps"]) == 2
-    assert "there is: damaged, draft, leftover, part, run" in capsys.readouterr().err
+    assert "there is: damaged, checkpoint, leftover, part, run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", ["[]", '{"seconds": "long"}', "\0", "[" * 99_999])
-def test_a_damaged_piece_can_still_be_listed_and_removed(shelf, config):
-    (shelf.folder / RUN / "config.json").write_text(config)
-    (entry,) = inventory.chosen(inventory.entries(shelf.folder), "run")
+def test_a_damaged_piece_can_still_be_listed_and_removed(cache, config):
+    (cache.folder / RUN / "config.json").write_text(config)
+    (entry,) = inventory.chosen(inventory.entries(cache.folder), "run")
     assert entry.seconds is None
     inventory.clear([entry])
-    assert RUN not in shelf
+    assert RUN not in cache
 
 
-def test_what_vanishes_meanwhile_is_no_damage(shelf):
-    found = inventory.entries(shelf.folder)
-    shelf.clear()
+def test_what_vanishes_meanwhile_is_no_damage(cache):
+    found = inventory.entries(cache.folder)
+    cache.clear()
     assert inventory.verify(found) == []
     inventory.clear(found)

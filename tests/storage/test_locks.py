@@ -1,4 +1,4 @@
-"""One process computes a piece, however it ends, and the others find it."""
+"""One process computes a artifact, however it ends, and the others find it."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ import time
 import pytest
 
 from memlens.storage import locks
-from memlens.storage.store import Piece, Store
+from memlens.storage.store import Artifact, Store
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -67,10 +67,10 @@ def test_without_locks_work_goes_on(tmp_path, monkeypatch, harm):
     else:
         monkeypatch.setattr(locks, "_try", lambda _: None)
     (tmp_path / ".run-1.77.part").mkdir()
-    shelf = Store(tmp_path)
-    with shelf.claim("run-1"), shelf.claim("run-1"):
-        shelf.put("run-1", Piece({}, {}))
-    assert "run-1" in shelf
+    cache = Store(tmp_path)
+    with cache.claim("run-1"), cache.claim("run-1"):
+        cache.put("run-1", Artifact({}, {}))
+    assert "run-1" in cache
     assert (tmp_path / ".run-1.77.part").exists()  # it may be another's, who is at work
 
 
@@ -84,8 +84,8 @@ def test_an_error_of_the_lock_that_is_no_want_of_locks_is_raised(tmp_path, monke
 
 
 def test_what_killed_writers_left_is_removed_by_who_claims_the_piece(tmp_path):
-    left = [".run-1.77.part", ".drafts/.run-1.draft.77.part", ".run-1.0-3.77.part"]
-    kept = [".run-12.77.part", ".drafts/run-1.draft", "run-1.0-3"]
+    left = [".run-1.77.part", ".checkpoints/.run-1.checkpoint.77.part", ".run-1.0-3.77.part"]
+    kept = [".run-12.77.part", ".checkpoints/run-1.checkpoint", "run-1.0-3"]
     for name in (*left, *kept):
         (tmp_path / name).mkdir(parents=True)
     with Store(tmp_path).claim("run-1"):
@@ -94,30 +94,35 @@ def test_what_killed_writers_left_is_removed_by_who_claims_the_piece(tmp_path):
 
 
 def test_what_is_left_of_a_finished_piece_is_removed_unless_somebody_is_at_work(tmp_path):
-    shelf = Store(tmp_path)
-    shelf.put("run-1", Piece({}, {}))
-    left = [".run-1.77.part", ".drafts/.run-1.draft.77.part", "run-1.0-3", ".drafts/run-1.draft"]
-    kept = ["run-1", ".run-12.77.part", "run-12.0-3", ".drafts/run-12.draft"]
+    cache = Store(tmp_path)
+    cache.put("run-1", Artifact({}, {}))
+    left = [
+        ".run-1.77.part",
+        ".checkpoints/.run-1.checkpoint.77.part",
+        "run-1.0-3",
+        ".checkpoints/run-1.checkpoint",
+    ]
+    kept = ["run-1", ".run-12.77.part", "run-12.0-3", ".checkpoints/run-12.checkpoint"]
     for name in (*left, *kept[1:]):
         (tmp_path / name).mkdir(parents=True)
-    with shelf.claim("run-1"):
+    with cache.claim("run-1"):
         (tmp_path / left[0]).mkdir()  # a claim removes what was left when it began
-        shelf.tidy("run-1")
+        cache.tidy("run-1")
         assert all((tmp_path / name).exists() for name in (left[0], left[2], left[3], *kept))
-    shelf.tidy("run-1")
+    cache.tidy("run-1")
     assert not [name for name in left if (tmp_path / name).exists()]
     assert [name for name in kept if (tmp_path / name).exists()] == kept
 
 
 def _race(folder, name, barrier):
     barrier.wait()
-    shelf = Store(folder)
+    cache = Store(folder)
     for k in range(20):
-        with shelf.claim(f"run-{k}", "run-x"):
-            if f"run-{k}" not in shelf:
+        with cache.claim(f"run-{k}", "run-x"):
+            if f"run-{k}" not in cache:
                 with open(folder / "log", "a") as log:
                     log.write(f"{k}\n")
-                shelf.put(f"run-{k}", Piece({}, {}))
+                cache.put(f"run-{k}", Artifact({}, {}))
 
 
 def test_a_crowd_computes_each_piece_once(tmp_path):
@@ -148,9 +153,9 @@ def counted(module, name):
 
 counted(jobs, "train"), counted(subsets, "_train_chunk")
 data = ml.load("digits").subset(200)
-recipe = ml.Recipe(epochs=8)
-(run,) = ml.train_many([ml.Job("small_cnn_bn", data, recipe)], n_jobs=1)
-sweep = ml.subset_sweep("mlp", data, n_models=4, recipe=recipe, n_jobs=1)
+config = ml.TrainConfig(epochs=8)
+(run,) = ml.train_many([ml.Job("small_cnn_bn", data, config)], n_jobs=1)
+sweep = ml.subset_sweep("mlp", data, n_models=4, config=config, n_jobs=1)
 print(run.trace.loss.sum(dtype=float).hex(), sweep.logits.sum(dtype=float).hex())
 """
 

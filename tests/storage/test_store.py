@@ -1,4 +1,4 @@
-"""The store: atomic writes, keys, damaged pieces."""
+"""The store: atomic writes, keys, damaged artifacts."""
 
 import errno
 import json
@@ -13,57 +13,57 @@ import pytest
 import torch
 
 from memlens.storage import store
-from memlens.storage.store import Piece, Store
+from memlens.storage.store import Artifact, Store
 
-PIECE = Piece({"x": np.arange(6.0).reshape(2, 3)}, {"epochs": 3})
+PIECE = Artifact({"x": np.arange(6.0).reshape(2, 3)}, {"epochs": 3})
 
 
 @pytest.fixture
-def shelf(tmp_path):
+def cache(tmp_path):
     return Store(tmp_path)
 
 
-def test_a_piece_comes_back_as_it_was_put(shelf):
-    shelf.put("run-1", PIECE)
-    found = shelf.get("run-1")
+def test_a_piece_comes_back_as_it_was_put(cache):
+    cache.put("run-1", PIECE)
+    found = cache.get("run-1")
     assert np.array_equal(found.arrays["x"], PIECE.arrays["x"])
     assert found.meta == PIECE.meta
-    assert shelf.get("run-2") is None
+    assert cache.get("run-2") is None
 
 
-def test_the_first_of_two_equal_pieces_stays(shelf):
-    shelf.put("run-1", PIECE)
-    shelf.put("run-1", PIECE)
-    assert [p.name for p in shelf.folder.iterdir()] == ["run-1"]
+def test_the_first_of_two_equal_pieces_stays(cache):
+    cache.put("run-1", PIECE)
+    cache.put("run-1", PIECE)
+    assert [p.name for p in cache.folder.iterdir()] == ["run-1"]
 
 
 @pytest.mark.parametrize("where", [0.02, 0.3, 0.6, 0.98])
-def test_a_flipped_byte_is_detected_and_set_aside(shelf, where):
-    shelf.put("run-1", PIECE)
-    path = shelf.folder / "run-1" / "arrays.npz"
+def test_a_flipped_byte_is_detected_and_set_aside(cache, where):
+    cache.put("run-1", PIECE)
+    path = cache.folder / "run-1" / "arrays.npz"
     data = bytearray(path.read_bytes())
     data[int(where * len(data))] ^= 1
     path.write_bytes(data)
     with pytest.warns(UserWarning, match=r"run-1 is damaged .*set aside as \.damaged-run-1"):
-        assert shelf.get("run-1") is None
-    assert (shelf.folder / ".damaged-run-1").is_dir()
-    shelf.put("run-1", PIECE)
-    assert shelf.get("run-1") is not None
+        assert cache.get("run-1") is None
+    assert (cache.folder / ".damaged-run-1").is_dir()
+    cache.put("run-1", PIECE)
+    assert cache.get("run-1") is not None
 
 
 @pytest.mark.parametrize("name", ["arrays.npz", "config.json"])
-def test_a_truncated_or_missing_file_is_detected(shelf, name):
+def test_a_truncated_or_missing_file_is_detected(cache, name):
     for harm in (lambda p: p.write_bytes(p.read_bytes()[:-7]), lambda p: p.unlink()):
-        shelf.put("run-1", PIECE)
-        harm(shelf.folder / "run-1" / name)
+        cache.put("run-1", PIECE)
+        harm(cache.folder / "run-1" / name)
         with pytest.warns(UserWarning, match="damaged"):
-            assert shelf.get("run-1") is None
+            assert cache.get("run-1") is None
 
 
 @pytest.mark.parametrize("name", ["arrays.npz", "config.json", "SHA256SUMS"])
-def test_any_changed_byte_of_any_file_is_detected(shelf, name):
-    shelf.put("run-1", PIECE)
-    path = shelf.folder / "run-1" / name
+def test_any_changed_byte_of_any_file_is_detected(cache, name):
+    cache.put("run-1", PIECE)
+    path = cache.folder / "run-1" / name
     whole = path.read_bytes()
     for at in range(0, len(whole), 5):
         changed = bytearray(whole)
@@ -75,105 +75,105 @@ def test_any_changed_byte_of_any_file_is_detected(shelf, name):
     assert store.verified(path.parent)["meta"] == PIECE.meta
 
 
-def test_another_pieces_folder_under_this_name_is_detected(shelf):
-    shelf.put("run-1", PIECE)
-    os.replace(shelf.folder / "run-1", shelf.folder / "run-2")
-    with pytest.warns(UserWarning, match="run-2 is damaged .*it is the piece run-1"):
-        assert shelf.get("run-2") is None
+def test_another_pieces_folder_under_this_name_is_detected(cache):
+    cache.put("run-1", PIECE)
+    os.replace(cache.folder / "run-1", cache.folder / "run-2")
+    with pytest.warns(UserWarning, match="run-2 is damaged .*it is the artifact run-1"):
+        assert cache.get("run-2") is None
 
 
-def test_a_file_where_a_piece_should_be_is_set_aside(shelf):
+def test_a_file_where_a_piece_should_be_is_set_aside(cache):
     for read in (True, False):
-        (shelf.folder / "run-1").write_text("foreign")
+        (cache.folder / "run-1").write_text("foreign")
         with pytest.warns(UserWarning, match="run-1 is damaged"):
             if read:
-                assert shelf.get("run-1") is None
-            shelf.put("run-1", PIECE)
-        assert shelf.get("run-1").meta == PIECE.meta
-        shelf.remove("run-1")
+                assert cache.get("run-1") is None
+            cache.put("run-1", PIECE)
+        assert cache.get("run-1").meta == PIECE.meta
+        cache.remove("run-1")
 
 
 @pytest.mark.parametrize("config", ["[]", "3", "{}", '{"sha256": 1}', "[" * 99_999, "\0"])
-def test_a_foreign_config_is_damage_and_no_crash(shelf, config):
-    shelf.put("run-1", PIECE)
-    (shelf.folder / "run-1" / "config.json").write_text(config)
+def test_a_foreign_config_is_damage_and_no_crash(cache, config):
+    cache.put("run-1", PIECE)
+    (cache.folder / "run-1" / "config.json").write_text(config)
     with pytest.warns(UserWarning, match="damaged"):
-        assert shelf.get("run-1") is None
+        assert cache.get("run-1") is None
 
 
-def test_a_piece_of_before_there_were_sums_is_still_read(shelf):
-    shelf.put("run-1", PIECE)
-    place = shelf.folder / "run-1"
+def test_a_piece_of_before_there_were_sums_is_still_read(cache):
+    cache.put("run-1", PIECE)
+    place = cache.folder / "run-1"
     old = {"sha256": store.files.checksum(place / "arrays.npz"), "meta": PIECE.meta}
     (place / "config.json").write_text(json.dumps(old))
     (place / "SHA256SUMS").unlink()
-    assert (shelf.get("run-1").meta, shelf.get("run-1").seconds) == (PIECE.meta, None)
+    assert (cache.get("run-1").meta, cache.get("run-1").seconds) == (PIECE.meta, None)
     (place / "arrays.npz").write_bytes(b"x")
     with pytest.warns(UserWarning, match="checksum of arrays.npz differs"):
-        assert shelf.get("run-1") is None
+        assert cache.get("run-1") is None
 
 
-def test_too_many_open_files_is_no_damage(shelf, monkeypatch):
-    shelf.put("run-1", PIECE)
+def test_too_many_open_files_is_no_damage(cache, monkeypatch):
+    cache.put("run-1", PIECE)
 
     def refuse(_):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(store, "verified", refuse)
     with pytest.raises(OSError, match="Too many"):
-        shelf.get("run-1")
-    assert "run-1" in shelf
+        cache.get("run-1")
+    assert "run-1" in cache
 
 
-def test_who_was_quicker_by_a_moment_wins(shelf, monkeypatch):
+def test_who_was_quicker_by_a_moment_wins(cache, monkeypatch):
     """The other process finishes between the look and the move."""
     real = os.replace
 
     def late(source, target):
-        if target == shelf.folder / "run-1" and not target.exists():
+        if target == cache.folder / "run-1" and not target.exists():
             monkeypatch.setattr(os, "replace", real)
-            shelf.put("run-1", PIECE)
+            cache.put("run-1", PIECE)
         real(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    shelf.put("run-1", Piece({"x": np.zeros(3)}, {}))
-    assert shelf.get("run-1").meta == PIECE.meta
-    assert [p.name for p in shelf.folder.iterdir()] == ["run-1"]
+    cache.put("run-1", Artifact({"x": np.zeros(3)}, {}))
+    assert cache.get("run-1").meta == PIECE.meta
+    assert [p.name for p in cache.folder.iterdir()] == ["run-1"]
 
 
-def test_a_removal_that_is_killed_leaves_no_half_piece(shelf, monkeypatch):
-    shelf.put("run-1", PIECE)
+def test_a_removal_that_is_killed_leaves_no_half_piece(cache, monkeypatch):
+    cache.put("run-1", PIECE)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before
-    shelf.remove("run-1")
-    assert "run-1" not in shelf
+    cache.remove("run-1")
+    assert "run-1" not in cache
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux names open files so")
-def test_names_reach_the_disk_too(shelf, monkeypatch):
+def test_names_reach_the_disk_too(cache, monkeypatch):
     """Each new name is followed by an fsync of the folder that holds it, each file by its own."""
     done, synced = [], []
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(b.parent), real(a, b)))
     monkeypatch.setattr(os, "fsync", lambda n: synced.append(os.readlink(f"/proc/self/fd/{n}")))
     monkeypatch.setattr(store.files, "flush_folder", lambda f: synced.append(str(f)))
-    shelf.put("run-1", PIECE)
+    cache.put("run-1", PIECE)
     assert [str(folder) for folder in done if str(folder) not in synced] == []
     assert {os.path.basename(name).split(".")[0] for name in synced} >= {"arrays"}
-    assert synced[-1] == str(shelf.folder)  # the last of all: then the piece is there
+    assert synced[-1] == str(cache.folder)  # the last of all: then the artifact is there
 
 
-def test_no_pickle_is_ever_loaded(shelf):
-    shelf.put("run-1", Piece({"x": np.array([{"code": "runs"}], dtype=object)}, {}))
+def test_no_pickle_is_ever_loaded(cache):
+    cache.put("run-1", Artifact({"x": np.array([{"code": "runs"}], dtype=object)}, {}))
     with pytest.warns(UserWarning, match="damaged"):
-        assert shelf.get("run-1") is None
+        assert cache.get("run-1") is None
 
 
-def test_clear_counts_pieces_and_removes_leftovers(shelf):
-    shelf.put("run-1", PIECE)
-    (shelf.folder / ".run-2.77.part").mkdir()
-    assert shelf.clear() == 1
-    assert not list(shelf.folder.iterdir())
-    assert Store(shelf.folder / "nowhere").clear() == 0
+def test_clear_counts_pieces_and_removes_leftovers(cache):
+    cache.put("run-1", PIECE)
+    (cache.folder / ".run-2.77.part").mkdir()
+    assert cache.clear() == 1
+    assert not list(cache.folder.iterdir())
+    assert Store(cache.folder / "nowhere").clear() == 0
 
 
 def test_an_unwritable_cache_is_named_with_a_way_out(tmp_path):
@@ -183,10 +183,10 @@ def test_an_unwritable_cache_is_named_with_a_way_out(tmp_path):
 
 
 def _write_for_ever(folder):
-    shelf = Store(folder)
-    big = Piece({"x": np.zeros(200_000)}, {})
+    cache = Store(folder)
+    big = Artifact({"x": np.zeros(200_000)}, {})
     while True:
-        shelf.put(f"run-{time.monotonic_ns()}", big)
+        cache.put(f"run-{time.monotonic_ns()}", big)
 
 
 def test_a_kill_leaves_whole_pieces_only(tmp_path, ready):
@@ -199,9 +199,9 @@ def test_a_kill_leaves_whole_pieces_only(tmp_path, ready):
         time.sleep(0.013 * attempt)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        pieces = list(tmp_path.glob("run-*"))
-        assert pieces
-        assert all(Store(tmp_path).get(p.name) is not None for p in pieces)
+        artifacts = list(tmp_path.glob("run-*"))
+        assert artifacts
+        assert all(Store(tmp_path).get(p.name) is not None for p in artifacts)
         Store(tmp_path).clear()
 
 
@@ -216,15 +216,15 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 
 @dataclass(frozen=True)
-class Plan:
+class AuditConfig:
     lr: float = 0.1
     steps: tuple = (1, 2)
 
 
 def test_fingerprints_tell_things_apart():
-    base = [Plan(), torch.arange(3), {"a": 1, "b": None}, "x"]
+    base = [AuditConfig(), torch.arange(3), {"a": 1, "b": None}, "x"]
     others = [
-        [Plan(lr=0.2), *base[1:]],
+        [AuditConfig(lr=0.2), *base[1:]],
         [base[0], torch.tensor([0, 1, 3]), *base[2:]],
         [base[0], torch.arange(3.0), *base[2:]],
         [base[0], torch.arange(3)[None], *base[2:]],
@@ -232,7 +232,7 @@ def test_fingerprints_tell_things_apart():
     ]
     keys = {store.fingerprint(v) for v in [base, *others]}
     assert len(keys) == 6
-    assert store.fingerprint(base) == store.fingerprint([Plan(), torch.arange(3), *base[2:]])
+    assert store.fingerprint(base) == store.fingerprint([AuditConfig(), torch.arange(3), *base[2:]])
     assert store.fingerprint({"a": 1, "b": 2}) == store.fingerprint({"b": 2, "a": 1})
     with pytest.raises(TypeError, match="cannot make a cache key from function"):
         store.fingerprint(lambda: 0)
@@ -247,9 +247,9 @@ def test_code_version_sees_code_and_not_comments(monkeypatch, tmp_path):
     assert versions[0] == versions[1] != versions[2]
 
 
-def test_config_is_readable_by_a_person(shelf):
-    shelf.put("run-1", PIECE)
-    config = json.loads((shelf.folder / "run-1" / "config.json").read_text())
+def test_config_is_readable_by_a_person(cache):
+    cache.put("run-1", PIECE)
+    config = json.loads((cache.folder / "run-1" / "config.json").read_text())
     assert config["meta"] == {"epochs": 3}
     assert config["made_by"]["torch"] == torch.__version__.partition("+")[0]
     assert config["made_by"]["numpy"] == np.__version__

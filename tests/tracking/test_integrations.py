@@ -36,7 +36,7 @@ def test_a_framework_is_imported_when_used_and_its_absence_is_named(room, needs)
 import sys
 import memlens as ml
 assert {{"lightning", "transformers", "accelerate"}}.isdisjoint(sys.modules)
-dir(ml), ml.tracking, ml.with_index, ml.Watched
+dir(ml), ml.tracking, ml.with_index, ml.RecorderHooks
 assert {{"lightning", "transformers", "accelerate"}}.isdisjoint(sys.modules)
 sys.modules[{needs!r}] = None
 try:

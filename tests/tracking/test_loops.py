@@ -26,9 +26,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
+from memlens.tracking.hooks import RecorderHooks, from_logits, from_loss
 from memlens.tracking.indexing import with_index
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.watching import Watched, from_logits, from_loss
 
 # ---------------------------------------------------------------------------- with_index
 
@@ -269,7 +269,7 @@ def test_two_processes_record_what_one_does(tmp_path):
 
 def watched_loop(net, recorder, step, epochs=EPOCHS, **how):
     optimizer = torch.optim.SGD(net.parameters(), RATE)
-    with Watched(net, recorder, **how) as watched:
+    with RecorderHooks(net, recorder, **how) as watched:
         for _ in range(epochs):
             for index in in_order():
                 optimizer.zero_grad()
@@ -311,7 +311,7 @@ def test_a_recorder_of_sums_is_given_the_scale_of_a_sum():
 
 def test_only_training_is_watched_and_the_hooks_come_off():
     net, recorder = build(), Recorder(N)
-    watched = Watched(net, recorder)
+    watched = RecorderHooks(net, recorder)
     net.eval()
     net(X)
     net.train()
@@ -347,7 +347,7 @@ def test_keywords_are_found_and_the_index_is_taken_away():
     recorder = watched_loop(ByName(), Recorder(N), by_keyword, input="pixel_values")
     assert_same(recorder, plain()[0])
     net = ByName().eval()
-    with Watched(net, Recorder(N)):
+    with RecorderHooks(net, Recorder(N)):
         net(pixel_values=X, labels=Y, index=torch.arange(N))
 
 
@@ -396,10 +396,13 @@ def test_another_loss_is_refused(loss):
 
 def test_what_lies_before_the_watched_net_is_not_kept_from_training():
     stem, net = nn.Conv2d(1, 1, 1), build()
-    with Watched(net, Recorder(N)), pytest.raises(ValueError, match=r"watch the module that gets"):
+    with (
+        RecorderHooks(net, Recorder(N)),
+        pytest.raises(ValueError, match=r"watch the module that gets"),
+    ):
         net(stem(X))
     whole = nn.Sequential(stem, net)
-    with Watched(whole, Recorder(N)) as watched:
+    with RecorderHooks(whole, Recorder(N)) as watched:
         by_position(whole, torch.arange(N), watched)
     assert stem.weight.grad.any()
 
@@ -408,7 +411,7 @@ def test_what_lies_before_the_watched_net_is_not_kept_from_training():
 def test_bfloat16_is_the_cross_entropy_however_well_it_is_fitted(rate):
     net, recorder = build().bfloat16(), Recorder(N)
     optimizer = torch.optim.SGD(net.parameters(), rate)
-    with Watched(net, recorder) as watched:
+    with RecorderHooks(net, recorder) as watched:
         for _ in range(30):
             for index in in_order():
                 optimizer.zero_grad()
@@ -432,7 +435,7 @@ def test_another_loss_is_refused_in_bfloat16_too(loss):
 def test_rounding_of_a_fitted_net_is_no_other_loss():
     logits = torch.tensor([[14.0, 0.0], [14.0, 0.0]], requires_grad=True)
     y, net, recorder = torch.tensor([0, 0]), nn.Identity(), Recorder(2)
-    with Watched(net, recorder) as watched:
+    with RecorderHooks(net, recorder) as watched:
         out = net(logits.detach())
         (error,) = torch.autograd.grad(F.cross_entropy(out, y), out, retain_graph=True)
         out.backward(1.02 * error + torch.tensor([[1e-7, 0.0], [0.0, 0.0]]))  # as compilers round
@@ -442,9 +445,9 @@ def test_rounding_of_a_fitted_net_is_no_other_loss():
 
 def test_a_new_watch_takes_the_hooks_of_an_older_one_off():
     net = build()
-    Watched(net, Recorder(N))  # of a training that was interrupted
+    RecorderHooks(net, Recorder(N))  # of a training that was interrupted
     net(X)
-    with Watched(net, Recorder(N)) as watched:
+    with RecorderHooks(net, Recorder(N)) as watched:
         by_position(net, torch.arange(N), watched)
         watched.end_epoch()
     assert not net._forward_hooks and not net._forward_pre_hooks
@@ -454,7 +457,7 @@ def test_a_net_that_knows_everything_is_still_measured():
     net, recorder = nn.Linear(2, 2), Recorder(1)
     with torch.no_grad():
         net.weight.copy_(1000 * torch.eye(2))
-    with Watched(net, recorder) as watched:
+    with RecorderHooks(net, recorder) as watched:
         F.cross_entropy(net(torch.tensor([[1.0, 0.0]])), torch.tensor([0])).backward()
         watched.update(torch.tensor([0]), torch.tensor([0]))
         watched.end_epoch()
@@ -479,7 +482,7 @@ def test_an_overflow_in_a_watched_net_is_a_gap_and_no_other_loss():
 
 def test_what_a_watched_net_lacks_is_named():
     net = ByName()
-    watched = Watched(net, Recorder(N))
+    watched = RecorderHooks(net, Recorder(N))
     net(pixel_values=X, labels=Y)["loss"].backward()
     with pytest.raises(ValueError, match=r"no index: wrap the training set with ml.with_index"):
         watched.update()
@@ -491,7 +494,7 @@ def test_what_a_watched_net_lacks_is_named():
         watched.update()
     watched.remove()
     flat = nn.Conv2d(1, 4, 3)
-    with Watched(flat, Recorder(N)), pytest.raises(ValueError, match=r"expected logits"):
+    with RecorderHooks(flat, Recorder(N)), pytest.raises(ValueError, match=r"expected logits"):
         flat(X)
 
 

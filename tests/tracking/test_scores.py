@@ -13,7 +13,7 @@ from memlens.tracking import scores, signals
 from memlens.tracking.recorder import Trace
 from memlens.tracking.stopping import Peak
 from memlens.tracking.weightgrads import weight_gradient_norm
-from memlens.training.recipes import Measure, Recipe
+from memlens.training.config import MeasureConfig, TrainConfig
 
 FLAT = ["curvature_squared", "vog_class", "vog_last5_class"]  # not rising from first to third
 
@@ -141,11 +141,11 @@ def test_what_was_never_measured_is_named():
 @pytest.mark.parametrize("model", ["mlp", "small_cnn_bn"])
 def test_tracin_with_one_checkpoint_and_rate_one_is_grand_squared(tiny, model):
     """On a real training; and at any rate it is the rate times that."""
-    measure = Measure(posthoc=True, weight_gradients=True)
+    measure = MeasureConfig(posthoc=True, weight_gradients=True)
     for lr in (1.0, 0.01):
-        recipe = Recipe(epochs=1, batch_size=16, lr=lr, milestones=())
-        run = ml.train(model, tiny, recipe, measure)
-        frame, net = run.posthoc_scores, run.checkpoint("last")
+        config = TrainConfig(epochs=1, batch_size=16, lr=lr, milestones=())
+        run = ml.train(model, tiny, config, measure)
+        frame, net = run.posthoc_scores, run.snapshot("last")
         assert frame["tracin"].to_numpy() == pytest.approx(lr * frame["grand"] ** 2, rel=1e-5)
         norm = weight_gradient_norm(net, tiny.normalise(tiny.train.images), tiny.train.labels)
         square = lr * norm.detach().double().numpy() ** 2
@@ -154,9 +154,9 @@ def test_tracin_with_one_checkpoint_and_rate_one_is_grand_squared(tiny, model):
 
 
 def test_tracin_takes_the_rates_of_the_run(tiny):
-    recipe = Recipe(epochs=5, batch_size=16)
-    run = ml.train("mlp", tiny, recipe, Measure(posthoc=True, weight_gradients=True))
-    rates = np.array([recipe.lr_at(epoch) for epoch in range(5)])
+    config = TrainConfig(epochs=5, batch_size=16)
+    run = ml.train("mlp", tiny, config, MeasureConfig(posthoc=True, weight_gradients=True))
+    rates = np.array([config.lr_at(epoch) for epoch in range(5)])
     assert len(set(rates)) == 3
     squares = run.posthoc_trace.weight_grad.astype(np.float64) ** 2
     assert run.posthoc_scores["tracin"].to_numpy() == pytest.approx(rates @ squares, rel=1e-6)

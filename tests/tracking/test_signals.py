@@ -115,7 +115,7 @@ def test_signals_leave_model_and_input_alone(net, batch):
     signals.input_gradient(net, x, y)
     with torch.no_grad():  # the caller's setting must not matter
         signals.logit_gradient(net, x, y)
-    signals.curvature(net, x, y, n_probes=1)
+    signals.curvature(net, x, y, n_directions=1)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())
     assert not x.requires_grad
@@ -164,7 +164,7 @@ def test_exact_curvature_converges_to_the_trace_of_the_squared_hessian(smooth):
     net, x, y = smooth
     truth = torch.stack([(h @ h).trace() for h in exact_hessians(net, x, y)]).detach()
     errors = [
-        (signals.curvature(net, x, y, n_probes=n, exact=True).squared / truth - 1).abs().max()
+        (signals.curvature(net, x, y, n_directions=n, exact=True).squared / truth - 1).abs().max()
         for n in (4, 4000)
     ]
     assert errors[1] < 0.05
@@ -173,7 +173,7 @@ def test_exact_curvature_converges_to_the_trace_of_the_squared_hessian(smooth):
 
 def test_one_exact_probe_is_the_norm_of_a_hessian_vector_product(smooth):
     net, x, y = smooth
-    found = signals.curvature(net, x, y, n_probes=1, exact=True, seed=7)
+    found = signals.curvature(net, x, y, n_directions=1, exact=True, seed=7)
     signs = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(7)) * 2.0 - 1
     for i, hessian in enumerate(exact_hessians(net, x, y)):
         product = hessian @ signs[i].flatten().double()
@@ -183,9 +183,9 @@ def test_one_exact_probe_is_the_norm_of_a_hessian_vector_product(smooth):
 
 def test_finite_differences_approach_the_exact_product(smooth):
     net, x, y = smooth
-    exact = signals.curvature(net, x, y, n_probes=3, exact=True)
+    exact = signals.curvature(net, x, y, n_directions=3, exact=True)
     gaps = [
-        (signals.curvature(net, x, y, n_probes=3, step=h).norm / exact.norm - 1).abs().max()
+        (signals.curvature(net, x, y, n_directions=3, step=h).norm / exact.norm - 1).abs().max()
         for h in (1e-1, 1e-3, 1e-5)
     ]
     assert gaps[0] > gaps[1] > gaps[2]
@@ -204,11 +204,11 @@ def test_curvature_costs_n_plus_1_gradients(smooth, monkeypatch):
     calls = []
     real = signals.input_gradient
     monkeypatch.setattr(signals, "input_gradient", lambda *a: calls.append(1) or real(*a))
-    signals.curvature(net, x, y, n_probes=10)
+    signals.curvature(net, x, y, n_directions=10)
     assert len(calls) == 11
 
 
-@pytest.mark.parametrize("bad", [{"n_probes": 0}, {"step": 0.0}, {"step": float("nan")}])
+@pytest.mark.parametrize("bad", [{"n_directions": 0}, {"step": 0.0}, {"step": float("nan")}])
 def test_bad_curvature_arguments_are_refused(smooth, bad):
     with pytest.raises(ValueError, match=r"expected at least one probe, step > 0"):
         signals.curvature(*smooth, **bad)
@@ -233,8 +233,8 @@ def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, lay
     x, y = batch
     net = nn.Sequential(nn.Flatten(), nn.Linear(18, CLASSES), layer).double()
     with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
-        signals.curvature(net.train(), x, y, n_probes=1)
-    signals.curvature(net.eval(), x, y, n_probes=1)
+        signals.curvature(net.train(), x, y, n_directions=1)
+    signals.curvature(net.eval(), x, y, n_directions=1)
 
 
 def test_zero_order_curvature_of_a_quadratic_loss_is_that_of_its_hessian():
@@ -245,7 +245,7 @@ def test_zero_order_curvature_of_a_quadratic_loss_is_that_of_its_hessian():
     torch.manual_seed(0)
     net = torch.nn.Linear(6, 2).double()
     x, y = torch.randn(8, 6).double(), torch.tensor([0, 1] * 4)
-    found = signals.zero_order_curvature(net, x, y, n_draws=4000)
+    found = signals.zero_order_curvature(net, x, y, n_directions=4000)
     w = (net.weight[0] - net.weight[1]).detach()
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6))).double()
     p = net(x).softmax(1)[:, 0].detach()
@@ -261,7 +261,7 @@ def test_zero_order_curvature_is_the_second_differential(smooth_net):
     leaf = x.clone().requires_grad_(True)
     slope = torch.autograd.grad(signals.loss(net(leaf), y).sum(), leaf, create_graph=True)[0]
     exact = (torch.autograd.grad(slope, leaf, v)[0] * u).flatten(1).sum(1).abs()
-    found = signals.zero_order_curvature(net, x, y, n_draws=1)
+    found = signals.zero_order_curvature(net, x, y, n_directions=1)
     assert torch.allclose(found, exact, rtol=1e-3, atol=1e-6)
     # in float32 rounding is a large part of it, so that it is refused
     single = copy.deepcopy(net).float()
@@ -278,9 +278,9 @@ def test_zero_order_curvature_is_the_second_differential(smooth_net):
 def test_zero_order_curvature_takes_several_nets_at_once_and_names_bad_input(smooth_net):
     net, x, y = smooth_net
     both = lambda x: torch.stack([net(x), 2 * net(x)])  # noqa: E731
-    found = signals.zero_order_curvature(both, x, y, n_draws=3, seed=1)
+    found = signals.zero_order_curvature(both, x, y, n_directions=3, seed=1)
     assert found.shape == (2, len(x))
-    assert torch.equal(found[0], signals.zero_order_curvature(net, x, y, n_draws=3, seed=1))
+    assert torch.equal(found[0], signals.zero_order_curvature(net, x, y, n_directions=3, seed=1))
     assert not torch.equal(found[0], found[1])
-    with pytest.raises(ValueError, match="n_draws=0"):
-        signals.zero_order_curvature(net, x, y, n_draws=0)
+    with pytest.raises(ValueError, match="n_directions=0"):
+        signals.zero_order_curvature(net, x, y, n_directions=0)

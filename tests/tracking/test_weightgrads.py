@@ -9,7 +9,7 @@ from torch import nn
 
 from memlens.models import registry
 from memlens.tracking import weightgrads
-from memlens.tracking.weightgrads import Taps, weight_gradient_norm
+from memlens.tracking.weightgrads import LayerHooks, weight_gradient_norm
 
 N, CLASSES, SHAPE = 9, 4, (2, 6, 6)
 
@@ -171,7 +171,7 @@ def one_by_one(net, x, y):
 
 
 def tapped(net, x, y):
-    with Taps(net) as taps:
+    with LayerHooks(net) as taps:
         total = F.cross_entropy(net(x), y, reduction="sum")
     back = torch.autograd.grad(total, taps.edges) if taps.edges else ()
     return taps, taps.squared_norms(back, x, y)
@@ -272,7 +272,7 @@ def test_the_last_layer_is_the_classifier(batch):
 
 def test_parameters_without_a_formula_need_the_batch(batch):
     net = called_twice().double()
-    with Taps(net) as taps:
+    with LayerHooks(net) as taps:
         total = F.cross_entropy(net(batch[0]), batch[1], reduction="sum")
     back = torch.autograd.grad(total, taps.edges)
     with pytest.raises(ValueError, match=r"pass x and y: \['mid.bias', 'mid.weight'\] need one"):
@@ -281,14 +281,14 @@ def test_parameters_without_a_formula_need_the_batch(batch):
 
 def test_taps_on_nothing_hear_nothing(batch):
     net = registry.build("mlp", CLASSES, SHAPE).double()
-    with Taps(None) as taps:
+    with LayerHooks(None) as taps:
         net(batch[0])
     assert taps.edges == []
 
 
 def test_hooks_go_even_when_the_forward_pass_fails():
     net = registry.build("mlp", CLASSES, SHAPE)
-    with pytest.raises(RuntimeError), Taps(net):
+    with pytest.raises(RuntimeError), LayerHooks(net):
         net(torch.zeros(3, 5))
     assert not any(layer._forward_hooks for layer in net.modules())
 

@@ -14,10 +14,10 @@ import memlens as ml
 from memlens.models import registry
 from memlens.tracking.recorder import Recorder
 from memlens.training import devices
+from memlens.training.batches import Batches
+from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
 from memlens.training.devices import Engine
-from memlens.training.feeds import Feed
 from memlens.training.loop import train
-from memlens.training.recipes import OPTIMIZERS, Measure, Recipe
 from memlens.training.steps import train_step
 
 CUDA = torch.cuda.is_available()
@@ -27,10 +27,12 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 def test_auto_is_a_gpu_where_there_is_one():
     assert devices.resolve("auto").type == ("cuda" if CUDA else "cpu")
     assert devices.resolve("cpu") == torch.device("cpu")
-    engine = Recipe(device="auto", precision="auto", channels_last=None, compiled=None).engine()
+    engine = TrainConfig(
+        device="auto", precision="auto", channels_last=None, compiled=None
+    ).engine()
     assert (engine.bfloat16, engine.channels_last, engine.compiled) == (CUDA,) * 3
-    assert Recipe().engine() == Engine(torch.device("cpu"), False, False, False)
-    asked = Recipe(precision="bfloat16", channels_last=True, compiled=True).engine()
+    assert TrainConfig().engine() == Engine(torch.device("cpu"), False, False, False)
+    asked = TrainConfig(precision="bfloat16", channels_last=True, compiled=True).engine()
     assert asked == Engine(torch.device("cpu"), True, True, True)
 
 
@@ -40,9 +42,9 @@ def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"unknown device 'mps'; use 'cpu', 'cuda'"):
         devices.resolve("mps")
     with pytest.raises(ValueError, match=r"unknown device 'gpu'; use 'cpu', 'cuda'"):
-        ml.train("mlp", ml.load("digits"), Recipe(device="gpu"))
+        ml.train("mlp", ml.load("digits"), TrainConfig(device="gpu"))
     with pytest.raises(ValueError, match=r"unknown precision 'half'; known: float32, bfloat16"):
-        Recipe(precision="half")
+        TrainConfig(precision="half")
 
 
 PARTS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
@@ -70,14 +72,14 @@ def test_float32_is_exact_whatever_the_caller_has_set(part, value):
 
 
 def test_what_auto_means_is_part_of_a_key(monkeypatch, tiny):
-    job = ml.Job("mlp", tiny, Recipe(device="auto", precision="auto", compiled=None))
+    job = ml.Job("mlp", tiny, TrainConfig(device="auto", precision="auto", compiled=None))
     here = job.key
     monkeypatch.setattr(devices, "resolve", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     old_gpu = job.key
-    assert not job.recipe.engine().bfloat16
+    assert not job.config.engine().bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert job.recipe.engine().bfloat16
+    assert job.config.engine().bfloat16
     assert len({here, old_gpu, job.key}) == 3
 
 
@@ -136,10 +138,10 @@ def one_step(engine, n=256, model=smooth_cnn):
     data = ml.load("digits")
     data = replace(data, train=data.train[torch.arange(n)])
     net = engine.place(registry.build(model, 10, data.in_shape, seed=0)).train()
-    optimizer = OPTIMIZERS["sgd"](net.parameters(), Recipe())
+    optimizer = OPTIMIZERS["sgd"](net.parameters(), TrainConfig())
     recorder = Recorder(n)
-    feed = Feed(data, Recipe(batch_size=n), engine)
-    ((index, x, y),) = feed.batches(torch.arange(n), 0, 0)
+    batches = Batches(data, TrainConfig(batch_size=n), engine)
+    ((index, x, y),) = batches.batches(torch.arange(n), 0, 0)
     train_step(engine.forward(net), optimizer, x, y, recorder, index)
     recorder.end_epoch()
     gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
@@ -196,20 +198,21 @@ def test_who_sums_in_float32_is_known():
 
 def test_scores_measured_in_bfloat16_rank_as_those_in_float32():
     """Twenty epochs; at every step both precisions measure the same weights."""
-    for name, alike in measured(ml.load("digits"), Recipe(epochs=20)).items():
+    for name, alike in measured(ml.load("digits"), TrainConfig(epochs=20)).items():
         assert 0.995 <= alike < 1, name
 
 
 def test_a_training_in_bfloat16_learns_as_one_in_float32():
     data = ml.load("digits")
     exact, low = (
-        train("small_cnn_bn", data, Recipe(epochs=6, precision=p)) for p in ("float32", "bfloat16")
+        train("small_cnn_bn", data, TrainConfig(epochs=6, precision=p))
+        for p in ("float32", "bfloat16")
     )
     accuracy = [run.history["val_accuracy"].iloc[-1] for run in (exact, low)]
     assert min(accuracy) > 0.9
     assert abs(accuracy[0] - accuracy[1]) < 0.03
     assert low.trace.loss.dtype == np.float32
-    assert all(w.dtype == torch.float32 for w in low.checkpoint("last").parameters())
+    assert all(w.dtype == torch.float32 for w in low.snapshot("last").parameters())
 
 
 @pytest.mark.parametrize("model", sorted(set(registry.MODELS) - set(registry.SMALL)))
@@ -231,9 +234,9 @@ def test_a_large_net_is_one_graph_and_the_next_net_needs_no_new_one(model, trace
 def test_what_is_measured_after_an_epoch_needs_no_new_graph(tiny, traced, sam_rho, n_graphs):
     """It looks at the net in another mode, and through hooks; SAM looks twice, once from afar."""
     graphs = traced("eager")
-    everything = Measure(True, 1, weight_gradients=True, logit_gradients=True)
-    recipe, found = Recipe(epochs=3, batch_size=25, compiled=True, sam_rho=sam_rho), []
-    train("small_cnn_bn", tiny, recipe, everything, watch=lambda row: found.append(graphs()))
+    everything = MeasureConfig(True, 1, weight_gradients=True, logit_gradients=True)
+    config, found = TrainConfig(epochs=3, batch_size=25, compiled=True, sam_rho=sam_rho), []
+    train("small_cnn_bn", tiny, config, everything, watch=lambda row: found.append(graphs()))
     assert found == [n_graphs] * 3
 
 

@@ -1,4 +1,4 @@
-"""The loop: same seed same bits, recording leaves the weights alone, checkpoints, jobs."""
+"""The loop: same seed same bits, recording leaves the weights alone, snapshots, jobs."""
 
 import math
 from dataclasses import replace
@@ -12,11 +12,11 @@ import memlens as ml
 from memlens.models import registry
 from memlens.storage.store import Store
 from memlens.tracking import signals
+from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
 from memlens.training.jobs import Job, train_many
 from memlens.training.loop import predict, shuffled, train
-from memlens.training.recipes import OPTIMIZERS, Measure, Recipe
 
-SHORT = Recipe(epochs=4, batch_size=16)
+SHORT = TrainConfig(epochs=4, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -29,31 +29,31 @@ def small():
 
 @pytest.fixture(scope="module")
 def run(small):
-    return train("mlp", small, SHORT, Measure(posthoc=True, curvature_probes=2, every=2))
+    return train("mlp", small, SHORT, MeasureConfig(posthoc=True, n_directions=2, every=2))
 
 
 def weights(run, name="last"):
-    return list(run.checkpoint(name).state_dict().values())
+    return list(run.snapshot(name).state_dict().values())
 
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-ALL = Measure(posthoc=True, curvature_probes=1, weight_gradients=True, logit_gradients=True)
+ALL = MeasureConfig(posthoc=True, n_directions=1, weight_gradients=True, logit_gradients=True)
 
 
-def plain_loop(data, recipe):
+def plain_loop(data, config):
     """The oracle: the same training written without any of memlens's loop."""
-    net = registry.build("mlp", data.n_classes, data.in_shape, seed=recipe.seed)
+    net = registry.build("mlp", data.n_classes, data.in_shape, seed=config.seed)
     optimizer = torch.optim.SGD(
-        net.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [int(m * recipe.epochs) for m in recipe.milestones], recipe.gamma
+        optimizer, [int(m * config.epochs) for m in config.milestones], config.gamma
     )
-    for epoch in range(recipe.epochs):
-        for i in shuffled(len(data.train), recipe.seed, epoch).split(recipe.batch_size):
+    for epoch in range(config.epochs):
+        for i in shuffled(len(data.train), config.seed, epoch).split(config.batch_size):
             optimizer.zero_grad()
             x = data.train.images[i].float() / data.pixel_max
             F.cross_entropy(net(x), data.train.labels[i]).backward()
@@ -70,30 +70,30 @@ def test_the_loop_is_the_textbook_loop(small, run):
 
 def test_sharpness_aware_training_is_the_textbook_loop(double, train_alone):
     """In float64: the ascent is along a direction, which rounding turns most where it is short."""
-    recipe = Recipe(epochs=5, batch_size=16, sam_rho=0.05)
+    config = TrainConfig(epochs=5, batch_size=16, sam_rho=0.05)
     for model in ("mlp", "small_cnn_bn"):
-        run = train(model, double, recipe)
-        alone = train_alone(model, double, np.ones(60, dtype=bool), recipe, 0)
+        run = train(model, double, config)
+        alone = train_alone(model, double, np.ones(60, dtype=bool), config, 0)
         for ours, theirs in zip(weights(run), alone.state_dict().values(), strict=True):
             assert torch.allclose(ours.double(), theirs.double(), rtol=1e-6, atol=1e-8)
-    plain = train("mlp", double, replace(recipe, sam_rho=0.0))
-    assert not torch.allclose(weights(plain)[0], weights(train("mlp", double, recipe))[0])
+    plain = train("mlp", double, replace(config, sam_rho=0.0))
+    assert not torch.allclose(weights(plain)[0], weights(train("mlp", double, config))[0])
 
 
 def test_sharpness_aware_training_records_the_weights_as_they_were(small):
     """One batch an epoch: the first visit is of the initial weights, with and without the ascent;
     and recording changes nothing.
     """
-    recipe = replace(SHORT, epochs=2, batch_size=101, sam_rho=0.5)
-    sam, plain = (train("mlp", small, replace(recipe, sam_rho=rho)) for rho in (0.5, 0.0))
+    config = replace(SHORT, epochs=2, batch_size=101, sam_rho=0.5)
+    sam, plain = (train("mlp", small, replace(config, sam_rho=rho)) for rho in (0.5, 0.0))
     for name in sam.trace:
         assert np.array_equal(sam.trace[name][0], plain.trace[name][0]), name
         assert not np.array_equal(sam.trace[name][1], plain.trace[name][1]), name
-    assert same(weights(sam), weights(train("mlp", small, recipe, record=False)))
+    assert same(weights(sam), weights(train("mlp", small, config, record=False)))
 
 
 def test_same_seed_same_bits_twice_in_a_row(small, run):
-    again = train("mlp", small, SHORT, Measure(posthoc=True, curvature_probes=2, every=2))
+    again = train("mlp", small, SHORT, MeasureConfig(posthoc=True, n_directions=2, every=2))
     assert same(weights(run), weights(again))
     assert run.scores.equals(again.scores)
     assert run.posthoc_scores.equals(again.posthoc_scores)
@@ -104,9 +104,9 @@ def test_same_seed_same_bits_twice_in_a_row(small, run):
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("model", ["mlp", "mlp_bn"])
 def test_recording_and_measuring_leave_the_weights_bit_identical(small, optimizer, model):
-    recipe = replace(SHORT, optimizer=optimizer, lr=1e-3, augment="crop_flip", epochs=2)
-    bare = train(model, small, recipe, record=False)
-    full = train(model, small, recipe, ALL)
+    config = replace(SHORT, optimizer=optimizer, lr=1e-3, augment="crop_flip", epochs=2)
+    bare = train(model, small, config, record=False)
+    full = train(model, small, config, ALL)
     assert same(weights(bare), weights(full))
 
 
@@ -127,7 +127,7 @@ def test_in_step_scores_are_those_before_the_update(small):
 
 
 def test_posthoc_scores_are_those_of_the_net_after_the_epoch(small, run):
-    net, x, y = run.checkpoint("last"), small.normalise(small.train.images), small.train.labels
+    net, x, y = run.snapshot("last"), small.normalise(small.train.images), small.train.labels
     norms = signals.gradient_norms(signals.input_gradient(net, x, y))
     assert run.posthoc_trace.grad_l2[-1] == pytest.approx(norms.l2.numpy(), rel=1e-4)
     assert run.posthoc_trace.loss[-1] == pytest.approx(
@@ -151,7 +151,7 @@ def test_history_says_what_happened(small, run):
     history = run.history
     assert history.epoch.tolist() == [0, 1, 2, 3]
     assert history.lr.tolist() == pytest.approx([0.1, 0.1, 0.01, 0.001])
-    last = run.checkpoint("last")
+    last = run.snapshot("last")
     logits = predict(last, small, small.test.images)
     loss = F.cross_entropy(logits, small.test.labels).item()
     assert history.val_loss.iloc[-1] == pytest.approx(loss, rel=1e-5)
@@ -164,21 +164,21 @@ def test_history_says_what_happened(small, run):
 def test_checkpoints_are_the_nets_of_their_epochs(small):
     run = train("mlp", small, replace(SHORT, epochs=12))
     for name in ("peak", "best_val", "last"):
-        epoch, net = run.checkpoint_epoch(name), run.checkpoint(name)
+        epoch, net = run.snapshot_epoch(name), run.snapshot(name)
         row = run.history.iloc[epoch]
         assert signals.weight_norm(net).item() == pytest.approx(row.weight_norm, rel=1e-6)
-    assert run.checkpoint_epoch("best_val") == run.history.val_loss.idxmin()
-    assert run.checkpoint_epoch("peak") == run.peak.peak_epoch
-    with pytest.raises(ValueError, match=r"unknown checkpoint 'best'; known: peak, best_val, last"):
-        run.checkpoint("best")
+    assert run.snapshot_epoch("best_val") == run.history.val_loss.idxmin()
+    assert run.snapshot_epoch("peak") == run.peak.peak_epoch
+    with pytest.raises(ValueError, match=r"unknown snapshot 'best'; known: peak, best_val, last"):
+        run.snapshot("best")
     with pytest.raises(ValueError, match=r"device is 'cuda:99'"):
-        run.checkpoint("last", device="cuda:99")
+        run.snapshot("last", device="cuda:99")
 
 
 def test_stop_really_stops_at_the_peak_and_scores_the_same(small):
-    recipe = replace(SHORT, epochs=40, weight_decay=3e-2, patience=3)
-    whole = train("mlp", small, recipe)
-    stopped = train("mlp", small, replace(recipe, stop="weight_norm"))
+    config = replace(SHORT, epochs=40, weight_decay=3e-2, patience=3)
+    whole = train("mlp", small, config)
+    stopped = train("mlp", small, replace(config, stop="weight_norm"))
     detected = whole.peak.detected_epoch
     assert detected is not None
     assert len(stopped.history) == detected + 1
@@ -228,7 +228,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "message"), BAD)
 def test_bad_recipes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(**changes)
+        TrainConfig(**changes)
 
 
 def test_fewer_samples_than_a_batch_are_refused(small):
@@ -288,10 +288,10 @@ def test_everything_that_shapes_a_run_is_in_its_key(small):
     keys = {
         job.key,
         replace(job, model="mlp_bn").key,
-        replace(job, recipe=replace(SHORT, seed=1)).key,
-        replace(job, recipe=replace(SHORT, sam_rho=0.1)).key,
-        replace(job, measure=Measure(posthoc=True)).key,
-        replace(job, measure=Measure(posthoc=True, logit_gradients=True)).key,
+        replace(job, config=replace(SHORT, seed=1)).key,
+        replace(job, config=replace(SHORT, sam_rho=0.1)).key,
+        replace(job, measure=MeasureConfig(posthoc=True)).key,
+        replace(job, measure=MeasureConfig(posthoc=True, logit_gradients=True)).key,
         replace(job, data=small.with_noise(0.1)).key,
         replace(job, data=replace(small, std=(0.5,))).key,
     }

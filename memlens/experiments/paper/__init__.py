@@ -1,7 +1,7 @@
 """The numbers that the papers print, ours beside them, and verdicts on what they claim.
 
 One CSV a table lies in this folder; `tables` lists them, `table` reads one, `printed` and `compare`
-put the printed numbers beside ours, and `doubts` says what does not add up in them.
+put the printed numbers beside ours, and `discrepancies` says what does not add up in them.
 A number here is what was printed, right or wrong: nothing is corrected.
 """
 
@@ -65,8 +65,8 @@ def verdict(parts: bool | Sequence[bool]) -> str:
     return VERDICTS[0 if all(answers) else 1 if any(answers) else 2]
 
 
-def doubt_verdict(bears_out: bool | Sequence[bool] | None) -> str:
-    """Verdict on a doubt: what our runs say about something that does not add up.
+def discrepancy_verdict(bears_out: bool | Sequence[bool] | None) -> str:
+    """Verdict on a discrepancy: what our runs say about something that does not add up.
 
     Parameters
     ----------
@@ -111,16 +111,16 @@ def tables() -> pd.DataFrame:
     return index.assign(rows=[len(_read(name)) for name in index["name"]])
 
 
-def doubts() -> pd.DataFrame:
+def discrepancies() -> pd.DataFrame:
     """List what does not add up in the printed numbers.
 
     Returns
     -------
     DataFrame
-        Columns id (what `Page.doubt` takes it up by), paper (keys of `PAPERS`, comma-separated),
-        table (listed by `tables`) and doubt.
+        Columns id (what `Page.discrepancy` takes it up by), paper (keys of `PAPERS`, comma-separated),
+        table (listed by `tables`) and discrepancy.
     """
-    return _read("doubts")
+    return _read("discrepancies")
 
 
 def table(name: str, **where: object) -> pd.DataFrame:

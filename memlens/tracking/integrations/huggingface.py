@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from memlens.tracking.hooks import RecorderHooks
 from memlens.tracking.recorder import Recorder
 from memlens.tracking.resuming import check_new, kept, take_up
 from memlens.tracking.stopping import PeakStop
-from memlens.tracking.watching import Watched
 
 try:
     import accelerate  # noqa: F401  the Trainer needs it
@@ -25,7 +25,7 @@ class TrainerRecorder(TrainerCallback):
 
     The training set, of dicts, is wrapped with ``ml.with_index``, and the arguments have
     ``remove_unused_columns=False``, or the Trainer drops the index; the net does not see it.
-    What the loss is multiplied by is measured (see `Watched`): the Trainer divides it by the number
+    What the loss is multiplied by is measured (see `RecorderHooks`): the Trainer divides it by the number
     of accumulated batches, or the net by ``num_items_in_batch``, depending on the net. Make a new
     one for each training.
 
@@ -41,7 +41,7 @@ class TrainerRecorder(TrainerCallback):
     visits : "any" or "once"
         See `Recorder`. "any" by default: the Trainer may drop and pad batches.
     loss_scale : float, optional
-        See `Watched`.
+        See `RecorderHooks`.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class TrainerRecorder(TrainerCallback):
     ) -> None:
         self.recorder, self.stop = Recorder(n_samples, visits=visits), stop
         self.input, self.loss_scale = input, loss_scale
-        self._watched: Watched | None = None
+        self._watched: RecorderHooks | None = None
         self._ended = False  # before the epoch that has begun, which is then not recorded
 
     def on_train_begin(
@@ -72,7 +72,7 @@ class TrainerRecorder(TrainerCallback):
                 f"one process drives {args.n_gpu} GPUs: start one for each, with torchrun"
             )
         check_new(self.recorder, state.global_step)
-        self._watched = Watched(
+        self._watched = RecorderHooks(
             kwargs["model"], self.recorder, input=self.input, loss_scale=self.loss_scale
         )
         if state.global_step:

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from memlens.tracking.hooks import RecorderHooks
 from memlens.tracking.recorder import Recorder
 from memlens.tracking.resuming import check_new, kept, take_up
 from memlens.tracking.stopping import PeakStop
 from memlens.tracking.visits import world_size
-from memlens.tracking.watching import Watched
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -47,7 +47,7 @@ class LightningRecorder(Callback):
 
     The data loader's data set is wrapped with ``ml.with_index``, and `training_step` unpacks
     ``index, x, y``. Accumulation, mixed precision and several processes need nothing else: what the
-    loss is multiplied by is measured (see `Watched`). Make a new one for each training.
+    loss is multiplied by is measured (see `RecorderHooks`). Make a new one for each training.
 
     From a checkpoint within an epoch Lightning goes on with the batch of that number, while its
     loader begins anew: what is read first is visited twice in that epoch, and counted so.
@@ -66,7 +66,7 @@ class LightningRecorder(Callback):
     visits : "any" or "once"
         See `Recorder`. "any" by default: Lightning pads the samplers of several processes.
     loss_scale : float, optional
-        See `Watched`.
+        See `RecorderHooks`.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class LightningRecorder(Callback):
     ) -> None:
         self.recorder, self.stop = Recorder(n_samples, visits=visits), stop
         self.module, self.unpack, self.loss_scale = module, unpack, loss_scale
-        self._watched: Watched | None = None
+        self._watched: RecorderHooks | None = None
         self._batch: Any = None
         self._ended = False  # before the epoch that has begun, which is then not recorded
 
@@ -95,7 +95,7 @@ class LightningRecorder(Callback):
         check_new(self.recorder, trainer.global_step)
         self._remove()
         net = pl_module.get_submodule(self.module) if self.module else pl_module
-        self._watched = Watched(net, self.recorder, loss_scale=self.loss_scale)
+        self._watched = RecorderHooks(net, self.recorder, loss_scale=self.loss_scale)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -1,0 +1,110 @@
+"""What a loop is fed: batches of samples on the device it computes on.
+
+Images in memory are moved there once, as they are (uint8, usually), and a batch is a gather; those
+of a folder are read ahead of the loop. Crops and flips, drawn for a whole epoch at a time, are made
+there as well, so that no step of a training waits for the host.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from memlens.data.samples import Augmentation, Dataset, Samples, augment
+from memlens.training.config import TrainConfig, mixed_seed
+from memlens.training.devices import Engine
+
+READY_BYTES = 256 << 20  # inputs that never change are normalised once, if they are no larger
+
+
+class Batches:
+    """The training samples of a data set, as a config shows them to a net.
+
+    Attributes
+    ----------
+    y : Tensor (n_samples,), int64, on the device
+    """
+
+    def __init__(self, data: Dataset, config: TrainConfig, engine: Engine) -> None:
+        self.data, self.config, self.engine = data, config, engine
+        self.pad = max(1, data.in_shape[-1] // 8)  # 4 pixels at 32x32, as in the papers
+        self.y = data.train.labels.to(engine.device)
+        self.images, self._ready = data.train.images, None
+        if self.in_memory:
+            self.images = self.images.to(engine.device)
+            floats = 4 * self.images.numel()
+            if config.augment == "none" and floats <= READY_BYTES:
+                self._ready = data.normalise(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are a tensor, and not read from a folder."""
+        return isinstance(self.images, Tensor)
+
+    def augmentation(self, seeds: Iterable[int], epoch: int) -> Augmentation | None:
+        """The crops and flips of an epoch, on the device; None where nothing is augmented.
+
+        One seed a net; entries are (n_samples,), or for several nets (n_models * n_samples,).
+        """
+        if self.config.augment == "none":
+            return None
+        n, flip = len(self.y), self.config.augment == "crop_flip"
+        drawn = [
+            Augmentation.draw(n, self.pad, flip, mixed_seed(int(seed), epoch, 1)) for seed in seeds
+        ]
+        return Augmentation(*(torch.cat(parts) for parts in zip(*drawn))).to(self.engine.device)
+
+    def batches(
+        self,
+        order: Tensor,
+        seed: int,
+        epoch: int,
+        own: Callable[[Tensor], Tensor] = lambda batch: batch,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(index, x, y) of an epoch, all on the device; ``order`` (n,), int64, on the CPU.
+
+        Of each batch of the order what ``own`` takes of it: a process's share.
+        """
+        augmentation = self.augmentation([seed], epoch)
+        size = self.config.batch_size
+        places = map(own, order.to(self.engine.device).split(size))
+        if self.in_memory:
+            for index in places:
+                yield index, self.inputs(index, augmentation), self.y[index]
+            return
+        read = self.images.stream(map(own, order.split(size)))
+        for index, images in zip(places, read, strict=True):
+            images = images.to(self.engine.device, non_blocking=True)
+            yield index, self._shown(images, augmentation and augmentation.of(index)), self.y[index]
+
+    def inputs(self, index: Tensor, augmentation: Augmentation | None) -> Tensor:
+        """A net's input for samples (...,), whatever the shape of ``index``; nets along axis 0."""
+        own = index.flatten()
+        if self._ready is not None:
+            x = self._laid_out(self._ready[own])
+            return x.unflatten(0, index.shape) if index.ndim > 1 else x
+        if augmentation is not None and index.ndim == 2:  # each net has moves of its own
+            first = torch.arange(len(index), device=index.device)[:, None] * len(self.y)
+            augmentation = augmentation.of((index + first).flatten())
+        elif augmentation is not None:
+            augmentation = augmentation.of(own)
+        x = self._shown(self.images[own], augmentation)
+        return x.unflatten(0, index.shape) if index.ndim > 1 else x
+
+    def _shown(self, images: Tensor, augmentation: Augmentation | None) -> Tensor:
+        if augmentation is not None:
+            images = augment(images, augmentation, self.pad)
+        return self._laid_out(self.data.normalise(images))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=self.engine.memory_format)
+
+
+def in_order(samples: Samples, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) on the device, ``rows`` samples at a time, in their order."""
+    if isinstance(samples.images, Tensor):
+        parts = samples.images.split(rows)
+    else:
+        parts = samples.images.stream(torch.arange(len(samples)).split(rows))
+    for images, y in zip(parts, samples.labels.split(rows), strict=True):
+        yield images.to(device), y.to(device)

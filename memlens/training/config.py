@@ -1,0 +1,153 @@
+"""How a net is trained and what is measured on the way: frozen tables, one line a setting."""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memlens.tracking.stopping import PEAKS
+from memlens.training.devices import PRECISIONS, Engine
+
+AUGMENTS = ("none", "crop", "crop_flip")
+
+# Fused kernels do the whole update of a small net in one call; RMSProp has none on a CPU.
+OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], "TrainConfig"], torch.optim.Optimizer]] = {
+    "sgd": lambda p, r: torch.optim.SGD(
+        p, r.lr, momentum=r.momentum, weight_decay=r.weight_decay, fused=True
+    ),
+    "adam": lambda p, r: torch.optim.Adam(p, r.lr, weight_decay=r.weight_decay, fused=True),
+    "adamw": lambda p, r: torch.optim.AdamW(p, r.lr, weight_decay=r.weight_decay, fused=True),
+    "adagrad": lambda p, r: torch.optim.Adagrad(p, r.lr, weight_decay=r.weight_decay, fused=True),
+    "rmsprop": lambda p, r: torch.optim.RMSprop(
+        p, r.lr, momentum=r.momentum, weight_decay=r.weight_decay
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a net is trained; the defaults are the papers' config at the size of digits."""
+
+    epochs: int = 60
+    batch_size: int = 64
+    optimizer: str = "sgd"  # a key of OPTIMIZERS
+    lr: float = 0.1
+    momentum: float = 0.9  # SGD and RMSProp
+    weight_decay: float = 1e-4  # on all parameters, as in the authors' code
+    milestones: tuple[float, ...] = (0.6, 0.8)  # shares of the epochs where lr is multiplied
+    gamma: float = 0.1
+    sam_rho: float = 0.0  # above 0: sharpness-aware minimization with this radius (0.05 is usual)
+    augment: str = "none"  # one of AUGMENTS
+    seed: int = 0  # initial weights, order of the samples, augmentation
+    stop: str | None = None  # "weight_norm" or "input_gradient": really stop at its peak
+    patience: int = 5  # epochs without a new best value before a peak is called
+    threads: int | None = 1  # None: as torch is set; other thread counts round differently
+    device: str = "cpu"  # "cuda", "cuda:1"; "auto": a GPU where there is one
+    precision: str = "float32"  # of the passes of training, or "bfloat16"; "auto": that on a GPU
+    channels_last: bool | None = False  # images pixel by pixel in memory; None: on a GPU
+    compiled: bool | None = False  # forward and backward by torch.compile; None: on a GPU
+
+    def __post_init__(self) -> None:
+        # Plain numbers: one of NumPy's would go into every saved state, which then is not read.
+        for name in ("lr", "momentum", "weight_decay", "gamma", "sam_rho"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("epochs", "batch_size", "seed", "patience"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
+        if self.optimizer not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"unknown augment {self.augment!r}; known: {', '.join(AUGMENTS)}")
+        if self.stop not in (None, *PEAKS):
+            raise ValueError(f"unknown stop {self.stop!r}; expected None or one of {PEAKS}")
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise ValueError(
+                f"epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr}: "
+                "expected at least one epoch, one sample a batch and a learning rate above 0"
+            )
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"unknown precision {self.precision!r}; known: {known}")
+        if not self.sam_rho >= 0:
+            raise ValueError(f"sam_rho is {self.sam_rho}; expected a radius, or 0 for none")
+
+    def engine(self) -> Engine:
+        """Where and how a net trained by this config computes on this machine."""
+        return Engine.of(self.device, self.precision, self.channels_last, self.compiled)
+
+    @property
+    def drops(self) -> tuple[int, ...]:
+        """Epochs, counted from 0, that begin with a lower rate; never the first one."""
+        return tuple(max(1, int(share * self.epochs)) for share in self.milestones)
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured after an epoch, beside the in-step signals that cost next to nothing.
+
+    The other measurements go through the post-hoc pass, and need it.
+    """
+
+    posthoc: bool = False  # the same signals in eval mode on clean inputs, as the authors' code
+    n_directions: int = 0  # 0: no curvature; the paper takes 10
+    curvature_step: float = 1e-3  # h, in normalised input units
+    weight_gradients: bool = False  # per-sample norms, for GraNd and TracIn
+    logit_gradients: bool = False  # their variance over the epochs, for VoG
+    every: int = 1  # epochs between two measurements of curvature and gradients
+
+    def __post_init__(self) -> None:
+        asked = [
+            name
+            for name in ("n_directions", "weight_gradients", "logit_gradients")
+            if getattr(self, name)
+        ]
+        if asked and not self.posthoc:
+            raise ValueError(f"{', '.join(asked)} needs the post-hoc pass: set posthoc=True")
+        if self.every < 1 or self.n_directions < 0 or not self.curvature_step > 0:
+            raise ValueError(
+                f"every={self.every}, n_directions={self.n_directions}, curvature_step="
+                f"{self.curvature_step}: expected every >= 1, no negative probes, a step above 0"
+            )
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed from several, without the collisions that a sum would have.
+
+    Zeros at the end do not count: (5,) and (5, 0) give the same.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def ascended(weights: Sequence[Tensor], rho: float, *, stacked: bool = False) -> Iterator[None]:
+    """Inside, the weights stand where the loss rises most within radius ``rho``; then back.
+
+    The ascent step of sharpness-aware minimization (Foret et al. 2021, Eq. 2), along the gradients
+    that ``weights`` hold, which are cleared. With ``stacked`` the first axis is one of nets, each
+    with a norm of its own.
+    """
+    weights = [w for w in weights if w.grad is not None]  # the others are frozen
+    gradients = [w.grad for w in weights]
+    squares = [g.flatten(1).pow(2).sum(1) if stacked else g.pow(2).sum() for g in gradients]
+    scale = rho / (torch.stack(squares).sum(0).sqrt() + 1e-12)
+    before = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients):
+            factor = scale.view(-1, *[1] * (gradient.ndim - 1)) if stacked else scale
+            weight.add_(factor * gradient)
+            weight.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before):
+                weight.copy_(value)  # not a subtraction, which would round

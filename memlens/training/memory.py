@@ -1,0 +1,104 @@
+"""How much memory a artifact of work will take, said before it starts."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from memlens.data.samples import Dataset
+from memlens.tracking.traces import SIGNALS
+from memlens.training import devices
+from memlens.training.batches import READY_BYTES
+from memlens.training.config import MeasureConfig, TrainConfig
+from memlens.training.posthoc import LAST
+
+STATES = {"adam": 2, "adamw": 2}  # tensors as large as the weights that an optimizer keeps, or 1
+KEPT = 4  # copies of the weights beside those in training: gradients, peak, lowest loss, last
+GB = 1e9
+
+
+def of_scores(n_samples: int, n_epochs: int, measure: MeasureConfig) -> int:
+    """Bytes of the signals of a whole training."""
+    n_signals = len(SIGNALS) * (1 + measure.posthoc)
+    n_signals += 2 * bool(measure.n_directions) + 2 * measure.weight_gradients
+    n_signals += 2 * measure.logit_gradients
+    return 4 * n_signals * n_samples * n_epochs
+
+
+def of_training(
+    net: nn.Module, x: Tensor, data: Dataset, config: TrainConfig, measure: MeasureConfig
+) -> dict[str, int]:
+    """Bytes that a training takes on its device at its height, without scores, by what for.
+
+    Parameters
+    ----------
+    net : nn.Module
+    x : Tensor (1, ...), an input on the device
+    data, config, measure
+        What is to be trained.
+    """
+    weights = sum(p.nbytes for p in net.parameters())
+    sample, rows = devices.bytes_per_sample(net, x), devices.rows_at_once(net, x)
+    train = data.train.images
+    copies = 1 + KEPT + STATES.get(config.optimizer, 1) + LAST * measure.logit_gradients
+    # Outputs are kept for the backward pass, whose gradients go as soon as they were used: a
+    # quarter is added for those alive at once. An epoch and what comes after it take turns.
+    width = 0.5 if config.engine().bfloat16 else 1.0
+    passes = {
+        f"layers' outputs of a batch of {config.batch_size}": width * sample * config.batch_size,
+        f"layers' outputs of {rows} samples after an epoch": sample * rows * measure.posthoc,
+    }
+    largest = max(passes, key=passes.get)
+    needs = {"weights and their copies": weights * copies, largest: int(1.25 * passes[largest])}
+    if isinstance(train, Tensor):
+        floats = 4 * train.numel()
+        moved = train.nbytes if devices.is_gpu(x.device) else 0  # a CPU has them already
+        ready = floats if config.augment == "none" and floats <= READY_BYTES else 0
+        needs["images"] = moved + ready
+    if measure.logit_gradients:
+        needs["mean and variance of gradients"] = 2 * x[0, 0].nbytes * len(data.train)
+    return needs
+
+
+def check_memory(
+    net: nn.Module, x: Tensor, data: Dataset, config: TrainConfig, measure: MeasureConfig
+) -> None:
+    """Refuse a training that does not fit; arguments as in `of_training`.
+
+    Raises
+    ------
+    MemoryError
+        Saying what is needed, what for, and what to do.
+    """
+    needs = of_training(net, x, data, config, measure)
+    # Kept in memory beside the CPU: as rows, and once more when they are handed over.
+    scores = 2 * of_scores(len(data.train), config.epochs, measure)
+    kept = {f"scores of {config.epochs} epochs": scores}
+    cpu = torch.device("cpu")
+    both = [(needs | kept, cpu)] if x.device == cpu else [(needs, x.device), (kept, cpu)]
+    for part, device in both:
+        check(
+            part,
+            device,
+            f"training on {len(data.train):,} samples of {data.name}",
+            "take a smaller batch, fewer samples or epochs, or measure less",
+        )
+
+
+def check(needs: Mapping[str, int], device: torch.device, what: str, remedy: str) -> None:
+    """Refuse work that needs more bytes than are free on a device.
+
+    Raises
+    ------
+    MemoryError
+        With the parts of the need, largest first, and the remedy.
+    """
+    needed, free = sum(needs.values()), devices.free_memory(device)
+    if needed <= free:
+        return
+    parts = sorted(needs.items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts if size >= 0.05 * GB)
+    raise MemoryError(
+        f"{what} needs about {needed / GB:.1f} GB on {device}, where {free / GB:.1f} GB are free "
+        f"({told}); {remedy}"
+    )
