@@ -30,8 +30,7 @@ from memlens.ensembles import retrainings, subsets
 from memlens.storage import checkpoints, inventory
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Store
-from memlens.training.distributed import Processes
-from memlens.training.loop import _Session, train
+from memlens.training.loop import TrainingSession, train
 
 Rows = list[tuple[str, str, float]]  # case, measure, value
 SHORT = ml.TrainConfig(epochs=3)
@@ -230,12 +229,12 @@ def cost_of_cifar(
     data = samples.from_arrays("noise", *parts)
     few = replace(data, train=data.train[torch.arange(n_steps * config.batch_size)])
     small, session = (
-        _Session(model, part, config, ml.MeasureConfig(), True, config.engine(), Processes())
+        TrainingSession(model, part, config, ml.MeasureConfig(), config.engine())
         for part in (few, data)
     )
-    small.run_epoch()
+    small.run_epoch(0)
     start = time.perf_counter()
-    small.run_epoch()
+    small.run_epoch(1)
     epoch = (time.perf_counter() - start) * len(data.train) / len(few.train)
     state = session.state_dict() | {"optimizer": small.optimizer.state_dict()}
     # Two other nets, at their worst: tensors that two names share are written once.

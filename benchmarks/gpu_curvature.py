@@ -14,7 +14,7 @@ import memlens as ml
 from memlens.evaluation import metrics
 from memlens.tracking import signals
 from memlens.training import devices
-from memlens.training.batches import in_order
+from memlens.training.batches import sequential_batches
 from memlens.training.config import mixed_seed
 from memlens.training.posthoc import PosthocEvaluator
 
@@ -57,7 +57,7 @@ def authors_curvature(
 def authors_epoch(net: nn.Module, data: ml.Dataset, rows: int, epoch: int) -> Tensor:
     """Curvature of all training samples by their scheme, along the directions of `PosthocEvaluator`."""
     device, found = next(net.parameters()).device, []
-    for number, (images, y) in enumerate(in_order(data.train, rows, device)):
+    for number, (images, y) in enumerate(sequential_batches(data.train, rows, device)):
         seed = mixed_seed(0, epoch, *((number,) if number else ()))
         x = data.normalise(images)
         found.append(authors_curvature(net, x, y, PROBES, STEP, seed))

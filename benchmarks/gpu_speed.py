@@ -25,9 +25,8 @@ from memlens.tracking.recorder import Recorder
 from memlens.training import devices
 from memlens.training.batches import Batches
 from memlens.training.config import OPTIMIZERS
-from memlens.training.loop import shuffled
+from memlens.training.loop import shuffled, train_step
 from memlens.training.posthoc import PosthocEvaluator
-from memlens.training.steps import train_step
 
 BATCHES = (128, 512)
 CASES = {f"resnet18, batch {size}": size for size in BATCHES}
@@ -70,10 +69,8 @@ class Loop:
         self.engine, self.data, self.epoch = config.engine(), data, 0
         net = registry.build(model, data.n_classes, data.in_shape, seed=config.seed)
         self.net = self.engine.place(net).train()
-        self.forward, self.batches = (
-            self.engine.forward(self.net),
-            Batches(data, config, self.engine),
-        )
+        self.forward = self.engine.forward(self.net)
+        self.source = Batches(data, config, self.engine)
         self.optimizer = OPTIMIZERS[config.optimizer](self.net.parameters(), config)
         self.recorder = Recorder(len(data.train)) if record else None
         rows = devices.rows_of(self.net, data.in_shape)
@@ -85,10 +82,10 @@ class Loop:
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(index, x, y) of the next epoch."""
         order = shuffled(len(self.data.train), 0, self.epoch)
-        return self.batches.batches(order, 0, self.epoch)
+        return self.source.of_epoch(order.split(self.config.batch_size), 0, self.epoch)
 
     def step(self, index: Tensor, x: Tensor, y: Tensor) -> None:
-        train_step(self.forward, self.optimizer, x, y, self.recorder, index)
+        train_step(self.forward, self.optimizer, x, y, recorder=self.recorder, index=index)
 
     def close(self) -> None:
         if self.recorder:

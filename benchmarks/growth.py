@@ -35,8 +35,8 @@ from memlens.models import registry
 from memlens.storage import store
 from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.distributed import joined
+from memlens.training.loop import train_step
 from memlens.training.memory import of_scores
-from memlens.training.steps import train_step
 
 COUNTS, PROCESSES = (500, 1_000, 2_000, 5_000), (1, 2)
 SIDE, EPOCHS, BATCH, CLASSES = 32, 4, 100, 10  # of the images that are trained on
@@ -200,7 +200,7 @@ def seconds_a_sample(model: str, side: int, n_classes: int, rows: int) -> float:
     x, y, found = torch.rand(rows, 3, side, side), torch.arange(rows) % n_classes, []
     for _ in range(ROUNDS):
         recorder, start = ml.Recorder(rows), time.perf_counter()
-        train_step(net, optimizer, x, y, recorder, torch.arange(rows))
+        train_step(net, optimizer, x, y, recorder=recorder, index=torch.arange(rows))
         recorder.end_epoch()
         found.append(time.perf_counter() - start)
     return min(found) / rows

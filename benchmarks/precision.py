@@ -23,8 +23,7 @@ from memlens.tracking.recorder import Recorder
 from memlens.training.batches import Batches
 from memlens.training.config import OPTIMIZERS
 from memlens.training.devices import Engine
-from memlens.training.loop import shuffled
-from memlens.training.steps import train_step
+from memlens.training.loop import shuffled, train_step
 
 SCORES = ("csg", "csl", "loss_sensitivity", "aum")
 MEASURED, TRAINED = 2_000, 10_000  # samples
@@ -42,7 +41,7 @@ def measured(data: ml.Dataset, config: ml.TrainConfig) -> dict[str, float]:
     for epoch in range(config.epochs):
         for group in optimizer.param_groups:
             group["lr"] = config.lr_at(epoch)
-        for index, x, y in batches.batches(shuffled(n, 0, epoch), 0, epoch):
+        for index, x, y in batches.of_epoch(shuffled(n, 0, epoch).split(config.batch_size), 0, epoch):
             statistics = [buffer.clone() for buffer in net.buffers()]
             beside = low.watch(x)
             logits = rounded(beside)
@@ -50,7 +49,7 @@ def measured(data: ml.Dataset, config: ml.TrainConfig) -> dict[str, float]:
             low.update(index, beside, logits, y)
             for buffer, value in zip(net.buffers(), statistics, strict=True):
                 buffer.copy_(value)
-            train_step(net, optimizer, x, y, exact, index)
+            train_step(net, optimizer, x, y, recorder=exact, index=index)
         exact.end_epoch(), low.end_epoch()
     of = {name: scores.CATALOGUE[name].function for name in SCORES}
     return {k: metrics.spearman(f(exact.trace), f(low.trace)) for k, f in of.items()}

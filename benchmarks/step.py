@@ -14,8 +14,7 @@ import memlens as ml
 from memlens.models import registry
 from memlens.tracking.recorder import Recorder
 from memlens.training.config import OPTIMIZERS, TrainConfig
-from memlens.training.loop import shuffled
-from memlens.training.steps import train_step
+from memlens.training.loop import shuffled, train_step
 
 ROUNDS = 41
 
@@ -34,7 +33,7 @@ class Loop:
         recorder = Recorder(len(train)) if self.record else None
         for index in shuffled(len(train), 0, 0).split(self.size):
             x = self.data.normalise(train.images[index])
-            train_step(self.net, self.optimizer, x, train.labels[index], recorder, index)
+            train_step(self.net, self.optimizer, x, train.labels[index], recorder=recorder, index=index)
         if recorder:
             recorder.end_epoch()
 

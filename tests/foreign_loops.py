@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.indexing import with_index
-from memlens.tracking.recorder import Recorder
 from memlens.tracking.stopping import PeakStop
 from memlens.tracking.traces import SIGNALS
 
@@ -53,12 +53,20 @@ def in_order():
     return list(torch.arange(N).split(SIZE))
 
 
-def plain(batches=None, *, epochs=EPOCHS, accumulate=1, divisor=None, by_items=False, visits="any"):
+def plain(
+    batches=None,
+    *,
+    epochs=EPOCHS,
+    accumulate=1,
+    divisor=None,
+    by_items=False,
+    kind=CountingRecorder,
+):
     """A recorder and a net from a loop as short as it can be.
 
     Accumulated losses are divided by their number, by ``divisor``, or weighted by their samples.
     """
-    net, recorder = build(), Recorder(N, visits=visits)
+    net, recorder = build(), kind(N)
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     batches = in_order() if batches is None else batches
     for _ in range(epochs):
@@ -81,7 +89,7 @@ def plain(batches=None, *, epochs=EPOCHS, accumulate=1, divisor=None, by_items=F
 def assert_same(found, expected, rtol=2e-5, atol=2e-6):
     """Equal within what float32 rounds; the visits exactly."""
     assert found.n_epochs == expected.n_epochs
-    assert found.visits.tolist() == expected.visits.tolist()
+    assert found.trace.visits.tolist() == expected.trace.visits.tolist()
     for name in SIGNALS:
         np.testing.assert_allclose(
             found.trace[name], expected.trace[name], rtol=rtol, atol=atol, err_msg=name
@@ -116,7 +124,7 @@ def run_processes(kind, folder, n=2, seconds=170):
     results = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(n)]
     gathered = []
     for result in results:
-        recorder = Recorder(N, visits="any")
+        recorder = CountingRecorder(N)
         recorder.load_state_dict(result["recorder"])
         gathered.append(recorder)
     return gathered, results
@@ -140,7 +148,7 @@ def ddp_process(folder):
     net = nn.parallel.DistributedDataParallel(build())
     data = dataset()
     loader = DataLoader(data, SIZE, sampler=DistributedSampler(data, shuffle=False))
-    recorder, stop, norm = Recorder(N, visits="any"), PeakStop("input_gradient"), PeakStop()
+    recorder, stop, norm = CountingRecorder(N), PeakStop("input_gradient"), PeakStop()
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     for _ in range(EPOCHS):
         for index, x, y in loader:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from memlens.tracking.recorder import Trace
+from memlens.tracking.traces import Trace
 
 NAN = [np.nan] * 3
 # Four epochs of three samples: learned at once, learned then forgotten once, never learned.

@@ -15,8 +15,7 @@ from memlens.experiments import launch
 from memlens.storage import checkpoints, inventory, store
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.training.config import MeasureConfig, TrainConfig
-from memlens.training.distributed import process_group
-from memlens.training.loop import train
+from memlens.training.distributed import process_group, train_in_group
 
 # 101 samples in batches of 20: the last has one, so that the second process has none of it.
 UNEVEN = TrainConfig(epochs=4, batch_size=20, augment="crop", sam_rho=0.05)
@@ -43,7 +42,7 @@ def talking() -> list[str]:
 
 def main(folder: Path) -> None:
     data, checkpoints.SECONDS, checkpoints.SHARE = few(), 0.0, 1e9
-    with process_group(UNEVEN) as processes:
+    with process_group(UNEVEN) as group:
         found = {}
         assert talking() or not Path("/proc").exists()
 
@@ -62,25 +61,25 @@ def main(folder: Path) -> None:
 
         keep(
             "uneven",
-            train("mlp", data, UNEVEN, checkpoint=checkpoint, watch=watch, processes=processes),
+            train_in_group(group, "mlp", data, UNEVEN, checkpoint=checkpoint, watch=watch),
         )
-        if processes.rank == 0:
+        if group.rank == 0:
             assert len(TrainingCheckpoint(earlier).load()["history"]) == 3
         keep(
             "resumed",
-            train("mlp", data, UNEVEN, checkpoint=TrainingCheckpoint(earlier), processes=processes),
+            train_in_group(group, "mlp", data, UNEVEN, checkpoint=TrainingCheckpoint(earlier)),
         )
-        keep("stopped", train("small_cnn", data, STOPPED, processes=processes))
+        keep("stopped", train_in_group(group, "small_cnn", data, STOPPED))
         for name, (model, config, measure) in REFUSED.items():
             try:
-                train(model, data, config, measure, processes=processes)
+                train_in_group(group, model, data, config, measure)
             except ValueError as error:
                 found[f"refused/{name}"] = np.array(str(error))
-        np.savez(folder / f"{processes.rank}.npz", **found)
-        processes.own_statistics = True
+        np.savez(folder / f"{group.rank}.npz", **found)
+        group.own_statistics = True
         job = ml.Job("mlp_bn", data, TrainConfig(epochs=2, batch_size=40))
-        once, again = (launch._train_together(job, processes, store.Store()) for _ in range(2))
-        assert (once is None) == (again is None) == (processes.rank == 1)
+        once, again = (launch._train_together(job, group, store.Store()) for _ in range(2))
+        assert (once is None) == (again is None) == (group.rank == 1)
         if once:
             (entry,) = inventory.entries(store.cache_dir())
             assert entry.what.endswith(", 2 epochs, 2 processes") and entry.seconds > 0

@@ -10,12 +10,12 @@ import memlens as ml
 from memlens.data.samples import from_arrays
 from memlens.models import registry
 from memlens.tracking import signals
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.hooks import RecorderHooks, from_loss
 from memlens.tracking.recorder import Recorder
 from memlens.training.batches import Batches
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
-from memlens.training.loop import train
-from memlens.training.steps import train_step
+from memlens.training.loop import train, train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -43,30 +43,30 @@ def test_no_step_of_an_epoch_waits_for_the_device(colour, changes, rho):
     forward, batches = engine.forward(net), Batches(colour, config, engine)
     optimizer, recorder = OPTIMIZERS["sgd"](net.parameters(), config), Recorder(256, flush_bytes=1)
     for epoch in range(2):  # the first one compiles
-        batches = batches.batches(torch.randperm(256), 0, epoch)
-        first = next(batches)  # what is drawn for the epoch comes over before its first batch
+        fed = batches.of_epoch(torch.randperm(256).split(64), 0, epoch)
+        first = next(fed)  # what is drawn for the epoch comes over before its first batch
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
-            for index, x, y in [first, *batches]:
-                train_step(forward, optimizer, x, y, recorder, index, rho)
+            for index, x, y in [first, *fed]:
+                train_step(forward, optimizer, x, y, recorder=recorder, index=index, sam_rho=rho)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert {t.device for t in (*first, *recorder._epoch._tensors())} == {engine.device}
+        assert {t.device for t in (*first, *recorder._tensors())} == {engine.device}
         recorder.end_epoch()
     assert np.isfinite(recorder.trace.loss).all()
     assert (recorder.trace.loss.mean(1) > 0).all()
 
 
 @pytest.mark.parametrize("hooks", [False, True])
-@pytest.mark.parametrize("visits", ["once", "any"])
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
 @pytest.mark.parametrize("labels_at", ["cpu", "cuda"])
 def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(
-    hooks, visits, place, labels_at
+    hooks, kind, place, labels_at
 ):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4)).cuda()
     images, labels = torch.randn(256, 3, 4, 4, device="cuda"), torch.arange(256, device="cuda") % 4
-    recorder, scale = Recorder(256, visits=visits, flush_bytes=0), torch.tensor(0.25, device=place)
+    recorder, scale = kind(256, flush_bytes=0), torch.tensor(0.25, device=place)
     watched = RecorderHooks(net, recorder) if hooks else None
     factor = scale.to("cuda")
     for epoch in range(2):  # the first one loads kernels
@@ -86,11 +86,11 @@ def test_no_step_of_a_loop_of_ones_own_waits_wherever_index_and_labels_lie(
                     recorder.update(index, x, logits, given, loss_scale=scale)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert {t.device for t in recorder._epoch._tensors()} == {images.device}
+        assert {t.device for t in recorder._tensors()} == {images.device}
         (watched or recorder).end_epoch()
     assert recorder.trace.loss[1] == pytest.approx(recorder.trace.loss[0], rel=1e-4)
     assert recorder.trace.grad_l2[1] == pytest.approx(recorder.trace.grad_l2[0], rel=1e-4)
-    assert (recorder.visits == 1).all()
+    assert (recorder.trace.visits == 1).all()
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])

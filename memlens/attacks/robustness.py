@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from memlens.data.samples import Dataset, Samples
 from memlens.tracking.signals import warn_if_samples_touch
 from memlens.training import devices
-from memlens.training.batches import in_order
+from memlens.training.batches import sequential_batches
 
 BATCH = 512  # samples attacked at once; ours
 HAIR = 1e-4  # pixels by which a step goes past the boundary, so that a tie moves too; foolbox's
@@ -192,7 +192,7 @@ def adversarial_distance(
     forward = lambda x: net(data.normalise(x * data.pixel_max))  # noqa: E731
     found, weight = [], next(net.parameters(), samples.labels)  # a net may have none
     with devices.exact_float32():
-        for images, y in in_order(samples, BATCH, weight.device):
+        for images, y in sequential_batches(samples, BATCH, weight.device):
             x = images / data.pixel_max
             found.append((find(forward, x, y) - x).flatten(1).double().norm(dim=1))
     distances = torch.cat(found).cpu().numpy()

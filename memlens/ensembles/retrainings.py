@@ -31,7 +31,7 @@ from memlens.tracking import signals
 from memlens.tracking.scores import EARLY_EPOCH
 from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training import devices
-from memlens.training.batches import in_order
+from memlens.training.batches import sequential_batches
 from memlens.training.config import TrainConfig, mixed_seed
 from memlens.training.jobs import described
 from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
@@ -360,7 +360,7 @@ def early_signals(ensemble: ModelEnsemble, data: Dataset, parts: list[Part]) -> 
 def _weight_norms(ensemble: ModelEnsemble, i: int, data: Dataset, y: Tensor) -> Tensor:
     net = ensemble.member(i)
     rows = devices.rows_of(net, data.in_shape)
-    parts = zip(in_order(data.train, rows, ensemble.device), y.split(rows), strict=True)
+    parts = zip(sequential_batches(data.train, rows, ensemble.device), y.split(rows), strict=True)
     return torch.cat([weight_gradient_norm(net, data.normalise(x), own) for (x, _), own in parts])
 
 

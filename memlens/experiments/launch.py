@@ -17,12 +17,10 @@ from memlens.experiments.profiles import Profile, get_profile
 from memlens.storage import store
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.training.config import MeasureConfig
-from memlens.training.distributed import Processes, ProcessGroup, process_group
+from memlens.training.distributed import ProcessGroup, process_group, train_in_group
 from memlens.training.jobs import Job, described, train_many
-from memlens.training.loop import train
 from memlens.training.runs import Run
 
-Tell = Callable[[str], Any]
 RESIZE = 8 / 7  # the shorter side before the cut, over that of the cut: 256 for 224
 
 
@@ -83,89 +81,89 @@ def _data(profile: Profile, name: str, root: Path | None, size: int | None) -> D
     return folder_dataset(Path(root).name, root, size=side, resize=round(side * RESIZE))
 
 
-def train_here(job: Job, *, own_statistics: bool = False, tell: Tell = print) -> Run | None:
-    """The run of a job, found in the store or trained and kept there.
+def train_here(
+    job: Job, *, own_statistics: bool = False, log: Callable[[str], Any] = print
+) -> Run | None:
+    """Train a job in the processes that ``torchrun`` started, or find its run in the cache.
 
     Parameters
     ----------
     job : Job
     own_statistics : bool
-        As in `ranks.Group`: batch norm on CPUs.
-    tell : callable
-        Told by the first process what is being done.
+        As in `distributed.ProcessGroup`: batch norm on CPUs.
+    log : callable
+        The first process passes it a line of text on what it trains.
 
     Returns
     -------
     Run
         None in all processes but the first.
     """
-    with process_group(job.config, own_statistics=own_statistics) as processes:
-        if processes.rank == 0:
-            tell(_plan(job, processes))
-        if not isinstance(processes, ProcessGroup):
+    with process_group(job.config, own_statistics=own_statistics) as group:
+        if group is None:
+            log(_summary(job))
             return train_many([job], n_jobs=1)[0]
-        return _train_together(job, processes, store.Store())
+        if group.rank == 0:
+            log(_summary(job, group.world_size))
+        return _train_together(job, group, store.Store())
 
 
-def _plan(job: Job, processes: Processes) -> str:
+def _summary(job: Job, n_processes: int = 1) -> str:
     config, n = job.config, len(job.data.train)
-    each = f", in {processes.world} processes" if processes.world > 1 else ""
+    each = f", in {n_processes} processes" if n_processes > 1 else ""
     return (
         f"{job.model} on {n:,} samples of {job.data.name}, {config.epochs} epochs, batches of "
         f"{config.batch_size}{each}, learning rate {config.lr:g}, {config.engine().device.type}"
     )
 
 
-def _train_together(job: Job, processes: ProcessGroup, cache: store.Store) -> Run | None:
-    # One process asks: a key takes a look at every file of a folder.
-    key = processes.same(None if processes.rank else key_of(job, processes))
-    artifact = cache.get(key) if processes.rank == 0 else None
-    if not processes.same(artifact is not None):
-        with _claimed(key, processes, cache):
-            artifact = cache.get(key) if processes.rank == 0 else None  # or finished meanwhile
-            if not processes.same(artifact is not None):
-                artifact = _trained(key, job, processes, cache)
-    if processes.rank:
+def _train_together(job: Job, group: ProcessGroup, cache: store.Store) -> Run | None:
+    # Only one process computes the key, which reads every file of a folder.
+    first = group.rank == 0
+    key = group.broadcast(key_of(job, group) if first else None)
+    artifact = cache.get(key) if first else None
+    if not group.broadcast(artifact is not None):
+        with _claimed(key, group, cache):
+            artifact = cache.get(key) if first else None  # finished by another call meanwhile
+            if not group.broadcast(artifact is not None):
+                artifact = _trained(key, job, group, cache)
+    if not first:
         return None
     cache.tidy(key)
     return Run(job.model, job.data, artifact.arrays, artifact.meta)
 
 
 @contextmanager
-def _claimed(key: str, processes: ProcessGroup, cache: store.Store) -> Iterator[None]:
-    """The first process claims the artifact, the others wait with it.
+def _claimed(key: str, group: ProcessGroup, cache: store.Store) -> Iterator[None]:
+    """Claim the artifact in the first process, while the others wait.
 
-    It tells them all the while: processes that hear nothing of each other for long give up.
+    The first one sends them a message in every round: processes that receive none for long fail.
     """
-    if processes.rank:
-        while not processes.same(None):
+    if group.rank:
+        while not group.broadcast(None):
             pass
         yield
     else:
-        with cache.claim(key, meanwhile=lambda: processes.same(False)):
-            processes.same(True)
+        with cache.claim(key, meanwhile=lambda: group.broadcast(False)):
+            group.broadcast(True)
             yield
 
 
-def _trained(
-    key: str, job: Job, processes: ProcessGroup, cache: store.Store
-) -> store.Artifact | None:
+def _trained(key: str, job: Job, group: ProcessGroup, cache: store.Store) -> store.Artifact | None:
     checkpoint = TrainingCheckpoint.of(cache, key)
-    run = train(
-        job.model, job.data, job.config, job.measure, checkpoint=checkpoint, processes=processes
-    )
-    if processes.rank:
+    run = train_in_group(group, job.model, job.data, job.config, job.measure, checkpoint=checkpoint)
+    if group.rank:
         return None
-    what = f"{described(job.model, job.data, job.config)}, {processes.world} processes"
+    what = f"{described(job.model, job.data, job.config)}, {group.world_size} processes"
     artifact = store.Artifact(run.arrays, run.meta, what, checkpoint.seconds)
     cache.put(key, artifact)
     checkpoint.discard()
     return artifact
 
 
-def key_of(job: Job, processes: ProcessGroup) -> str:
-    """Name of the finished artifact: so many processes round as no other number of them does."""
-    return f"run-{store.fingerprint([job.key, processes.world, processes.own_statistics])}"
+def key_of(job: Job, group: ProcessGroup) -> str:
+    """Return the cache key of a run, which rounding makes one of the number of processes."""
+    return f"run-{store.fingerprint([job.key, group.world_size, group.own_statistics])}"
 
 
 def write(run: Run, out: Path) -> None:

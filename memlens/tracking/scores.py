@@ -309,3 +309,58 @@ def score_frame(trace: Trace, peak: Peak | None, index: np.ndarray) -> pd.DataFr
         if part is not None and all(signal in part for signal in score.needs):
             columns[name] = score.function(part)
     return pd.DataFrame(columns, index=named)
+
+
+def visit_sums(trace: Trace) -> pd.DataFrame:
+    """Return sums and means over visits, where samples are visited unequally.
+
+    A sum grows with the number of visits, a mean does not. With one visit an epoch, the sums are
+    `csl` and `csg`, and the mean L1 norm is `loss_sensitivity`.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of a `CountingRecorder`.
+
+    Returns
+    -------
+    DataFrame (n_samples,)
+        visits, and csl, csg and loss_sensitivity, each as _sum and _mean. For a sample that was
+        never visited the mean is NaN, and the sum 0.
+    """
+    visits = trace.visits
+    columns = {"visits": visits.sum(0)}
+    for name, signal, power in (
+        ("csl", "loss", 1),
+        ("csg", "grad_l2", 2),
+        ("loss_sensitivity", "grad_l1", 1),
+    ):
+        values = trace[signal].astype(np.float64) ** power
+        weights = np.where(np.isnan(values), 0, visits)
+        columns[f"{name}_sum"] = np.nansum(weights * values, axis=0)
+        total = weights.sum(0).astype(np.float64)
+        total[total == 0] = np.nan
+        columns[f"{name}_mean"] = columns[f"{name}_sum"] / total
+    return pd.DataFrame(columns, index=pd.RangeIndex(trace.n_samples, name="index"))
+
+
+def label_quality(score: pd.Series) -> pd.Series:
+    """Return a score as a label quality, as cleanlab defines it: lower is more suspicious.
+
+    It is computed from ranks, so it does not depend on the unit of the score. Equal scores get
+    equal values; NaN stays NaN.
+
+    >>> label_quality(pd.Series([3.0, 1.0, 2.0, 9.0])).tolist()
+    [0.375, 0.875, 0.625, 0.125]
+
+    Parameters
+    ----------
+    score : Series (n_samples,)
+        Higher means more memorized.
+
+    Returns
+    -------
+    Series (n_samples,)
+        In (0, 1).
+    """
+    return 1 - (score.rank() - 0.5) / score.count()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memlens.tracking import signals
-from memlens.tracking.visits import over_processes
+from memlens.tracking.processes import over_processes
 
 if TYPE_CHECKING:  # a recorder's scores may stop at a peak: it imports this module
     from memlens.tracking.recorder import Recorder

@@ -5,7 +5,7 @@ of a folder are read ahead of the loop. Crops and flips, drawn for a whole epoch
 there as well, so that no step of a training waits for the host.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,26 +54,27 @@ class Batches:
         ]
         return Augmentation(*(torch.cat(parts) for parts in zip(*drawn))).to(self.engine.device)
 
-    def batches(
-        self,
-        order: Tensor,
-        seed: int,
-        epoch: int,
-        own: Callable[[Tensor], Tensor] = lambda batch: batch,
+    def of_epoch(
+        self, index_batches: Sequence[Tensor], seed: int, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(index, x, y) of an epoch, all on the device; ``order`` (n,), int64, on the CPU.
+        """Yield (index, x, y) of each batch of an epoch, on the device.
 
-        Of each batch of the order what ``own`` takes of it: a process's share.
+        Parameters
+        ----------
+        index_batches : sequence of Tensor (b,), int64, on the CPU
+            The samples of each batch.
+        seed, epoch : int
+            Of the crops and flips.
         """
         augmentation = self.augmentation([seed], epoch)
-        size = self.config.batch_size
-        places = map(own, order.to(self.engine.device).split(size))
+        sizes = [len(index) for index in index_batches]
+        on_device = torch.cat(list(index_batches)).to(self.engine.device).split(sizes)
         if self.in_memory:
-            for index in places:
+            for index in on_device:
                 yield index, self.inputs(index, augmentation), self.y[index]
             return
-        read = self.images.stream(map(own, order.split(size)))
-        for index, images in zip(places, read, strict=True):
+        streamed = self.images.stream(index_batches)
+        for index, images in zip(on_device, streamed, strict=True):
             images = images.to(self.engine.device, non_blocking=True)
             yield index, self._shown(images, augmentation and augmentation.of(index)), self.y[index]
 
@@ -100,7 +101,9 @@ class Batches:
         return x.contiguous(memory_format=self.engine.memory_format)
 
 
-def in_order(samples: Samples, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def sequential_batches(
+    samples: Samples, rows: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(images, labels) on the device, ``rows`` samples at a time, in their order."""
     if isinstance(samples.images, Tensor):
         parts = samples.images.split(rows)

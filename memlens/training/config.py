@@ -1,8 +1,7 @@
 """How a net is trained and what is measured on the way: frozen tables, one line a setting."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +79,10 @@ class TrainConfig:
         """Where and how a net trained by this config computes on this machine."""
         return Engine.of(self.device, self.precision, self.channels_last, self.compiled)
 
+    def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameters; `lr_at` gives its learning rate by epoch."""
+        return OPTIMIZERS[self.optimizer](parameters, self)
+
     @property
     def drops(self) -> tuple[int, ...]:
         """Epochs, counted from 0, that begin with a lower rate; never the first one."""
@@ -125,29 +128,3 @@ def mixed_seed(*numbers: int) -> int:
     Zeros at the end do not count: (5,) and (5, 0) give the same.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@contextmanager
-def ascended(weights: Sequence[Tensor], rho: float, *, stacked: bool = False) -> Iterator[None]:
-    """Inside, the weights stand where the loss rises most within radius ``rho``; then back.
-
-    The ascent step of sharpness-aware minimization (Foret et al. 2021, Eq. 2), along the gradients
-    that ``weights`` hold, which are cleared. With ``stacked`` the first axis is one of nets, each
-    with a norm of its own.
-    """
-    weights = [w for w in weights if w.grad is not None]  # the others are frozen
-    gradients = [w.grad for w in weights]
-    squares = [g.flatten(1).pow(2).sum(1) if stacked else g.pow(2).sum() for g in gradients]
-    scale = rho / (torch.stack(squares).sum(0).sqrt() + 1e-12)
-    before = [w.detach().clone() for w in weights]
-    with torch.no_grad():
-        for weight, gradient in zip(weights, gradients):
-            factor = scale.view(-1, *[1] * (gradient.ndim - 1)) if stacked else scale
-            weight.add_(factor * gradient)
-            weight.grad = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, value in zip(weights, before):
-                weight.copy_(value)  # not a subtraction, which would round

@@ -167,6 +167,17 @@ class Engine:
 
 
 @contextmanager
+def thread_count(n: int | None) -> Iterator[None]:
+    """Let torch compute with ``n`` threads inside; None leaves their number as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def exact_float32() -> Iterator[None]:
     """Inside, float32 products on a GPU keep all their bits.
 

@@ -1,33 +1,74 @@
-"""What a finished net says about many samples, a part at a time, so that whole image sets fit."""
+"""Evaluate trained networks on many samples, in batches that fit into memory."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from memlens.data.samples import Dataset, Samples
 from memlens.training import devices
+from memlens.training.batches import sequential_batches
 
-Signal = Callable[..., Tensor]  # such as `signals.logit_gradient`
+PerSample = Callable[..., Tensor]  # such as `signals.logit_gradient`
 
 
-def evaluate_batched(
-    signal: Signal, net: nn.Module, x: Tensor, y: Tensor, **options: object
+@torch.no_grad()
+def predict(
+    model: nn.Module, data: Dataset, samples: Samples | Tensor, rows: int | None = None
 ) -> Tensor:
-    """A signal of all samples, detached, on the CPU; each part is computed where the net is.
-
-    Float32 keeps all its bits on a GPU, too.
+    """Return logits of clean inputs in eval mode, on the model's device.
 
     Parameters
     ----------
-    signal : (net, x, y, **options) -> Tensor (n, ...)
-        Samples must not touch each other: eval mode.
+    model : nn.Module
+    data : Dataset
+        How to normalise the images.
+    samples : Samples, or Tensor (n, channels, height, width)
+        Samples, or images in the units of the data.
+    rows : int, optional
+        Batch size; by default as many as fit.
+
+    Returns
+    -------
+    Tensor (n, n_classes), float32
+        In full precision on a GPU as well.
+    """
+    device = next(model.parameters()).device
+    rows = rows or devices.rows_of(model, data.in_shape)
+    was_training = model.training
+    model.eval()
+    if isinstance(samples, Samples):
+        batches = (images for images, _ in sequential_batches(samples, rows, device))
+    else:
+        batches = (images.to(device) for images in samples.split(rows))
+    with devices.exact_float32():
+        logits = [model(data.normalise(images)) for images in batches]
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def evaluate_batched(
+    function: PerSample, net: nn.Module, x: Tensor, y: Tensor, **options: object
+) -> Tensor:
+    """Evaluate a per-sample function in batches on the network's device.
+
+    Parameters
+    ----------
+    function : callable, (net, x, y, **options) -> Tensor (n, ...)
+        Must treat samples independently, as networks in eval mode do.
+    net : nn.Module
     x, y : Tensor (n, ...) and (n,)
     **options
-        Handed on to the signal.
+        Passed to the function.
+
+    Returns
+    -------
+    Tensor (n, ...)
+        Detached, on the CPU; computed in full float32 precision on a GPU as well.
     """
     device = next(net.parameters()).device
     rows = devices.rows_at_once(net, x[:1].to(device))
-    parts = zip(x.split(rows), y.split(rows), strict=True)
+    batches = zip(x.split(rows), y.split(rows), strict=True)
     with devices.exact_float32():
-        found = [signal(net, a.to(device), b.to(device), **options) for a, b in parts]
-    return torch.cat([part.detach().cpu() for part in found])
+        values = [function(net, a.to(device), b.to(device), **options) for a, b in batches]
+    return torch.cat([value.detach().cpu() for value in values])

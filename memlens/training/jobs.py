@@ -9,8 +9,9 @@ from memlens.data.samples import Dataset
 from memlens.storage import store
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.training.config import MeasureConfig, TrainConfig
-from memlens.training.loop import Watch, train
+from memlens.training.loop import train
 from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
+from memlens.training.progress import Watch
 from memlens.training.runs import Run
 
 # Part of the key of every run. Raise it when a change of code changes what a training gives, so

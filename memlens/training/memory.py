@@ -1,6 +1,7 @@
 """How much memory a artifact of work will take, said before it starts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +62,27 @@ def of_training(
 
 
 def check_memory(
-    net: nn.Module, x: Tensor, data: Dataset, config: TrainConfig, measure: MeasureConfig
+    net: nn.Module,
+    x: Tensor,
+    data: Dataset,
+    config: TrainConfig,
+    measure: MeasureConfig,
+    *,
+    n_processes: int = 1,
 ) -> None:
     """Refuse a training that does not fit; arguments as in `of_training`.
+
+    Parameters
+    ----------
+    n_processes : int
+        Processes that share each batch.
 
     Raises
     ------
     MemoryError
         Saying what is needed, what for, and what to do.
     """
+    config = replace(config, batch_size=-(-config.batch_size // n_processes))
     needs = of_training(net, x, data, config, measure)
     # Kept in memory beside the CPU: as rows, and once more when they are handed over.
     scores = 2 * of_scores(len(data.train), config.epochs, measure)

@@ -20,7 +20,7 @@ from memlens.data.samples import Dataset
 from memlens.tracking import signals
 from memlens.tracking.recorder import Recorder
 from memlens.tracking.weightgrads import LayerHooks
-from memlens.training.batches import in_order
+from memlens.training.batches import sequential_batches
 from memlens.training.config import MeasureConfig, mixed_seed
 from memlens.training.devices import EVAL_ROWS
 
@@ -144,7 +144,7 @@ class PosthocEvaluator:
     def _batches(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(index, x, y) of all clean samples in their order, on the device of the net."""
         device, start = next(net.parameters()).device, 0
-        for images, y in in_order(self.data.train, self.rows_at_once, device):
+        for images, y in sequential_batches(self.data.train, self.rows_at_once, device):
             index = torch.arange(start, start := start + len(y), device=device)
             yield index, self.data.normalise(images), y
 

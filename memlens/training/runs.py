@@ -18,8 +18,7 @@ from memlens.tracking import scores
 from memlens.tracking.stopping import PEAKS, Peak
 from memlens.tracking.traces import Trace
 from memlens.training import devices
-
-SNAPSHOTS = ("peak", "best_val", "last")
+from memlens.training.snapshots import SNAPSHOTS
 
 
 class Run:

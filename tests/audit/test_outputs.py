@@ -382,7 +382,7 @@ def test_live_curves_are_shown_once_and_then_shown_anew(monkeypatch):
         def update(self, figure):
             shown.append("anew")
 
-    monkeypatch.setattr(progress, "looked_at", lambda: True)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
     monkeypatch.setattr(progress, "SHARE", float("inf"))  # no pause between two drawings
     monkeypatch.setattr(
         "IPython.display.display", lambda figure, display_id: shown.append("once") or Handle()

@@ -237,7 +237,7 @@ def test_the_thread_setting_of_the_caller_is_restored(double, masks):
 def test_bad_input_is_named(double, masks):
     uneven = masks.copy()
     uneven[1, np.flatnonzero(~masks[1])[0]] = True
-    with pytest.raises(ValueError, match=r"nets have \[42, 43\] samples; group them"):
+    with pytest.raises(ValueError, match=r"networks have \[42, 43\] samples; group them"):
         trained("mlp", double, uneven, SHORT, SEEDS)
     with pytest.raises(ValueError, match=r"to the end; stop is 'weight_norm': set it to None"):
         trained("mlp", double, masks, replace(SHORT, stop="weight_norm"), SEEDS)

@@ -133,8 +133,8 @@ def test_without_test_samples_there_is_a_peak_but_no_validation(tiny):
         ({"n_directions": 2.5}, r"n_directions 2.5 are neither"),
         ({"snapshots": ("peek",)}, r"unknown: peek; snapshots are peak, best_val, last, a number"),
         ({"augmentations": ("identity", "tilt")}, r"unknown: tilt; .*augmentations identity, flip"),
-        ({"snapshots": (0,)}, r"snapshots \[0\].* a net snapshots after 1 epoch or more"),
-        ({"n_directions": -1}, "draws are not negative"),
+        ({"snapshots": (0,)}, r"snapshots \[0\].* expected 1 epoch or more"),
+        ({"n_directions": -1}, "no negative number of directions"),
     ],
 )
 def test_questions_that_make_no_sense_are_named(options, message):
@@ -149,7 +149,7 @@ def test_a_stop_beyond_the_training_is_named(tiny):
 
 @pytest.mark.parametrize("queries", [Queries(), Queries(("peak", "last"))])
 def test_nets_that_diverge_are_named(tiny, queries):
-    with pytest.raises(FloatingPointError, match=r"\d of 3 nets .* diverged by epoch .* is number"):
+    with pytest.raises(FloatingPointError, match=r"\d of 3 networks .* diverged by epoch .* is number"):
         asked("mlp", tiny, queries, replace(RECIPE, lr=1e12))
 
 

@@ -76,9 +76,9 @@ def lightning():
 
 @pytest.mark.parametrize("module", [None, "net"])
 def test_lightning_gives_the_scores_of_the_plain_loop(lightning, module):
-    callback = lightning.LightningRecorder(N, module=module, visits="once")
+    callback = lightning.LightningRecorder(N, module=module)
     lightning.fit(callback)
-    assert_same(callback.recorder, plain(visits="once")[0])
+    assert_same(callback.recorder, plain()[0])
 
 
 def test_recording_leaves_lightnings_training_as_it_was(lightning):
@@ -283,9 +283,9 @@ def huggingface():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_trainer_gives_the_scores_of_the_plain_loop(huggingface, tmp_path, workers):
-    callback = huggingface.TrainerRecorder(N, visits="once")
+    callback = huggingface.TrainerRecorder(N)
     huggingface.fit(tmp_path, callback, dataloader_num_workers=workers)
-    assert_same(callback.recorder, plain(visits="once")[0])
+    assert_same(callback.recorder, plain()[0])
 
 
 def test_recording_leaves_the_trainers_training_as_it_was(huggingface, tmp_path):
@@ -319,8 +319,7 @@ def test_the_trainer_in_bfloat16_gives_nearly_the_same(huggingface, tmp_path):
     assert_same(callback.recorder, plain()[0], rtol=0.3, atol=0.05)
 
 
-@pytest.mark.parametrize("visits", ["once", "any"])
-def test_a_net_of_transformers_is_recorded_in_any_precision(huggingface, tmp_path, visits):
+def test_a_net_of_transformers_is_recorded_in_any_precision(huggingface, tmp_path):
     from transformers import ViTConfig, ViTForImageClassification
 
     def fit(**settings):
@@ -329,7 +328,7 @@ def test_a_net_of_transformers_is_recorded_in_any_precision(huggingface, tmp_pat
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
             image_size=6, patch_size=2, num_channels=1, num_labels=4,
         )  # fmt: skip
-        callback = huggingface.TrainerRecorder(N, input="pixel_values", visits=visits)
+        callback = huggingface.TrainerRecorder(N, input="pixel_values")
         net = ViTForImageClassification(config)
         huggingface.fit(tmp_path, callback, net, gradient_accumulation_steps=3, **settings)
         return callback.recorder

@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.hooks import RecorderHooks, from_logits, from_loss
 from memlens.tracking.indexing import with_index
 from memlens.tracking.recorder import Recorder
@@ -130,9 +131,9 @@ def test_workers_hand_over_the_right_index():
 class Loop:
     """A loop as people write it, around one net; ``step`` is what differs."""
 
-    def __init__(self, **recorder):
+    def __init__(self, kind=Recorder, **options):
         self.net = build()
-        self.run, self.recorder = self.net, Recorder(N, **recorder)
+        self.run, self.recorder = self.net, kind(N, **options)
         self.optimizer = torch.optim.SGD(self.net.parameters(), RATE)
 
     def __call__(self, loader, step):
@@ -155,7 +156,7 @@ class Loop:
 def test_a_loader_with_workers_gives_the_same_scores(workers):
     loop = Loop()
     loader = DataLoader(dataset(), SIZE, num_workers=workers)
-    assert_same(loop(loader, loop.step), plain(visits="once")[0])
+    assert_same(loop(loader, loop.step), plain(kind=Recorder)[0])
 
 
 def test_weighted_sampling_counts_its_visits():
@@ -168,7 +169,7 @@ def test_weighted_sampling_counts_its_visits():
         return index, x, y
 
     sampler = Weighted(weights, N, generator=torch.Generator().manual_seed(0))
-    loop = Loop(visits="any")
+    loop = Loop(CountingRecorder)
     recorder = loop(DataLoader(dataset(), SIZE, sampler=sampler, collate_fn=note), loop.step)
     counts = torch.stack([torch.bincount(e, minlength=N) for e in torch.cat(drawn).split(N)])
     assert recorder.visits.tolist() == counts.tolist()
@@ -179,7 +180,7 @@ def test_weighted_sampling_counts_its_visits():
 
 
 def test_drop_last_leaves_a_sample_out():
-    loop = Loop(visits="any")
+    loop = Loop(CountingRecorder)
     recorder = loop(DataLoader(dataset(), SIZE, drop_last=True), loop.step)
     assert recorder.visits.sum(1).tolist() == [32] * EPOCHS
     assert_same(recorder, plain(in_order()[:-1])[0])

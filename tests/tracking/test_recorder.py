@@ -9,6 +9,7 @@ from hand_made import SCORES, TRACE
 
 from memlens.models import registry
 from memlens.tracking import signals
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.recorder import Recorder
 from memlens.tracking.stopping import Peak, PeakStop
 from memlens.tracking.traces import SIGNALS, Trace
@@ -109,19 +110,17 @@ def test_resume_goes_on_where_it_was(task):
 
 
 def test_two_halves_merge_to_the_whole(task):
-    whole, left, right = Recorder(N), Recorder(N, complete=False), Recorder(N, complete=False)
+    whole, left, right = Recorder(N), CountingRecorder(N), CountingRecorder(N)
     for seed in range(2):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
         epoch_of(whole, task, order, 8)
         epoch_of(left, task, order[:16], 8)
         epoch_of(right, task, order[16:], 8)
-    merged = Recorder.merge(left, right)
+    merged = CountingRecorder.merge(left, right)
     for name in SIGNALS:
         assert torch.allclose(*(torch.tensor(r.trace[name]) for r in (whole, merged)))
-    with pytest.raises(
-        ValueError, match=r"32 sample visits were recorded by several .* 42 by none"
-    ):
-        Recorder.merge(left, left)
+    with pytest.raises(ValueError, match=r"recorders differ in \(epochs, samples\): "):
+        CountingRecorder.merge(left, CountingRecorder(N))
 
 
 def test_visits_are_counted(task):
@@ -219,7 +218,7 @@ def assert_is_oracle(recorder, task, seen=slice(None), rtol=1e-5):
 
 
 def test_counted_visits_of_one_net_give_the_values_of_one_visit(task):
-    recorder = Recorder(N, visits="any")
+    recorder = CountingRecorder(N)
     order = torch.tensor([0, 5, 5, 5, 9, 0, 20])
     for indices in order.split(3):  # two visits within a batch, and in another one
         visit(recorder, task, indices)
@@ -235,7 +234,7 @@ def test_counted_visits_of_one_net_give_the_values_of_one_visit(task):
 
 
 def test_a_mean_is_over_visits_and_that_of_the_l2_norm_over_its_squares():
-    recorder = Recorder(2, visits="any", reduction="sum")
+    recorder = CountingRecorder(2, reduction="sum")
     for slope in (3.0, 4.0):  # the logits of sample 0 change between its visits
         x = recorder.watch(torch.zeros(1, 1))
         logits = torch.cat([slope * x, -slope * x], 1)
@@ -248,22 +247,22 @@ def test_a_mean_is_over_visits_and_that_of_the_l2_norm_over_its_squares():
 
 
 def test_one_visit_each_is_the_same_counted_or_not(task):
-    plain, counted = Recorder(N), Recorder(N, visits="any", flush_bytes=1)
+    plain, counted = Recorder(N), CountingRecorder(N, flush_bytes=1)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     epoch_of(plain, task, order, 8)
     epoch_of(counted, task, order, 8)
     for name in SIGNALS:
-        np.testing.assert_allclose(counted.trace[name], plain.trace[name], rtol=3e-7)
+        np.testing.assert_array_equal(counted.trace[name], plain.trace[name])
     assert counted.trace.counted and not plain.trace.counted
     assert (plain.trace.visits == counted.trace.visits).all() and plain.trace.visited.all()
-    assert plain.visits.tolist() == counted.visits.tolist() == [[1] * N]
-    assert Recorder(N).visits.shape == (0, N)
+    assert plain.trace.visits.tolist() == counted.visits.tolist() == [[1] * N]
+    assert CountingRecorder(N).visits.shape == (0, N)
 
 
-@pytest.mark.parametrize("visits", ["once", "any"])
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_a_scaled_loss_gives_the_same_gradients(task, visits, as_tensor):
-    recorder = Recorder(N, visits=visits)
+def test_a_scaled_loss_gives_the_same_gradients(task, kind, as_tensor):
+    recorder = kind(N)
     for step, indices in enumerate(torch.arange(N).split(8)):
         factor = (0.25, 1.0, 1024.0)[step % 3]
         scale = torch.tensor(factor, dtype=torch.float64) if as_tensor else factor
@@ -291,9 +290,9 @@ def overflow(recorder, task, indices, factor, **how):
     recorder.update(indices, batch, logits, y[indices], **how)
 
 
-@pytest.mark.parametrize("visits", ["once", "any"])
-def test_gradients_that_overflow_under_a_scaler_are_not_measured(task, visits):
-    recorder = Recorder(N, visits=visits)
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
+def test_gradients_that_overflow_under_a_scaler_are_not_measured(task, kind):
+    recorder = kind(N)
     overflow(recorder, task, torch.arange(8), 64.0, loss_scale=torch.tensor(64.0))
     visit(recorder, task, torch.arange(8, N))
     means = recorder.end_epoch()
@@ -304,10 +303,10 @@ def test_gradients_that_overflow_under_a_scaler_are_not_measured(task, visits):
     assert means["grad_l2"] == pytest.approx(float(norms.mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("visits", ["once", "any"])
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
 @pytest.mark.parametrize("scale", [torch.inf, torch.nan])
-def test_a_scale_that_is_no_number_leaves_its_batch_unmeasured(task, visits, scale):
-    recorder = Recorder(N, visits=visits)
+def test_a_scale_that_is_no_number_leaves_its_batch_unmeasured(task, kind, scale):
+    recorder = kind(N)
     visit(recorder, task, torch.arange(8), loss_scale=torch.tensor(scale))
     visit(recorder, task, torch.arange(8, N))
     recorder.end_epoch()
@@ -315,24 +314,24 @@ def test_a_scale_that_is_no_number_leaves_its_batch_unmeasured(task, visits, sca
     assert_is_oracle(recorder, task, torch.arange(8, N))
 
 
-@pytest.mark.parametrize("visits", ["once", "any"])
-def test_overflow_without_a_scaler_or_of_everything_is_divergence(task, visits):
-    recorder = Recorder(N, visits=visits)
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
+def test_overflow_without_a_scaler_or_of_everything_is_divergence(task, kind):
+    recorder = kind(N)
     visit(recorder, task, torch.arange(8), factor=2.0, loss_scale=2.0)
     overflow(recorder, task, torch.arange(8, N), 1.0)
     with pytest.raises(FloatingPointError, match=r"grad_l\d is NaN or infinite for 1 samples"):
         recorder.end_epoch()
-    recorder = Recorder(N, visits=visits)
+    recorder = kind(N)
     visit(recorder, task, torch.arange(N), loss_scale=torch.nan)
     with pytest.raises(FloatingPointError, match=r"every gradient of epoch 0 .* lower init_scale"):
         recorder.end_epoch()
-    recorder = Recorder(N, visits=visits)  # a scale that was measured, of a loss that had none
+    recorder = kind(N)  # a scale that was measured, of a loss that had none
     visit(recorder, task, torch.arange(8), loss_scale=torch.tensor(1.0002))
     overflow(recorder, task, torch.arange(8, N), 1.0, loss_scale=torch.tensor(0.9998))
     with pytest.raises(FloatingPointError, match=r"is NaN or infinite for 1 samples"):
         recorder.end_epoch()
     net, x, y = task
-    recorder = Recorder(N, visits=visits)
+    recorder = kind(N)
     hot = x.clone()
     hot[3] = torch.nan
     visit(recorder, (net, hot, y), torch.arange(N), loss_scale=2.0)
@@ -340,75 +339,48 @@ def test_overflow_without_a_scaler_or_of_everything_is_divergence(task, visits):
         recorder.end_epoch()
 
 
-@pytest.mark.parametrize("visits", ["once", "any"])
-def test_resume_within_an_epoch_goes_on_where_it_was(task, visits):
-    whole, first = Recorder(N, visits=visits), Recorder(N, visits=visits)
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
+def test_resume_within_an_epoch_goes_on_where_it_was(task, kind):
+    whole, first = kind(N), kind(N)
     for epoch in range(2):
         for step, indices in enumerate(torch.arange(N).split(8)):
             visit(whole, task, indices)
             visit(first, task, indices)
             if step == 2:
-                state, first = first.state_dict(unfinished=True), Recorder(N, visits=visits)
+                state, first = first.state_dict(unfinished=True), kind(N)
                 first.load_state_dict(state)
-                visit(Recorder(N, visits=visits), task, indices)
+                visit(kind(N), task, indices)
         assert first.in_epoch
         whole.end_epoch(), first.end_epoch()
         assert first.n_epochs == epoch + 1 and not first.in_epoch
-    assert whole.visits.tolist() == first.visits.tolist()
+    assert whole.trace.visits.tolist() == first.trace.visits.tolist()
     for name in SIGNALS:
         np.testing.assert_array_equal(whole.trace[name], first.trace[name])
 
 
 def test_a_state_is_a_copy_that_later_steps_do_not_write_to(task):
-    recorder = Recorder(N, visits="any")
+    recorder = CountingRecorder(N)
     visit(recorder, task, torch.arange(8))
     state = recorder.state_dict(unfinished=True)
     visit(recorder, task, torch.arange(8))
     recorder.end_epoch()
-    again = Recorder(N, visits="any")
+    again = CountingRecorder(N)
     again.load_state_dict(state)
     again.end_epoch()
     assert int(again.visits.sum()) == 8
 
 
-def test_states_from_before_visits_were_counted_still_load(task):
-    old = Recorder(N)
-    epoch_of(old, task, torch.arange(N), 8)
-    new = Recorder(N, visits="any")
-    new.load_state_dict(old.state_dict())
-    assert new.visits.tolist() == [[1] * N]
-    with pytest.raises(ValueError, match=r'load it into a Recorder with visits="any"'):
-        Recorder(N).load_state_dict(new.state_dict())
-    with pytest.raises(ValueError, match=r"visits is 'twice'; expected 'once' or 'any'"):
-        Recorder(N, visits="twice")
-
-
-def test_an_epoch_that_was_begun_without_counting_goes_on_with_it(task):
-    whole, old, new = Recorder(N), Recorder(N), Recorder(N, visits="any")
-    for recorder in (whole, old):
-        visit(recorder, task, torch.arange(8))
-    new.load_state_dict(old.state_dict(unfinished=True))
-    for recorder in (whole, new):
-        visit(recorder, task, torch.arange(8, N))
-        recorder.end_epoch()
-    assert new.visits.tolist() == [[1] * N]
-    for name in SIGNALS:
-        np.testing.assert_allclose(new.trace[name], whole.trace[name], rtol=1e-6)
-
-
-def test_an_unfinished_epoch_that_does_not_fit_changes_nothing(task):
-    counting, other, recorder = Recorder(N, visits="any"), Recorder(N + 1), Recorder(N)
-    for begun in (counting, other):
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(task):
+    counting, larger, recorder = CountingRecorder(N), Recorder(N + 1), Recorder(N)
+    for begun in (counting, larger):
         visit(begun, task, torch.arange(8))
     epoch_of(recorder, task, torch.arange(N), 8)
     for begun, message in (
-        (counting, r'unfinished epoch counts visits: load it into a Recorder with visits="any"'),
-        (other, r"unfinished epoch .*\(5, 38\).*; expected 37 samples and 5 signals"),
+        (counting, "the state is of a CountingRecorder: load it into one, not into a Recorder"),
+        (larger, "the state has 38 samples and 5 signals, the recorder 37 and 5"),
     ):
-        state = begun.state_dict(unfinished=True) | {"rows": []}
-        state.pop("visits", None)
         with pytest.raises(ValueError, match=message):
-            recorder.load_state_dict(state)
+            recorder.load_state_dict(begun.state_dict(unfinished=True))
         assert recorder.n_epochs == 1 and not recorder.in_epoch
 
 
@@ -439,39 +411,39 @@ def test_with_no_bytes_to_hold_nothing_of_a_step_is_kept(task):
 
 
 def test_shares_that_overlap_are_averaged_and_not_doubled(task):
-    left, right = Recorder(N, visits="any"), Recorder(N, visits="any")
+    left, right = CountingRecorder(N), CountingRecorder(N)
     epoch_of(left, task, torch.tensor([0, 1, 2, 2]), 2)
     epoch_of(right, task, torch.tensor([0, 3]), 2)  # a padded sampler gives 0 to both
-    merged = Recorder.merge(left, right)
+    merged = CountingRecorder.merge(left, right)
     assert_is_oracle(merged, task, torch.arange(4))
     assert merged.visits[0, :5].tolist() == [2, 1, 2, 1, 0]
     assert np.isnan(merged.trace.loss[0, 4:]).all()
 
 
 def test_merged_halves_keep_every_bit(task):
-    whole, left, right = Recorder(N), Recorder(N, complete=False), Recorder(N, complete=False)
+    whole, left, right = Recorder(N), CountingRecorder(N), CountingRecorder(N)
     for indices in torch.arange(N).split(8):
         visit(whole, task, indices)
         visit(left if indices[0] < 16 else right, task, indices)
     for recorder in (whole, left, right):
         recorder.end_epoch()
-    merged = Recorder.merge(left, right)
+    merged = CountingRecorder.merge(left, right)
     for name in SIGNALS:
         assert (merged.trace[name] == whole.trace[name]).all(), name
 
 
 def test_alone_a_recorder_is_gathered_already(task):
-    recorder = Recorder(N)
+    recorder = CountingRecorder(N)
     assert recorder.gathered() is recorder and not recorder.merged
 
 
 def test_a_share_knows_what_it_did_not_see(task):
-    left, right = Recorder(N, complete=False), Recorder(N, complete=False)
+    left, right = CountingRecorder(N), CountingRecorder(N)
     epoch_of(left, task, torch.arange(8), 8)
     epoch_of(right, task, torch.arange(8, N), 8)
     assert left.visits.tolist() == left.trace.visits.tolist() == [[1] * 8 + [0] * (N - 8)]
     assert left.trace.visited.tolist() == [True] * 8 + [False] * (N - 8)
-    assert Recorder.merge(left, right).merged
+    assert CountingRecorder.merge(left, right).merged
 
 
 # ---------------------------------------------------------------------------- scores
@@ -534,7 +506,7 @@ def test_scores_are_there_after_each_epoch_and_within_the_next(task):
 
 
 def test_scores_where_visits_are_counted_are_scores_alone(task):
-    recorder = Recorder(N, visits="any")
+    recorder = CountingRecorder(N)
     for order in ([0, 1, 1], [2, 0, 0]):
         epoch_of(recorder, task, torch.tensor(order), 2)
     found, loss = recorder.scores(0), oracle(task)["loss"].numpy()

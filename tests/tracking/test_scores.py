@@ -10,8 +10,8 @@ from hand_made import SCORES, TRACE
 
 import memlens as ml
 from memlens.tracking import scores, signals
-from memlens.tracking.recorder import Trace
 from memlens.tracking.stopping import Peak
+from memlens.tracking.traces import Trace
 from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training.config import MeasureConfig, TrainConfig
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from memlens.tracking import signals
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.recorder import Recorder
 from memlens.tracking.stopping import Peak, PeakDetector, PeakStop, find_peak, unwrapped
 
@@ -156,7 +157,7 @@ def recorded(recorder, slope):
 
 def test_a_stop_by_the_input_gradient_takes_the_mean_over_what_was_visited():
     net, stop = nn.Linear(1, 1), PeakStop("input_gradient", patience=2)
-    recorder = Recorder(5, reduction="sum", visits="any")  # two samples are never visited
+    recorder = CountingRecorder(5, reduction="sum")  # two samples are never visited
     for slope in CURVE:
         recorded(recorder, slope)
         stop.update(net, recorder)

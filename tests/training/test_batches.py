@@ -9,8 +9,7 @@ import torch
 import memlens as ml
 from memlens.data import folders
 from memlens.data.samples import Augmentation, from_arrays
-from memlens.training import batches
-from memlens.training.batches import Batches, in_order
+from memlens.training.batches import Batches, sequential_batches
 from memlens.training.config import TrainConfig, mixed_seed
 from memlens.training.devices import Engine
 from memlens.training.loop import train
@@ -41,7 +40,7 @@ def test_batches_are_each_image_cropped_by_hand(colour, channels_last):
     batches, order = Batches(colour, RECIPE, engine), torch.randperm(20)
     augmentation = Augmentation.draw(20, 2, True, mixed_seed(3, 5, 1))
     sizes = []
-    for index, x, y in batches.batches(order, seed=3, epoch=5):
+    for index, x, y in batches.of_epoch(order.split(7), seed=3, epoch=5):
         expected = np.stack([shown(colour, i, augmentation, 2) for i in index.tolist()])
         assert x.numpy() == pytest.approx(expected, abs=1e-5)
         assert x.is_contiguous(memory_format=engine.memory_format)
@@ -54,7 +53,7 @@ def test_batches_are_each_image_cropped_by_hand(colour, channels_last):
 def test_padding_is_black_not_the_mean(colour):
     white = replace(colour.train, images=torch.full_like(colour.train.images, 255))
     batches = Batches(replace(colour, train=white), RECIPE, Engine())
-    x = torch.cat([x for _, x, _ in batches.batches(torch.arange(20), 0, 0)])
+    x = torch.cat([x for _, x, _ in batches.of_epoch(torch.arange(20).split(7), 0, 0)])
     black = -torch.tensor(colour.mean) / torch.tensor(colour.std)
     assert x.amin((0, 2, 3)) == pytest.approx(black, abs=1e-5)
 
@@ -74,14 +73,14 @@ def test_nets_see_moves_of_their_own(colour):
 
 def test_ready_inputs_are_those_made_batch_by_batch(colour, monkeypatch):
     plain = replace(RECIPE, augment="none")
-    ready = [x for _, x, _ in Batches(colour, plain, Engine()).batches(torch.arange(20), 0, 0)]
-    monkeypatch.setattr(batches, "READY_BYTES", 0)
-    made = [x for _, x, _ in Batches(colour, plain, Engine()).batches(torch.arange(20), 0, 0)]
+    ready = [x for _, x, _ in Batches(colour, plain, Engine()).of_epoch(torch.arange(20).split(7), 0, 0)]
+    monkeypatch.setattr("memlens.training.batches.READY_BYTES", 0)
+    made = [x for _, x, _ in Batches(colour, plain, Engine()).of_epoch(torch.arange(20).split(7), 0, 0)]
     assert all(map(torch.equal, ready, made))
 
 
 def test_in_order_visits_every_sample_once(colour):
-    parts = list(in_order(colour.train, 6, torch.device("cpu")))
+    parts = list(sequential_batches(colour.train, 6, torch.device("cpu")))
     assert [len(y) for _, y in parts] == [6, 6, 6, 2]
     assert torch.equal(torch.cat([images for images, _ in parts]), colour.train.images)
 

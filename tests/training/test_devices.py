@@ -17,8 +17,7 @@ from memlens.training import devices
 from memlens.training.batches import Batches
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
 from memlens.training.devices import Engine
-from memlens.training.loop import train
-from memlens.training.steps import train_step
+from memlens.training.loop import train, train_step
 
 CUDA = torch.cuda.is_available()
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -141,8 +140,8 @@ def one_step(engine, n=256, model=smooth_cnn):
     optimizer = OPTIMIZERS["sgd"](net.parameters(), TrainConfig())
     recorder = Recorder(n)
     batches = Batches(data, TrainConfig(batch_size=n), engine)
-    ((index, x, y),) = batches.batches(torch.arange(n), 0, 0)
-    train_step(engine.forward(net), optimizer, x, y, recorder, index)
+    ((index, x, y),) = batches.of_epoch([torch.arange(n)], 0, 0)
+    train_step(engine.forward(net), optimizer, x, y, recorder=recorder, index=index)
     recorder.end_epoch()
     gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())

@@ -20,10 +20,10 @@ from memlens import __main__
 from memlens.experiments import launch
 from memlens.models import registry
 from memlens.storage import locks, store
-from memlens.tracking.recorder import Recorder
+from memlens.tracking.counting import CountingRecorder
 from memlens.training import distributed
 from memlens.training.config import OPTIMIZERS, TrainConfig
-from memlens.training.distributed import Processes, ProcessGroup
+from memlens.training.distributed import ProcessGroup
 from memlens.training.loop import shuffled, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_each_group_meets_under_a_name_of_its_own(monkeypatch):
     monkeypatch.setattr(distributed.dist, "rendezvous", lambda where: iter([(left, 0, 2)]))
     monkeypatch.setattr(distributed.dist, "init_process_group", init_process_group)
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(distributed, "Group", lambda own_statistics: Processes())
+    monkeypatch.setattr(distributed, "ProcessGroup", lambda own_statistics: None)
     for _ in range(2):
         with distributed.process_group(TrainConfig()):
             pass
@@ -124,7 +124,7 @@ def test_what_was_interrupted_goes_on_in_both(both):
 def test_what_several_processes_cannot_do_is_refused(both):
     words = {
         "batch_norm": "batch norm, which torch cannot compute over several processes on a CPU",
-        "posthoc": "2 processes record in the step only",
+        "posthoc": "2 processes record during training only",
         "small": "a batch of 1 has no sample for each of 2 processes",
     }
     assert {
@@ -172,29 +172,23 @@ def test_one_process_computes_the_textbook_bits():
         assert np.array_equal(run.arrays[f"snapshot/last/{name}"], values.numpy()), name
 
 
-@pytest.mark.parametrize(("n", "size"), [(101, 20), (100, 20), (3, 64)])
-def test_the_sizes_are_those_of_the_batches(n, size):
-    assert distributed.sizes(n, size) == [len(part) for part in torch.arange(n).split(size)]
-
-
 def test_every_sample_of_a_batch_is_one_processs():
     groups = []
     for rank in range(3):
         group = ProcessGroup.__new__(ProcessGroup)
-        group.rank, group.world = rank, 3
+        group.rank, group.world_size = rank, 3
         groups.append(group)
     for n in (1, 2, 7, 9):
-        shares = [group.own(torch.arange(n)) for group in groups]
+        shares = [group.share(torch.arange(n)) for group in groups]
         assert torch.cat(shares).tolist() == list(range(n))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert Processes().own([1, 2]) == [1, 2]
 
 
 def test_an_epoch_of_one_process_may_be_called_shared():
     """Alone, the whole is the own share: to the bit."""
     found = []
     for shared in (False, True):
-        recorder = Recorder(3)
+        recorder = CountingRecorder(3)
         x = recorder.watch(torch.eye(3))
         y, logits = torch.tensor([0, 1, 2]), 2 * x
         F.cross_entropy(logits, y).backward()
@@ -203,16 +197,6 @@ def test_an_epoch_of_one_process_may_be_called_shared():
     assert found[0][0] == pytest.approx(found[1][0])
     for name, values in found[0][1].items():
         assert np.array_equal(values, found[1][1][name]), name
-
-
-def test_a_shared_epoch_counts_every_sample_once():
-    recorder = Recorder(3, complete=False)
-    x = recorder.watch(torch.eye(3)[:2])
-    logits, y = 2 * x, torch.tensor([0, 1])
-    F.cross_entropy(logits, y).backward()
-    recorder.update(torch.tensor([2, 0]), x, logits, y)
-    with pytest.raises(ValueError, match="0 sample visits .* by several recorders and 1 by none"):
-        recorder.end_epoch(shared=True)
 
 
 def test_a_job_is_the_profiles_with_changes(tmp_path):
@@ -245,15 +229,15 @@ def test_a_piece_that_others_train_is_waited_for_by_all(tmp_path):
     cache, told = store.Store(tmp_path), []
     with cache.claim("run-0"):
         said = []
-        first = SimpleNamespace(rank=0, same=lambda value: said.append(value) or _enough(said))
+        first = SimpleNamespace(rank=0, broadcast=lambda value: said.append(value) or _enough(said))
         with pytest.raises(RuntimeError, match="enough"), launch._claimed("run-0", first, cache):
             pytest.fail("it was not waited for")
         assert said == [False] * 4
-    first.same = told.append
+    first.broadcast = told.append
     with launch._claimed("run-0", first, cache):
         assert told == [True] and locks.is_held(cache.lock_of("run-0"))
     heard = iter([False, False, True])
-    with launch._claimed("run-0", SimpleNamespace(rank=1, same=lambda _: next(heard)), cache):
+    with launch._claimed("run-0", SimpleNamespace(rank=1, broadcast=lambda _: next(heard)), cache):
         assert not list(heard) and not locks.is_held(cache.lock_of("run-0"))
 
 
@@ -266,6 +250,6 @@ def test_a_training_in_one_process_is_the_stores_as_always(monkeypatch, tmp_path
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     job = ml.Job("mlp", rank_tasks.few(), TrainConfig(epochs=1))
     told = []
-    run = launch.train_here(job, tell=told.append)
+    run = launch.train_here(job, log=told.append)
     assert job.key in store.Store() and "learning rate 0.1, cpu" in told[0]
     assert np.array_equal(run.trace.loss, train("mlp", job.data, job.config).trace.loss)

@@ -211,7 +211,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 def test_without_posthoc_there_are_no_posthoc_scores(small):
     run = train("mlp", small, replace(SHORT, epochs=1))
-    with pytest.raises(ValueError, match=r"train with Measure\(posthoc=True\)"):
+    with pytest.raises(ValueError, match=r"train with MeasureConfig\(posthoc=True\)"):
         _ = run.posthoc_scores
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.hooks import RecorderHooks
-from memlens.tracking.recorder import Recorder
 from memlens.tracking.resuming import check_new, kept, take_up
 from memlens.tracking.stopping import PeakStop
 
@@ -38,14 +38,12 @@ class TrainerRecorder(TrainerCallback):
     input : str, optional
         Argument of the net whose gradient is recorded, as "pixel_values"; by default the first
         tensor of floats.
-    visits : "any" or "once"
-        See `Recorder`. "any" by default: the Trainer may drop and pad batches.
     loss_scale : float, optional
         See `RecorderHooks`.
 
     Attributes
     ----------
-    recorder : Recorder; of several processes each holds its share, until ``recorder.gathered()``
+    recorder : CountingRecorder; of several processes each holds its share, until ``recorder.gathered()``
     stop : PeakStop or None
     """
 
@@ -55,10 +53,9 @@ class TrainerRecorder(TrainerCallback):
         *,
         stop: PeakStop | None = None,
         input: str | None = None,
-        visits: str = "any",
         loss_scale: float | None = None,
     ) -> None:
-        self.recorder, self.stop = Recorder(n_samples, visits=visits), stop
+        self.recorder, self.stop = CountingRecorder(n_samples), stop
         self.input, self.loss_scale = input, loss_scale
         self._watched: RecorderHooks | None = None
         self._ended = False  # before the epoch that has begun, which is then not recorded

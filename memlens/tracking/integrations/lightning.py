@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.hooks import RecorderHooks
-from memlens.tracking.recorder import Recorder
+from memlens.tracking.processes import world_size
 from memlens.tracking.resuming import check_new, kept, take_up
 from memlens.tracking.stopping import PeakStop
-from memlens.tracking.visits import world_size
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -63,14 +63,12 @@ class LightningRecorder(Callback):
         Lightning module itself, ``self(x)``.
     unpack : callable, optional
         From a batch to (index, y); by default `index_and_labels`.
-    visits : "any" or "once"
-        See `Recorder`. "any" by default: Lightning pads the samplers of several processes.
     loss_scale : float, optional
         See `RecorderHooks`.
 
     Attributes
     ----------
-    recorder : Recorder; of several processes each holds its share, until ``recorder.gathered()``
+    recorder : CountingRecorder; of several processes each holds its share, until ``recorder.gathered()``
     stop : PeakStop or None
     """
 
@@ -81,10 +79,9 @@ class LightningRecorder(Callback):
         stop: PeakStop | None = None,
         module: str | None = None,
         unpack: Callable[[Any], tuple[Tensor, Tensor]] = index_and_labels,
-        visits: str = "any",
         loss_scale: float | None = None,
     ) -> None:
-        self.recorder, self.stop = Recorder(n_samples, visits=visits), stop
+        self.recorder, self.stop = CountingRecorder(n_samples), stop
         self.module, self.unpack, self.loss_scale = module, unpack, loss_scale
         self._watched: RecorderHooks | None = None
         self._batch: Any = None

@@ -1,4 +1,4 @@
-"""What a loop of one's own hands over: all scores, sums and means over visits, label quality."""
+"""Scores of loops with unequal visits, sums and means over visits, label quality."""
 
 import warnings
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memlens.tracking import export, scores
+from memlens.tracking import scores
+from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.recorder import Recorder
 from memlens.tracking.stopping import Peak
 from memlens.tracking.traces import SIGNALS, Trace
@@ -16,9 +17,9 @@ from memlens.tracking.traces import SIGNALS, Trace
 N = 12
 
 
-def recorded(epochs, visits, seed=0):
+def recorded(epochs, kind, seed=0):
     """Scores of random logits: what counts here is which visits there are."""
-    recorder, generator = Recorder(N, visits=visits), torch.Generator().manual_seed(seed)
+    recorder, generator = kind(N), torch.Generator().manual_seed(seed)
     for order in epochs:
         x = recorder.watch(torch.randn(len(order), 3, generator=generator))
         index = torch.tensor(order)
@@ -40,23 +41,19 @@ def random_trace(holes, n_epochs=6, seed=0):
 
 
 def test_scores_of_a_complete_recorder_are_those_of_its_trace():
-    recorder = recorded([range(N)] * 3, "once")
-    index = np.arange(N) + 100
-    found = export.scores_of(recorder, Peak(1, 2), index=index)
-    expected = scores.score_frame(recorder.trace, Peak(1, 2), index)
+    recorder = recorded([range(N)] * 3, Recorder)
+    found, plain = recorder.scores(Peak(1, 2)), recorder.scores()
+    expected = scores.score_frame(recorder.trace, Peak(1, 2), np.arange(N))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    plain = export.scores_of(recorder)
-    pd.testing.assert_frame_equal(plain, recorder.scores(), check_exact=True)
     assert list(plain.index) == list(range(N)) and plain.index.name == "index"
     assert set(found) - set(plain) == {"sgal", "early_csg"}
     assert not (found.sgal == found.csl).any()
 
 
 def test_counted_single_visits_give_the_scores_of_the_plain_recorder():
-    plain, counted = (recorded([range(N)] * 3, visits) for visits in ("once", "any"))
-    found = export.scores_of(counted)
-    assert (found.pop("visits") == 3).all()
-    pd.testing.assert_frame_equal(export.scores_of(plain), found, rtol=1e-6)
+    plain, counted = (recorded([range(N)] * 3, kind) for kind in (Recorder, CountingRecorder))
+    found = counted.scores()
+    pd.testing.assert_frame_equal(plain.scores(), found, rtol=1e-6)
 
 
 def test_forgetting_counts_between_visits_alone():
@@ -72,9 +69,8 @@ def test_forgetting_counts_between_visits_alone():
 
 
 def test_a_sample_never_visited_has_no_score_and_changes_no_other():
-    recorder = recorded([[0, 1, 2, 3], [2, 3, 4, 4], [0, 1, 5, 5]], "any")
-    found = export.scores_of(recorder)
-    assert found.pop("visits").tolist() == [2, 2, 2, 2, 2, 2] + [0] * 6
+    recorder = recorded([[0, 1, 2, 3], [2, 3, 4, 4], [0, 1, 5, 5]], CountingRecorder)
+    found = recorder.scores()
     assert found.iloc[6:].isna().all().all()
     assert found.iloc[:6].notna().all().all()
     part = recorder.trace.of(np.arange(6))
@@ -83,13 +79,13 @@ def test_a_sample_never_visited_has_no_score_and_changes_no_other():
 
 
 def test_a_share_that_is_not_merged_scores_what_it_saw():
-    share = Recorder(N, complete=False)
+    share = CountingRecorder(N)
     for order in ([0, 1, 2], [1, 2, 3]):
         x, index = share.watch(torch.randn(3, 3)), torch.tensor(order)
         F.cross_entropy(x, index % 3).backward()
         share.update(index, x, x, index % 3)
         share.end_epoch()
-    found = export.scores_of(share)
+    found = share.scores()
     assert found.iloc[:4].notna().all().all() and found.iloc[4:].isna().all().all()
     alone = scores.score_frame(share.trace.of(np.arange(4)), None, np.arange(4))
     pd.testing.assert_frame_equal(found.iloc[:4], alone, check_names=False)
@@ -123,14 +119,13 @@ def test_nothing_from_after_the_peak_is_in_what_stops_there():
 
 
 def test_the_share_of_one_process_of_several_is_not_taken_for_all(monkeypatch):
-    recorder = recorded([range(N)], "any")
-    monkeypatch.setattr("memlens.tracking.recorder.world_size", lambda: 2)
-    for score in (export.scores_of, Recorder.scores):
-        with pytest.warns(UserWarning, match=r"one process's share: call recorder.gathered\(\)"):
-            score(recorder)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            score(Recorder.merge(recorder))
+    recorder = recorded([range(N)], CountingRecorder)
+    monkeypatch.setattr("memlens.tracking.counting.world_size", lambda: 2)
+    with pytest.warns(UserWarning, match=r"one process's share: call recorder.gathered\(\)"):
+        recorder.scores()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CountingRecorder.merge(recorder).scores()
 
 
 @pytest.mark.parametrize("holes", [0.0, 0.4])
@@ -138,7 +133,7 @@ def test_sums_and_means_are_over_the_visits_really_made(holes):
     trace = random_trace(holes)
     visits = trace.visits * np.random.default_rng(1).integers(1, 4, trace.visits.shape)
     trace = Trace(dict(trace), visits=visits)
-    found = export.by_visits(trace)
+    found = scores.visit_sums(trace)
     for sample in range(N):
         made = [(e, k) for e, k in enumerate(visits[:, sample]) if k]
         number = sum(k for _, k in made)
@@ -156,7 +151,7 @@ def test_sums_and_means_are_over_the_visits_really_made(holes):
 def test_with_one_visit_an_epoch_the_sums_are_the_scores():
     trace = random_trace(0.0)
     for each in (trace, Trace(dict(trace))):  # with and without counts
-        found = export.by_visits(each)
+        found = scores.visit_sums(each)
         np.testing.assert_allclose(found.csl_sum, scores.csl(trace))
         np.testing.assert_allclose(found.csg_sum, scores.csg(trace))
         np.testing.assert_allclose(found.loss_sensitivity_mean, scores.loss_sensitivity(trace))
@@ -164,8 +159,8 @@ def test_with_one_visit_an_epoch_the_sums_are_the_scores():
 
 
 def test_every_visit_within_an_epoch_counts_in_the_sum():
-    recorder = recorded([[0, 0, 0, 1]], "any")
-    found = export.by_visits(recorder.trace)
+    recorder = recorded([[0, 0, 0, 1]], CountingRecorder)
+    found = scores.visit_sums(recorder.trace)
     assert found.visits.tolist()[:3] == [3, 1, 0]
     assert found.csl_sum[0] == pytest.approx(3 * recorder.trace.loss[0, 0])
     assert found.csl_sum[2] == 0 and np.isnan(found.csl_mean[2])
@@ -174,7 +169,7 @@ def test_every_visit_within_an_epoch_counts_in_the_sum():
 def test_label_quality_is_what_cleanlab_takes():
     rank = pytest.importorskip("cleanlab.rank")
     score = pd.Series([0.3, 8.0, 0.1, np.nan, 2.0, 0.3])
-    quality = export.label_quality(score)
+    quality = scores.label_quality(score)
     assert quality[3] != quality[3] and quality.drop(3).between(0, 1, inclusive="neither").all()
     assert quality[0] == quality[5]
     worst = rank.order_label_issues(

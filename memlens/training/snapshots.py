@@ -1,0 +1,35 @@
+"""When the weights of a network are worth keeping: the rule of one network and of many."""
+
+from memlens.tracking.stopping import PeakDetector
+
+SNAPSHOTS = ("peak", "best_val", "last")
+
+
+class SnapshotRule:
+    """Tells after each epoch which snapshots the weights of a network replace now.
+
+    "peak" is the peak of the weight norm until it is detected, "best_val" the lowest validation
+    loss.
+
+    >>> rule = SnapshotRule(patience=2)
+    >>> [rule.update(norm, loss) for norm, loss in [(5.0, 2.3), (6.0, 2.4), (5.9, 2.2)]]
+    [['peak', 'best_val'], ['peak'], ['best_val']]
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without a new maximum before the peak is detected; see `PeakDetector`.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.detector = PeakDetector(patience=patience)
+        self.lowest = float("inf")
+
+    def update(self, weight_norm: float, val_loss: float) -> list[str]:
+        """Return the snapshots to replace after an epoch; a validation loss of NaN replaces."""
+        self.detector.update(weight_norm)
+        due = ["peak"] if self.detector.at_best else []
+        if not val_loss >= self.lowest:
+            due.append("best_val")
+            self.lowest = val_loss
+        return due

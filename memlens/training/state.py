@@ -1,0 +1,111 @@
+"""The state of one training, between its epochs: what is built, saved, resumed and returned."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from memlens.data.samples import Dataset
+from memlens.models import registry
+from memlens.tracking.recorder import Recorder
+from memlens.tracking.stopping import PeakDetector
+from memlens.training import devices
+from memlens.training.batches import Batches
+from memlens.training.config import MeasureConfig, TrainConfig
+from memlens.training.devices import Engine
+from memlens.training.memory import check_memory
+from memlens.training.posthoc import PosthocEvaluator
+from memlens.training.runs import Run
+from memlens.training.snapshots import SnapshotRule
+
+
+class TrainingState:
+    """Network, optimizer, recorder, history and snapshots of one training."""
+
+    n_processes = 1  # that share each batch
+
+    def __init__(
+        self,
+        model: str | registry.Builder,
+        data: Dataset,
+        config: TrainConfig,
+        measure: MeasureConfig,
+        engine: Engine,
+        record: bool = True,
+    ) -> None:
+        self.model, self.data, self.config, self.engine = model, data, config, engine
+        self.recorder: Recorder | None = None
+        self.set_up(registry.build(model, data.n_classes, data.in_shape, seed=config.seed), record)
+        one = torch.zeros(1, *data.in_shape, device=engine.device)
+        check_memory(self.net, one, data, config, measure, n_processes=self.n_processes)
+        self.rows = devices.rows_at_once(self.net, one)
+        self.batches = Batches(data, config, engine)
+        self.optimizer = config.build_optimizer(self.net.parameters())
+        self.posthoc: PosthocEvaluator | None = None
+        if measure.posthoc:
+            self.posthoc = PosthocEvaluator(data, measure, config.seed, self.rows)
+        self.rule = SnapshotRule(config.patience)
+        self.detectors = {"weight_norm": self.rule.detector}
+        self.detectors["input_gradient"] = PeakDetector(patience=config.patience)
+        self.history: list[dict[str, float]] = []
+        self.snapshots: dict[str, tuple[int, dict[str, Tensor]]] = {}  # name: epoch, weights
+
+    def set_up(self, net: nn.Module, record: bool) -> None:
+        """Place the network where it computes, and make its recorder."""
+        raise NotImplementedError
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left, or the peak at which to stop is detected."""
+        stop = self.config.stop
+        detected = stop and self.detectors[stop].peak.detected_epoch is not None
+        return len(self.history) >= self.config.epochs or bool(detected)
+
+    def update_detectors(self, row: Mapping[str, float]) -> list[str]:
+        """Return the snapshots that are due after an epoch."""
+        if "input_gradient" in row:
+            self.detectors["input_gradient"].update(row["input_gradient"])
+        return self.rule.update(row["weight_norm"], row["val_loss"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next epochs depend on, as tensors and plain values."""
+        parts = {"net": self.net, "optimizer": self.optimizer}
+        parts |= {"recorder": self.recorder, "posthoc": self.posthoc}
+        state = {name: part.state_dict() for name, part in parts.items() if part}
+        return state | {"history": self.history, "snapshots": self.snapshots}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.recorder:
+            self.recorder.load_state_dict(state["recorder"])
+        if self.posthoc:
+            self.posthoc.load_state_dict(state["posthoc"])
+        self.history, self.snapshots = list(state["history"]), dict(state["snapshots"])
+        for row in self.history:  # a detector is what it has seen
+            self.update_detectors(row)
+
+    def result(self) -> Run:
+        """Return the finished run."""
+        self.snapshots["last"] = (len(self.history) - 1, self.net.state_dict())
+        history = pd.DataFrame(self.history)
+        arrays = {f"history/{name}": history[name].to_numpy() for name in history}
+        if self.recorder:
+            arrays |= {f"trace/{name}": rows for name, rows in self.recorder.trace.items()}
+        else:  # a run without scores still has a trace of the right shape
+            shape = len(history), len(self.data.train)
+            arrays["trace/loss"] = np.full(shape, np.nan, np.float32)
+        if self.posthoc:
+            rows = self.posthoc.finish(self.net)
+            arrays |= {f"posthoc/{name}": values for name, values in rows.items()}
+        for name, (_, weights) in self.snapshots.items():
+            arrays |= {f"snapshot/{name}/{k}": v.cpu().numpy() for k, v in weights.items()}
+        meta = {
+            "peaks": {name: tuple(detector.peak) for name, detector in self.detectors.items()},
+            "snapshots": {name: epoch for name, (epoch, _) in self.snapshots.items()},
+        }
+        return Run(self.model, self.data, arrays, meta)
