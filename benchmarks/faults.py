@@ -185,12 +185,12 @@ def _meet(
 
 @contextmanager
 def _every_epoch() -> Iterator[None]:
-    before = checkpoints.SECONDS, checkpoints.SHARE, subsets.TOGETHER
-    checkpoints.SECONDS, checkpoints.SHARE, subsets.TOGETHER = 0.0, 1e9, 4
+    before = checkpoints.SECONDS, checkpoints.SHARE, subsets.CPU_ENSEMBLE_SIZE
+    checkpoints.SECONDS, checkpoints.SHARE, subsets.CPU_ENSEMBLE_SIZE = 0.0, 1e9, 4
     try:
         yield
     finally:
-        checkpoints.SECONDS, checkpoints.SHARE, subsets.TOGETHER = before
+        checkpoints.SECONDS, checkpoints.SHARE, subsets.CPU_ENSEMBLE_SIZE = before
 
 
 class Timed(TrainingCheckpoint):

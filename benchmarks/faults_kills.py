@@ -38,7 +38,7 @@ def sweep() -> None:
     import memlens as ml
     from memlens.ensembles import subsets
 
-    subsets.TOGETHER = 3
+    subsets.CPU_ENSEMBLE_SIZE = 3
     data = ml.load("digits").subset(300)
     ml.subset_sweep("mlp", data, n_models=12, config=ml.TrainConfig(epochs=8), n_jobs=1)
 
@@ -48,7 +48,7 @@ def retraining() -> None:
     import memlens as ml
     from memlens.ensembles import retrainings
 
-    retrainings.TOGETHER = 2
+    retrainings.CPU_ENSEMBLE_SIZE = 2
     data = ml.load("digits").subset(300)
     asked = [data, data.with_noise(0.2)]
     retrainings.retrain("folds", "mlp", asked, ml.TrainConfig(epochs=8), seeds=[0, 1], n_jobs=1)
@@ -59,7 +59,7 @@ def parallel(n_jobs: int = 2) -> None:
     import memlens as ml
     from memlens.ensembles import subsets
 
-    subsets.TOGETHER = 2
+    subsets.CPU_ENSEMBLE_SIZE = 2
     data = ml.load("digits").subset(300)
     jobs = [ml.Job("mlp", data, ml.TrainConfig(epochs=20, seed=s)) for s in range(3)]
     ml.train_many(jobs, n_jobs=n_jobs)

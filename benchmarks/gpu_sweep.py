@@ -51,9 +51,13 @@ GOALS = [
 def digits(bench: Bench) -> None:
     """Thousands of small nets together against a few one by one, all on the GPU."""
     data, n, alone = ml.load("digits"), bench.less(TOGETHER, 12), bench.less(ONE_PROCESS, 2)
-    config = replace(subsets.SHORT, device="auto", epochs=bench.less(subsets.SHORT.epochs, 2))
+    config = replace(
+        subsets.SWEEP_CONFIG, device="auto", epochs=bench.less(subsets.SWEEP_CONFIG.epochs, 2)
+    )
     masks, seeds = subsets.subset_masks(n, len(data.train), KEEP), np.arange(n)
-    stacks = np.array_split(seeds, -(-n // ensemble_size("mlp", data, config, subsets.TOGETHER)))
+    stacks = np.array_split(
+        seeds, -(-n // ensemble_size("mlp", data, config, subsets.CPU_ENSEMBLE_SIZE))
+    )
     right: list[np.ndarray] = []
 
     def together() -> None:

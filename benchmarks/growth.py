@@ -164,7 +164,7 @@ def measure_sweeps(counts: tuple[int, ...], work: Path) -> list[dict]:
             place = work / f"sweep{n}-{processes}"
             # The first of the rounds starts the processes: the fastest has none of that.
             # As many chunks for one process as for two.
-            few = patch.object(subsets, "TOGETHER", SWEEP_NETS // 4)
+            few = patch.object(subsets, "CPU_ENSEMBLE_SIZE", SWEEP_NETS // 4)
             with few, patch.dict(os.environ, MEMLENS_CACHE=str(place)):
                 seconds = min(seconds_of_sweep(data, processes, seed) for seed in range(ROUNDS))
             visits = SWEEP_NETS * SWEEP_EPOCHS * round(0.7 * n)

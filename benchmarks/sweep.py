@@ -23,7 +23,7 @@ from memlens.models import registry
 from memlens.training.config import OPTIMIZERS
 from memlens.training.loop import shuffled, thread_count
 
-RECIPE = subsets.SHORT
+RECIPE = subsets.SWEEP_CONFIG
 ROUNDS = 3
 
 
@@ -59,7 +59,7 @@ def main(n_models: int) -> None:
     masks = subsets.subset_masks(n_models, len(data.train), 0.7)
     seeds = np.arange(n_models)
     single = np.array_split(seeds, cores)
-    stacks = np.array_split(seeds, -(-n_models // subsets.TOGETHER))
+    stacks = np.array_split(seeds, -(-n_models // subsets.CPU_ENSEMBLE_SIZE))
     pool = Parallel(n_jobs=cores)
 
     def together() -> None:

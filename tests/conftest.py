@@ -250,7 +250,7 @@ def _scene(n_models=24, n_augmentations=2, n_samples=50, n_classes=4, seed=0):
 
     from memlens.attacks.shadows import Shadows, Target
 
-    origin = {"model": "mlp", "epochs": 60, "keep": 0.5, "stop": "last"}
+    settings = {"model": "mlp", "epochs": 60, "keep": 0.5, "stop": "last"}
     rng = np.random.default_rng(seed)
     y = rng.integers(n_classes, size=n_samples)
     masks = rng.random((n_models + 1, n_samples)) < 0.5
@@ -259,5 +259,5 @@ def _scene(n_models=24, n_augmentations=2, n_samples=50, n_classes=4, seed=0):
     logits += 3 * (np.arange(n_classes) == y[:, None]) * (0.5 + masks)[:, None, :, None]
     logits = logits.astype(np.float32)
     bent = rng.lognormal(size=(n_models + 1, n_samples)) / (1 + masks)
-    shadows = Shadows(masks[:-1], logits[:-1], y, origin, bent[:-1])
-    return Target(logits[-1], y, origin, bent[-1]), shadows
+    shadows = Shadows(masks[:-1], logits[:-1], y, settings, bent[:-1])
+    return Target(logits[-1], y, settings, bent[-1]), shadows

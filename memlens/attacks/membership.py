@@ -145,8 +145,8 @@ def _log_curvature(curvature: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(curvature, _LEAST_CURVATURE))
 
 
-Attack = Callable[[Target, Shadows], np.ndarray]
-ATTACKS: dict[str, Attack] = {
+MembershipAttack = Callable[[Target, Shadows], np.ndarray]
+ATTACKS: dict[str, MembershipAttack] = {
     "lira": lira,
     "lira_offline": lira_offline,
     "lira_csg": lira_csg,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memlens.attacks.membership import ATTACKS, NEED_CURVATURE, Attack
+from memlens.attacks.membership import ATTACKS, NEED_CURVATURE, MembershipAttack
 from memlens.attacks.shadows import Shadows, Target
 from memlens.ensembles.queries import Snapshot
 from memlens.ensembles.subsets import Sweep
@@ -74,12 +74,14 @@ def attack_setup(
         "augmentations": shown,
         "n_directions": sweep.queries.n_directions,
     }
-    origin, first = dict(sweep.origin) | asked, n_nets - n_targets
-    targets = [Target(logits[t], sweep.y_true, origin, curvature[t]) for t in range(first, n_nets)]
+    settings, first = dict(sweep.settings) | asked, n_nets - n_targets
+    targets = [
+        Target(logits[t], sweep.y_true, settings, curvature[t]) for t in range(first, n_nets)
+    ]
     if shadow_snapshot is not None:
         logits, curvature = _answers(sweep, shadow_snapshot, augmentations)
     known = curvature[:n_shadows] if isinstance(curvature, np.ndarray) else None
-    shadows = Shadows(sweep.masks[:n_shadows], logits[:n_shadows], sweep.y_true, origin, known)
+    shadows = Shadows(sweep.masks[:n_shadows], logits[:n_shadows], sweep.y_true, settings, known)
     return AttackSetup(targets, sweep.masks[first:], shadows)
 
 
@@ -143,7 +145,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def run_attacks(
-    setup: AttackSetup, attacks: Mapping[str, Attack] | None = None
+    setup: AttackSetup, attacks: Mapping[str, MembershipAttack] | None = None
 ) -> dict[str, np.ndarray]:
     """Scores of each attack on each target, (n_targets, n_samples), higher = member.
 
@@ -215,10 +217,10 @@ def evaluate_snapshots(
     sweep: Sweep,
     snapshots: tuple[Snapshot, ...] | None = None,
     *,
-    attacks: Mapping[str, Attack] | None = None,
+    attacks: Mapping[str, MembershipAttack] | None = None,
     **options: object,
 ) -> pd.DataFrame:
-    """Attack a sweep's targets at each snapshot: `stage`, `run_attacks` and `evaluate_attacks` in one.
+    """MembershipAttack a sweep's targets at each snapshot: `stage`, `run_attacks` and `evaluate_attacks` in one.
 
     Returns
     -------

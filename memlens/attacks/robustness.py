@@ -22,7 +22,9 @@ from memlens.training.batches import sequential_batches
 BATCH = 512  # samples attacked at once; ours
 HAIR = 1e-4  # pixels by which a step goes past the boundary, so that a tie moves too; foolbox's
 Logits = Callable[[Tensor], Tensor]
-Attack = Callable[[Logits, Tensor, Tensor], Tensor]  # (model, x, y) -> wrong samples, or NaN
+PerturbationAttack = Callable[
+    [Logits, Tensor, Tensor], Tensor
+]  # (model, x, y) -> wrong samples, or NaN
 
 
 def deepfool(
@@ -205,7 +207,7 @@ def adversarial_distance(
     return distances
 
 
-def _attack(name: str, options: dict[str, object]) -> Attack:
+def _attack(name: str, options: dict[str, object]) -> PerturbationAttack:
     if name == "deepfool":
         return lambda model, x, y: deepfool(model, x, y, **options)
     foolbox = _foolbox(name)

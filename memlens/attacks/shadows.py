@@ -56,13 +56,13 @@ class Target:
     ----------
     logits : ndarray (n_augmentations, n_samples, n_classes), finite
     y_true : ndarray (n_samples,), int64
-    origin : mapping, how the net was trained and stopped
+    settings : mapping, how the net was trained and stopped
     curvature : ndarray (n_samples,), 0 or more, or None: `signals.zero_order_curvature`
     """
 
     logits: np.ndarray
     y_true: np.ndarray
-    origin: Mapping[str, object]
+    settings: Mapping[str, object]
     curvature: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Shadows:
     masks : ndarray (n_models, n_samples), bool: trained on it?
     logits : ndarray (n_models, n_augmentations, n_samples, n_classes), finite
     y_true : ndarray (n_samples,), int64
-    origin : mapping, how the nets were trained and stopped; a target's must be the same
+    settings : mapping, how the nets were trained and stopped; a target's must be the same
     curvature : ndarray (n_models, n_samples), 0 or more, or None
 
     Raises
@@ -104,7 +104,7 @@ class Shadows:
     masks: np.ndarray
     logits: np.ndarray
     y_true: np.ndarray
-    origin: Mapping[str, object]
+    settings: Mapping[str, object]
     curvature: np.ndarray | None = None
     # not an argument, so that a copy with other answers starts without the fits of these
     _known: dict[Hashable, Normals] = field(
@@ -192,12 +192,12 @@ def check_pair(target: Target, shadows: Shadows) -> None:
         If the shadows were trained or stopped otherwise than the target, or asked about other
         samples or augmentations; or if the target is one of its own shadows, so that its members are known.
     """
-    keys = [*target.origin, *(key for key in shadows.origin if key not in target.origin)]
+    keys = [*target.settings, *(key for key in shadows.settings if key not in target.settings)]
     differ = [
-        f"{key} is {target.origin.get(key)!r} in the target, {shadows.origin.get(key)!r} in the "
+        f"{key} is {target.settings.get(key)!r} in the target, {shadows.settings.get(key)!r} in the "
         "shadows"
         for key in keys
-        if target.origin.get(key) != shadows.origin.get(key)
+        if target.settings.get(key) != shadows.settings.get(key)
     ]
     if differ:
         raise ValueError(

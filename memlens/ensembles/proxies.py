@@ -17,7 +17,13 @@ from scipy.stats import rankdata
 
 from memlens.data.samples import Dataset
 from memlens.ensembles.model_ensemble import ModelEnsemble
-from memlens.ensembles.retrainings import KINDS, early_signals, fit_parts, plan_repeats, retrain
+from memlens.ensembles.retrainings import (
+    KINDS,
+    early_signals,
+    train_members,
+    repeat_members,
+    retrain,
+)
 from memlens.tracking import scores
 from memlens.tracking.scores import Score
 from memlens.training.config import TrainConfig
@@ -227,9 +233,9 @@ def grand_at(
             "of the input; take it after some epochs",
             stacklevel=2,
         )
-    parts = plan_repeats(data, seed, n_runs)
+    parts = repeat_members(data, seed, n_runs)
     ensemble = ModelEnsemble.build(model, data, [part.seed for part in parts])
-    fit_parts(ensemble, data, parts, config, epochs=epochs)
+    train_members(ensemble, data, parts, config, epochs=epochs)
     rows = early_signals(ensemble, data, parts)
     means = {k: np.mean([r[k] for r in rows], axis=0) for k in ("el2n", "weight_grad")}
     frame = pd.DataFrame(means, index=pd.Index(data.train.index.numpy(), name="index"))

@@ -38,12 +38,12 @@ from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, s
 
 Wanted = dict[str, tuple[Dataset, int]]  # by key: data and seed
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
-TOGETHER = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
+CPU_ENSEMBLE_SIZE = 20  # fewer than a sweep's 50: a few dozen nets have to fill every core
 RETRAINING_VERSION = 1  # part of every key, see `jobs.RUN_VERSION`
 
 
 @dataclass(frozen=True)
-class Part:
+class Member:
     """One net to train: on which samples (n_samples,), with which labels, from which seed."""
 
     mask: np.ndarray
@@ -52,7 +52,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Kind:
+class RetrainingKind:
     """A way of training again: what to train, how, and what is kept of it.
 
     Attributes
@@ -64,9 +64,9 @@ class Kind:
         ``repeats``, which stop early, in epochs
     """
 
-    plan: Callable[[Dataset, int], list[Part]]
-    work: Callable[[ModelEnsemble, Dataset, list[Part], TrainConfig], list[Arrays]]
-    gather: Callable[[list[Part], list[Arrays]], Arrays]
+    plan: Callable[[Dataset, int], list[Member]]
+    work: Callable[[ModelEnsemble, Dataset, list[Member], TrainConfig], list[Arrays]]
+    gather: Callable[[list[Member], list[Arrays]], Arrays]
     trainings: float
 
 
@@ -161,7 +161,7 @@ def _finish(
 
 
 def train_kind(
-    kind: Kind,
+    kind: RetrainingKind,
     model: str,
     wanted: Wanted,
     config: TrainConfig,
@@ -198,8 +198,8 @@ def train_kind(
 
 
 def _chunks(
-    kind: Kind, model: str, wanted: Wanted, config: TrainConfig
-) -> tuple[list[tuple[str, Part]], dict[str, list[int]]]:
+    kind: RetrainingKind, model: str, wanted: Wanted, config: TrainConfig
+) -> tuple[list[tuple[str, Member]], dict[str, list[int]]]:
     """All nets to train, and which of them are stacked, by the name under which a stack is kept.
 
     The name says who is in the stack, as who is beside a net decides the last bits of its weights.
@@ -210,7 +210,7 @@ def _chunks(
     by_size: dict[int, list[int]] = {}
     for i, (_, part) in enumerate(parts):
         by_size.setdefault(int(part.mask.sum()), []).append(i)
-    stack, chunks = ensemble_size(model, data, config, TOGETHER), {}
+    stack, chunks = ensemble_size(model, data, config, CPU_ENSEMBLE_SIZE), {}
     first = {key: i for i, (key, _) in reversed(list(enumerate(parts)))}
     for rows in by_size.values():
         for chunk in np.array_split(rows, -(-len(rows) // stack)):
@@ -223,10 +223,10 @@ def _chunks(
 def _work(
     name: str,
     cache: store.Store | None,
-    kind: Kind,
+    kind: RetrainingKind,
     model: str,
     data: Dataset,
-    parts: list[Part],
+    parts: list[Member],
     config: TrainConfig,
 ) -> KeyedArtifact:
     """Train a stack of nets, and keep what they leave, or hand it over."""
@@ -240,10 +240,10 @@ def _work(
     return store_or_return(name, artifact, cache)
 
 
-def fit_parts(
+def train_members(
     ensemble: ModelEnsemble,
     data: Dataset,
-    parts: list[Part],
+    parts: list[Member],
     config: TrainConfig,
     **options: object,
 ) -> None:
@@ -253,7 +253,7 @@ def fit_parts(
     train_ensemble(ensemble, data, masks, config, seeds, labels=labels, **options)
 
 
-def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
+def fold_members(data: Dataset, seed: int, n_folds: int = 3) -> list[Member]:
     """One part a fold, stratified by the labels as they are given, noise included.
 
     Fold k's net has the seed (seed, k). No more folds than the largest class has samples.
@@ -272,18 +272,18 @@ def plan_folds(data: Dataset, seed: int, n_folds: int = 3) -> list[Part]:
         )
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n), y)
     masks = [~np.isin(np.arange(n), held_out) for _, held_out in folds]
-    return [Part(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]
+    return [Member(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]
 
 
 def _logits(
-    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Member], config: TrainConfig
 ) -> list[Arrays]:
-    fit_parts(ensemble, data, parts, config)
+    train_members(ensemble, data, parts, config)
     return [{"logits": logits.cpu().numpy()} for logits in ensemble.predict(data)]
 
 
 def _sgd_and_sam(
-    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Member], config: TrainConfig
 ) -> list[Arrays]:
     # The same initial weights and order for both: the difference is the optimizer's alone.
     ensemble.place(config.engine())  # now, so that what is kept here is what will be trained
@@ -297,7 +297,7 @@ def _sgd_and_sam(
     return [{"sgd": a["logits"], "sam": b["logits"]} for a, b in zip(sgd, sam)]
 
 
-def _held_out(parts: list[Part], arrays: list[Arrays]) -> Arrays:
+def _held_out(parts: list[Member], arrays: list[Arrays]) -> Arrays:
     """Each sample's rows from the net that was not trained on it."""
     whole = {name: np.zeros_like(rows) for name, rows in arrays[0].items()}
     for part, rows in zip(parts, arrays):
@@ -306,45 +306,45 @@ def _held_out(parts: list[Part], arrays: list[Arrays]) -> Arrays:
     return whole
 
 
-def plan_halves(data: Dataset, seed: int) -> list[Part]:
+def half_members(data: Dataset, seed: int) -> list[Member]:
     """Two parts, each one random half of the samples; both nets start from the same weights."""
     half = np.zeros(len(data.train), dtype=bool)
     half[np.random.default_rng(seed).permutation(half.size)[: half.size // 2]] = True
-    return [Part(mask, data.train.labels, seed) for mask in (half, ~half)]
+    return [Member(mask, data.train.labels, seed) for mask in (half, ~half)]
 
 
 def _second_split(
-    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Member], config: TrainConfig
 ) -> list[Arrays]:
-    fit_parts(ensemble, data, parts, config)
+    train_members(ensemble, data, parts, config)
     y, correct = torch.stack([part.labels for part in parts]), []
     # The same weights go on, on the other half, with a new optimizer and from the first rate again.
     others = [replace(part, mask=~part.mask, seed=mixed_seed(part.seed, 1)) for part in parts]
     note = lambda: correct.append(ensemble.predict(data).argmax(2).cpu() == y)  # noqa: E731
-    fit_parts(ensemble, data, others, config, after_epoch=note)
+    train_members(ensemble, data, others, config, after_epoch=note)
     return [{"correct": rows.numpy()} for rows in torch.stack(correct, 1)]
 
 
-def _first_half(parts: list[Part], arrays: list[Arrays]) -> Arrays:
+def _first_half(parts: list[Member], arrays: list[Arrays]) -> Arrays:
     """Each sample's column from the net that learned it first and then went on without it."""
     first, second = (rows["correct"] for rows in arrays)
     return {"correct": np.where(parts[0].mask, first, second)}
 
 
-def plan_repeats(data: Dataset, seed: int, n_runs: int = 10) -> list[Part]:
+def repeat_members(data: Dataset, seed: int, n_runs: int = 10) -> list[Member]:
     """Parts of all samples that differ in their seed, (seed, k)."""
     every = np.ones(len(data.train), dtype=bool)
-    return [Part(every, data.train.labels, mixed_seed(seed, k)) for k in range(n_runs)]
+    return [Member(every, data.train.labels, mixed_seed(seed, k)) for k in range(n_runs)]
 
 
 def _early(
-    ensemble: ModelEnsemble, data: Dataset, parts: list[Part], config: TrainConfig
+    ensemble: ModelEnsemble, data: Dataset, parts: list[Member], config: TrainConfig
 ) -> list[Arrays]:
-    fit_parts(ensemble, data, parts, config, epochs=min(EARLY_EPOCH + 1, config.epochs))
+    train_members(ensemble, data, parts, config, epochs=min(EARLY_EPOCH + 1, config.epochs))
     return early_signals(ensemble, data, parts)
 
 
-def early_signals(ensemble: ModelEnsemble, data: Dataset, parts: list[Part]) -> list[Arrays]:
+def early_signals(ensemble: ModelEnsemble, data: Dataset, parts: list[Member]) -> list[Arrays]:
     """EL2N and the norm of the weight gradient of every sample, as each net stands: eval mode."""
     found = []
     for i, (part, logits) in enumerate(zip(parts, ensemble.predict(data))):
@@ -364,17 +364,21 @@ def _weight_norms(ensemble: ModelEnsemble, i: int, data: Dataset, y: Tensor) -> 
     return torch.cat([weight_gradient_norm(net, data.normalise(x), own) for (x, _), own in parts])
 
 
-def _stacked(_: list[Part], arrays: list[Arrays]) -> Arrays:
+def _stacked(_: list[Member], arrays: list[Arrays]) -> Arrays:
     return {name: np.stack([rows[name] for rows in arrays]) for name in arrays[0]}
 
 
-def _ten_folds(data: Dataset, seed: int) -> list[Part]:
-    return plan_folds(data, seed, n_folds=10)
+def _ten_folds(data: Dataset, seed: int) -> list[Member]:
+    return fold_members(data, seed, n_folds=10)
 
 
-KINDS: dict[str, Kind] = {
-    "folds": Kind(plan_folds, _logits, _held_out, 3 * 2 / 3),
-    "samis": Kind(_ten_folds, _sgd_and_sam, _held_out, 10 * 0.9 * (1 + 2)),  # SAM steps twice
-    "second_split": Kind(plan_halves, _second_split, _first_half, 2 * (1 / 2 + 1 / 2) + 2 / 3),
-    "repeats": Kind(plan_repeats, _early, _stacked, 10 * (EARLY_EPOCH + 1)),
+KINDS: dict[str, RetrainingKind] = {
+    "folds": RetrainingKind(fold_members, _logits, _held_out, 3 * 2 / 3),
+    "samis": RetrainingKind(
+        _ten_folds, _sgd_and_sam, _held_out, 10 * 0.9 * (1 + 2)
+    ),  # SAM steps twice
+    "second_split": RetrainingKind(
+        half_members, _second_split, _first_half, 2 * (1 / 2 + 1 / 2) + 2 / 3
+    ),
+    "repeats": RetrainingKind(repeat_members, _early, _stacked, 10 * (EARLY_EPOCH + 1)),
 }

@@ -29,8 +29,10 @@ from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, s
 # ModelEnsemble trained together by one process. More nets a pass share the cost of its calls, until their
 # weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
 # processor time a net.
-TOGETHER = 50
-SHORT = TrainConfig(epochs=20)  # long enough to fit digits; a sweep pays it hundreds of times
+CPU_ENSEMBLE_SIZE = 50
+SWEEP_CONFIG = TrainConfig(
+    epochs=20
+)  # long enough to fit digits; a sweep pays it hundreds of times
 SWEEP_VERSION = 1  # part of every key, see `jobs.RUN_VERSION`
 
 
@@ -136,7 +138,7 @@ class Sweep:
     index : ndarray (n_samples,), int64: original index
     queries : Queries, at which snapshots the nets were asked, in which augmentations
     arrays : dict of ndarray, as `answers.train_and_query` returns them
-    origin : dict, how the nets were trained: what shadows must share with the target of an attack
+    settings : dict, how the nets were trained: what shadows must share with the target of an attack
     """
 
     masks: np.ndarray
@@ -144,7 +146,7 @@ class Sweep:
     index: np.ndarray
     queries: Queries
     arrays: Mapping[str, np.ndarray]
-    origin: Mapping[str, object]
+    settings: Mapping[str, object]
 
     def __repr__(self) -> str:
         n_models, n_samples = self.masks.shape
@@ -201,7 +203,7 @@ def subset_sweep(
     *,
     n_models: int = 400,
     keep: float = 0.7,
-    config: TrainConfig = SHORT,
+    config: TrainConfig = SWEEP_CONFIG,
     queries: Queries = Queries(),
     seed: int = 0,
     n_jobs: int | None = None,
@@ -224,8 +226,8 @@ def subset_sweep(
     n_jobs : int, optional
         Processes; by default as in `jobs.train_many`. The results do not depend on it.
     """
-    origin = {"model": model, "keep": keep, **_flat(config), "data": store.fingerprint(data)}
-    shaped_by = [origin, dataclasses.replace(config, seed=0), n_models, queries, seed]
+    settings = {"model": model, "keep": keep, **_flat(config), "data": store.fingerprint(data)}
+    shaped_by = [settings, dataclasses.replace(config, seed=0), n_models, queries, seed]
     shaped_by.append(config.engine().key)
     key = f"sweep-{store.fingerprint([*shaped_by, SWEEP_VERSION])}"
     masks = subset_masks(n_models, len(data.train), keep, seed=seed)
@@ -238,7 +240,7 @@ def subset_sweep(
                 artifact = _sweep(key, cache, (model, data, config, queries), masks, seed, n_jobs)
     cache.tidy(key)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
-    return Sweep(masks, y_true, index, queries, artifact.arrays, origin)
+    return Sweep(masks, y_true, index, queries, artifact.arrays, settings)
 
 
 def _sweep(
@@ -258,7 +260,7 @@ def _sweep(
         f"a sweep of {n_models} nets over {n_samples:,} samples",
         "ask at fewer snapshots, in fewer augmentations, or train fewer nets",
     )
-    n_chunks = -(-n_models // ensemble_size(model, data, config, TOGETHER))
+    n_chunks = -(-n_models // ensemble_size(model, data, config, CPU_ENSEMBLE_SIZE))
     chunks = np.array_split(np.arange(n_models), n_chunks)
     parts = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}  # a sweep of hours goes on where it was
     near = None if on_cluster(n_jobs) else cache

@@ -11,7 +11,7 @@ from memlens.attacks import membership
 from memlens.attacks.membership import ATTACKS
 from memlens.attacks.shadows import Shadows, Target
 
-ORIGIN = {"model": "mlp"}
+SETTINGS = {"model": "mlp"}
 
 
 def logit_of(z, label):
@@ -185,8 +185,8 @@ def by_hand():
     logits = two_classes([[[3.0]], [[5.0]], [[-1.0]], [[1.0]]])
     bent = np.exp([[-2.0], [-4.0], [0.0], [2.0]])
     y = np.array([0])
-    shadows = Shadows(masks, logits, y, ORIGIN, bent)
-    return Target(two_classes([[2.0]]), y, ORIGIN, np.exp([-1.0])), shadows
+    shadows = Shadows(masks, logits, y, SETTINGS, bent)
+    return Target(two_classes([[2.0]]), y, SETTINGS, np.exp([-1.0])), shadows
 
 
 def test_each_attack_by_hand():
@@ -250,7 +250,9 @@ def test_a_member_scores_higher(setup):
             pick = np.argmax(chosen[100:], axis=0) + 100  # a net with, or without, each sample
             i = np.arange(50)
             predictions = shadows.logits[pick, 0, i][None]
-            target = Target(predictions, shadows.y_true, shadows.origin, shadows.curvature[pick, i])
+            target = Target(
+                predictions, shadows.y_true, shadows.settings, shadows.curvature[pick, i]
+            )
             half = replace(
                 shadows, masks=shadows.masks[:100], logits=shadows.logits[:100],
                 curvature=shadows.curvature[:100],
@@ -270,9 +272,9 @@ def test_more_of_the_same_views_change_nothing(setup):
 def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(setup):
     target, shadows = setup()
     order = np.random.default_rng(1).permutation(50)
-    mixed = Target(target.logits[:, order], target.y_true[order], ORIGIN, target.curvature[order])
+    mixed = Target(target.logits[:, order], target.y_true[order], SETTINGS, target.curvature[order])
     others = Shadows(shadows.masks[:, order], shadows.logits[:, :, order], shadows.y_true[order],
-                     ORIGIN, shadows.curvature[:, order])  # fmt: skip
+                     SETTINGS, shadows.curvature[:, order])  # fmt: skip
     for name, attack in ATTACKS.items():
         np.testing.assert_allclose(
             attack(mixed, others), attack(target, shadows)[order], rtol=1e-9, err_msg=name
@@ -283,16 +285,16 @@ def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(setup):
 def test_every_attack_refuses_shadows_of_another_recipe(attack, setup):
     target, shadows = setup()
     for change in ({"epochs": 20}, {"stop": "peak"}, {"weight_decay": 0.1}):
-        other = replace(shadows, origin=dict(shadows.origin) | change)
+        other = replace(shadows, settings=dict(shadows.settings) | change)
         with pytest.raises(ValueError, match=f"not trained like the target: {next(iter(change))}"):
             attack(target, other)
     with pytest.raises(ValueError, match=r"epochs is 60 in the target, 20 in the shadows"):
-        attack(target, replace(shadows, origin=dict(shadows.origin) | {"epochs": 20}))
+        attack(target, replace(shadows, settings=dict(shadows.settings) | {"epochs": 20}))
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_every_attack_refuses_a_target_among_its_own_shadows(attack, setup):
     _, shadows = setup()
-    itself = Target(shadows.logits[7], shadows.y_true, shadows.origin, shadows.curvature[7])
+    itself = Target(shadows.logits[7], shadows.y_true, shadows.settings, shadows.curvature[7])
     with pytest.raises(ValueError, match="exactly like shadow 7: it is one of its own shadows"):
         attack(itself, shadows)

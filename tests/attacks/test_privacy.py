@@ -78,9 +78,9 @@ def test_nets_that_memorize_nothing_leak_nothing(noise):
     train_ensemble(ensemble, noise, masks, replace(LONG, lr=0.02), seeds, labels=labels,
                    after_epoch=redraw)  # fmt: skip
     logits = ensemble.predict(noise).numpy()[:, None]
-    first, y, origin = N_NETS - 12, noise.train.labels.numpy(), {"labels": "redrawn"}
-    nets_known = shadows.Shadows(masks[:first], logits[:first], y, origin)
-    targets = [shadows.Target(logits[t], y, origin) for t in range(first, N_NETS)]
+    first, y, settings = N_NETS - 12, noise.train.labels.numpy(), {"labels": "redrawn"}
+    nets_known = shadows.Shadows(masks[:first], logits[:first], y, settings)
+    targets = [shadows.Target(logits[t], y, settings) for t in range(first, N_NETS)]
     setup = privacy.AttackSetup(targets, masks[first:], nets_known)
     for name, rows in privacy.run_attacks(setup).items():
         low, high = detection.auroc_interval(setup.members.ravel(), rows.ravel(), confidence=0.999)
@@ -103,8 +103,8 @@ def test_the_stage_is_set_from_one_sweep_and_no_net_plays_twice(by_heart):
     assert np.array_equal(known.logits, by_heart.logits_at("peak")[:24])
     assert np.array_equal(targets[0].logits, by_heart.logits_at("peak")[-3])
     assert np.array_equal(targets[2].curvature, by_heart.arrays["curvature/peak"][-1])
-    assert targets[0].origin["snapshot"] == known.origin["snapshot"] == "peak"
-    assert targets[0].origin["weight_decay"] == 1e-4
+    assert targets[0].settings["snapshot"] == known.settings["snapshot"] == "peak"
+    assert targets[0].settings["weight_decay"] == 1e-4
     one = privacy.attack_setup(by_heart, augmentations=["left"], n_targets=1, n_shadows=24)
     assert np.array_equal(one.shadows.logits[:, 0], by_heart.logits_at("last")[:24, 1])
     early = privacy.attack_setup(by_heart, 1, n_targets=1, n_shadows=24)
@@ -298,7 +298,7 @@ def test_what_shapes_a_sweep_is_in_its_key(noise, tmp_path, monkeypatch, change)
 
 
 def test_a_sweep_with_stops_does_not_depend_on_its_processes(noise, tmp_path, monkeypatch):
-    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     queries = Queries(("peak", "best_val", "last", 1), ("identity", "left"), 1)
     found = []
     for n in (1, 2):

@@ -35,7 +35,7 @@ def test_medians_and_spreads_are_those_of_the_chosen():
 
 def test_a_target_holds_answers_only():
     """Whatever an attack learns of the members, it does not learn from the target."""
-    assert [field.name for field in fields(Target)] == ["logits", "y_true", "origin", "curvature"]
+    assert [field.name for field in fields(Target)] == ["logits", "y_true", "settings", "curvature"]
 
 
 def test_a_copy_with_other_answers_is_not_served_the_old_fits(setup):
@@ -44,7 +44,7 @@ def test_a_copy_with_other_answers_is_not_served_the_old_fits(setup):
     others = replace(shadows, logits=shadows.logits[::-1].copy())
     flipped = replace(shadows, masks=~shadows.masks)
     for copy in (others, flipped):
-        fresh = room.Shadows(copy.masks, copy.logits, copy.y_true, copy.origin, copy.curvature)
+        fresh = room.Shadows(copy.masks, copy.logits, copy.y_true, copy.settings, copy.curvature)
         expected = membership.lira(target, fresh)
         assert np.array_equal(membership.lira(target, copy), expected)
         assert not np.array_equal(expected, before)

@@ -19,7 +19,7 @@ from memlens.ensembles.costs import (
     cost_of_scores,
     measure_costs,
 )
-from memlens.ensembles.retrainings import KINDS, plan_folds, plan_halves, plan_repeats
+from memlens.ensembles.retrainings import KINDS, fold_members, half_members, repeat_members
 from memlens.tracking.scores import CATALOGUE, Score
 from memlens.training.config import TrainConfig
 
@@ -106,11 +106,11 @@ def test_a_count_in_words_is_the_count():
 def test_the_counts_of_retrainings_are_those_of_their_plans(tiny):
     """Samples trained on, in multiples of all of them; SAM takes two steps for one."""
     share = {
-        "folds": sum(part.mask.mean() for part in plan_folds(tiny, 0)),
-        "samis": sum(3 * part.mask.mean() for part in plan_folds(tiny, 0, 10)),
+        "folds": sum(part.mask.mean() for part in fold_members(tiny, 0)),
+        "samis": sum(3 * part.mask.mean() for part in fold_members(tiny, 0, 10)),
         # each half and then the other, and a look (a third of a step) at all after each epoch
-        "second_split": sum(part.mask.mean() + 1 / 3 for part in plan_halves(tiny, 0)) + 1,
-        "repeats": sum(part.mask.mean() for part in plan_repeats(tiny, 0)) * 11 / 60,
+        "second_split": sum(part.mask.mean() + 1 / 3 for part in half_members(tiny, 0)) + 1,
+        "repeats": sum(part.mask.mean() for part in repeat_members(tiny, 0)) * 11 / 60,
     }
     assert set(share) == set(KINDS)
     for kind, value in share.items():

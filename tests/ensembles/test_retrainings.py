@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from memlens.ensembles import retrainings
-from memlens.ensembles.retrainings import KINDS, plan_folds, plan_halves, plan_repeats, retrain
+from memlens.ensembles.retrainings import KINDS, fold_members, half_members, repeat_members, retrain
 from memlens.storage import store
 from memlens.tracking.scores import EARLY_EPOCH
 from memlens.training.config import TrainConfig, mixed_seed
@@ -115,7 +115,7 @@ def test_samis_is_sgd_and_sam_from_the_same_start(noisy, train_alone):
 
 def test_samis_with_batch_norm_starts_both_from_fresh_statistics(double):
     """SGD's statistics must not be where SAM begins: without a radius the two are the same."""
-    parts = plan_folds(double, SEED)
+    parts = fold_members(double, SEED)
     ensemble = retrainings.ModelEnsemble.build("mlp_bn", double, [part.seed for part in parts])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrainings, "SAM_RHO", 0.0)
@@ -147,7 +147,7 @@ def test_repeats_are_early_signals_of_ten_nets(noisy, train_alone, epochs):
 
 @pytest.mark.parametrize("n_folds", [3, 10])
 def test_every_sample_is_held_out_once_and_the_folds_are_stratified(noisy, n_folds):
-    parts = plan_folds(noisy, SEED, n_folds)
+    parts = fold_members(noisy, SEED, n_folds)
     assert (sum(~part.mask for part in parts) == 1).all()
     for label in range(3):
         own = noisy.train.labels.numpy() == label
@@ -155,23 +155,23 @@ def test_every_sample_is_held_out_once_and_the_folds_are_stratified(noisy, n_fol
         assert max(held_out) - min(held_out) <= 1
     assert len({part.seed for part in parts}) == n_folds
     assert all(torch.equal(part.labels, noisy.train.labels) for part in parts)
-    other = plan_folds(noisy, SEED + 1, n_folds)
+    other = fold_members(noisy, SEED + 1, n_folds)
     assert any((a.mask != b.mask).any() for a, b in zip(parts, other, strict=True))
 
 
 def test_halves_are_complements_from_one_start(double):
     odd = replace(double, train=double.train[torch.arange(59)])
-    first, second = plan_halves(odd, SEED)
+    first, second = half_members(odd, SEED)
     assert (first.mask ^ second.mask).all()
     assert (first.mask.sum(), second.mask.sum()) == (29, 30)
     assert first.seed == second.seed
-    assert (plan_halves(odd, SEED + 1)[0].mask != first.mask).any()
+    assert (half_members(odd, SEED + 1)[0].mask != first.mask).any()
     left = retrain("second_split", "mlp", [odd], SHORT, seeds=[SEED], n_jobs=1)[0]
     assert left["correct"].shape == (5, 59)
 
 
 def test_repeats_are_all_samples_from_seeds_of_their_own(double):
-    parts = plan_repeats(double, SEED)
+    parts = repeat_members(double, SEED)
     assert all(part.mask.all() for part in parts)
     assert len({part.seed for part in parts}) == len(parts) == 10
 
@@ -220,14 +220,14 @@ def test_who_is_trained_beside_whom_does_not_matter(double, noisy, monkeypatch, 
     config = replace(SHORT, epochs=3)
     together = retrain(kind, "mlp", [double, noisy, noisy], config, seeds=[0, 0, 1], n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(retrainings, "TOGETHER", 4)
+    monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 4)
     for data, seed, left in zip((double, noisy, noisy), (0, 0, 1), together, strict=True):
         same(retrain(kind, "mlp", [data], config, seeds=[seed], n_jobs=1)[0], left, **CLOSE)
 
 
 def test_processes_do_not_matter(tiny, monkeypatch, tmp_path):
     data, found = [tiny, tiny.with_noise(0.2)], []
-    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)
     for n_jobs in (1, 2):
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n_jobs)))
         left = retrain("folds", "mlp", data, SHORT, seeds=[0, 1], n_jobs=n_jobs)
@@ -276,7 +276,7 @@ def stopped_after(n, real, calls):
 def test_an_interruption_costs_the_stack_that_is_trained(tiny, monkeypatch, tmp_path, kind):
     data, config = [tiny, tiny.with_noise(0.2)], replace(SHORT, epochs=3)
     settings = {"seeds": [0, 1], "n_jobs": 1}
-    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)
     whole = retrain(kind, "mlp", data, config, **settings)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
     real, calls = retrainings._work, []
@@ -318,7 +318,7 @@ def test_stacks_that_outlived_their_retraining_are_removed(tiny, monkeypatch, tm
     """A kill after the last artifact, and one while a stack was being removed."""
     data, real = [tiny, tiny.with_noise(0.2)], store.Store.tidy
     settings = {"seeds": [0, 1], "n_jobs": 1}
-    monkeypatch.setattr(retrainings, "TOGETHER", 2)
+    monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)
     monkeypatch.setattr(store.Store, "tidy", lambda *_: None)
     retrain("folds", "mlp", data, SHORT, **settings)
     stacks = list(tmp_path.glob("folds-*.*"))
@@ -340,4 +340,4 @@ def test_bad_requests_are_named(double):
         torch.tensor([int((double.train.labels == c).nonzero()[0]) for c in range(3)])
     ]
     with pytest.raises(ValueError, match=r"3 training samples of .* are 3 classes with one each"):
-        plan_folds(replace(double, train=single), SEED)
+        fold_members(replace(double, train=single), SEED)

@@ -59,7 +59,7 @@ def test_masks_hold_the_share_exactly_and_differ():
 def test_a_sweep_is_its_nets_trained_alone(double, train_alone, tmp_path, monkeypatch):
     """Model m has the weights and the order of (seed, m), and the samples of its mask."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     config = replace(SHORT, epochs=5)
     for model in ("mlp", "small_cnn_bn"):
         settings = {"n_models": 3, "keep": 0.7, "config": config, "seed": 2}
@@ -75,7 +75,7 @@ def test_a_sweep_is_its_nets_trained_alone(double, train_alone, tmp_path, monkey
 
 
 def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(subsets, "TOGETHER", 4)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 4)
     sweeps = []
     for n in (1, 2):
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n)))
@@ -120,7 +120,7 @@ def test_bad_input_is_named(small):
 def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monkeypatch):
     whole = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     real, calls = subsets.train_and_query, []
 
     def interrupted(ensemble, data, masks, config, seeds, queries):
@@ -140,7 +140,7 @@ def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monk
 
 def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
-    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     real = store.Store.put
 
     def full(self, key, artifact):
@@ -169,7 +169,7 @@ def test_parts_that_outlived_their_sweep_are_removed(small, tmp_path, monkeypatc
 
 
 def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "whole"))
     whole = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
@@ -205,7 +205,7 @@ def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monke
 
     monkeypatch.setattr(subsets, "train_and_query", interrupted)
     for size, error in ((2, True), (3, False)):  # as on a machine where "auto" is another device
-        monkeypatch.setattr(subsets, "TOGETHER", size)
+        monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", size)
         if error:
             with pytest.raises(KeyboardInterrupt):
                 ml.subset_sweep("mlp", small, n_models=6, config=SHORT, n_jobs=1)

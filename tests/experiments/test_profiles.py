@@ -60,7 +60,7 @@ def test_the_half_sweep_has_the_profiles_targets_and_shadows(short, tiny):
     half = profile.half_sweep(tiny)
     assert half.masks.shape == (5, 60)
     assert (half.masks.sum(1) == 30).all()
-    assert half.origin["epochs"] == 3  # the whole config, not the sweep's
+    assert half.settings["epochs"] == 3  # the whole config, not the sweep's
     assert half.logits_at("last").shape == (5, 3, 60, 3)
     assert ml.get_profile("digits").n_shadows >= 128
 

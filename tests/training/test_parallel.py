@@ -98,7 +98,7 @@ def test_runs_and_retrainings_of_a_cluster_are_those_of_this_process(tiny, tmp_p
 @pytest.mark.filterwarnings("ignore:.*tasks which were still being processed")  # joblib's, rightly
 def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked):
     """What stops the caller half-way costs the stacks in hand, not those that have come back."""
-    monkeypatch.setattr(retrainings, "TOGETHER", 1)
+    monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 1)
     put = store.Store.put
 
     def stopped(cache, key, artifact):
@@ -231,7 +231,7 @@ def test_a_process_that_is_killed_is_told_and_its_fellows_work_is_kept(tmp_path)
 
 def test_a_worker_that_is_killed_in_mid_sweep_changes_no_bit(tiny, monkeypatch, tmp_path, asked):
     _, (victim, _) = asked
-    monkeypatch.setattr(subsets, "TOGETHER", 2)
+    monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     settings = {"n_models": 24, "config": TrainConfig(epochs=8, batch_size=4), "seed": 3}
     put, kept = store.Store.put, []
 
