@@ -1,1 +1,1 @@
-"""Membership inference, and the distance to the decision boundary."""
+"""Membership inference attacks, and the distance to the decision boundary."""

@@ -1,7 +1,7 @@
-"""Was this sample trained on? Attacks that answer it: membership inference.
+"""Membership inference attacks: score whether a network was trained on a sample.
 
 An attack is a function ``(target, shadows) -> (n_samples,)``, float64, higher = more likely a
-member. Most look at the log odds of the label, phi; the loss is log(1 + e^-phi).
+member. Most use the log odds of the label, phi; the loss is log(1 + e^-phi).
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from scipy.special import log_ndtr, softmax
 from memlens.attacks.shadows import Normals, Shadows, Target, check_pair
 
 Variance = Literal["fixed", "per_sample"]
-_LEAST_SPREAD = 1e-30  # a standard deviation of 0 would divide
-_LEAST_CURVATURE = 1e-10  # one rounding of a float64 loss, over 4 h^2 with h = 1e-3; ours
-_LEAST_OF_CSG = 1e-22  # added here and there in the CSG authors' code
+_MIN_STD = 1e-30  # avoids a division by 0
+_MIN_CURVATURE = 1e-10  # ours: rounding of a float64 loss, over 4 h^2 with h = 1e-3
+_CSG_EPSILON = 1e-22  # of the CSG authors' code
 _LOG_2_PI = float(np.log(2 * np.pi))
 
 
@@ -24,83 +24,85 @@ def _loss(phi: np.ndarray) -> np.ndarray:
 
 
 def _log_density(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    std = std + _LEAST_SPREAD
+    std = std + _MIN_STD
     return -(((x - mean) / std) ** 2 + _LOG_2_PI) / 2 - np.log(std)
 
 
 def lira(target: Target, shadows: Shadows, *, variance: Variance = "fixed") -> np.ndarray:
-    """Likelihood ratio attack, online (Carlini et al. 2022, Algorithm 1), (n_samples,).
+    """Return the online likelihood ratio attack (Carlini et al. 2022, Algorithm 1), (n_samples,).
 
-    log N(phi; with) - log N(phi; without), meaned over views after the logarithm; the centres are
-    medians. ``variance`` as in `fit_normals`; fixed is the better one up to about 64 shadows. The
-    public code takes its fixed spread over all samples at once, differences between samples
-    included, and for both sides from the nets with the sample.
+    log N(phi; with) - log N(phi; without), mean of the logarithms over augmentations; the centres
+    are medians. ``variance`` as in `fit_normals`; "fixed" is better up to about 64 shadows. The
+    fixed spread of the public code differs: it includes the differences between samples, and both
+    sides use that of the networks with the sample.
     """
     check_pair(target, shadows)
-    known = shadows.normals("phi", lambda: shadows.phi, variance, centre="median")
-    inside = _log_density(target.phi, known.mean_in, known.std_in)
-    return (inside - _log_density(target.phi, known.mean_out, known.std_out)).mean(axis=0)
+    fits = shadows.normals("phi", lambda: shadows.phi, variance, centre="median")
+    inside = _log_density(target.phi, fits.mean_in, fits.std_in)
+    return (inside - _log_density(target.phi, fits.mean_out, fits.std_out)).mean(axis=0)
 
 
-def lira_offline(
-    target: Target, shadows: Shadows, *, variance: Variance = "fixed", two_sided: bool = False
-) -> np.ndarray:
-    """Likelihood ratio attack from the nets without a sample alone, (n_samples,).
+def lira_offline(target: Target, shadows: Shadows, *, two_sided: bool = False) -> np.ndarray:
+    """Return the likelihood ratio attack that uses only networks without the sample, (n_samples,).
 
-    How far phi lies above what nets without the sample give: -log P(Z > phi), meaned over views
-    (Carlini et al. 2022, Sec. VI-B, a one-sided test). ``two_sided`` takes -log N(phi; without), as
-    the public code does: phi far below counts, too.
+    -log P(Z > phi), mean over augmentations: a one-sided test against the networks without the
+    sample (Carlini et al. 2022, Sec. VI-B). ``two_sided`` gives -log N(phi; without), as the public
+    code does, which is also high for phi far below.
     """
     check_pair(target, shadows)
-    known = shadows.normals("phi", lambda: shadows.phi, variance, centre="median")
+    fits = shadows.normals("phi", lambda: shadows.phi, "fixed", centre="median")
     if two_sided:
-        return -_log_density(target.phi, known.mean_out, known.std_out).mean(axis=0)
-    above = (target.phi - known.mean_out) / (known.std_out + _LEAST_SPREAD)
+        return -_log_density(target.phi, fits.mean_out, fits.std_out).mean(axis=0)
+    above = (target.phi - fits.mean_out) / (fits.std_out + _MIN_STD)
     return -log_ndtr(-above).mean(axis=0)
 
 
 def lira_csg(target: Target, shadows: Shadows) -> np.ndarray:
-    """The likelihood ratio as the CSG authors' code takes it, to compare with their Table 3 and 9.
+    """Return the likelihood ratio of the CSG authors' code, for comparison with Tables 3 and 9.
 
-    The logit of the *largest* probability, whatever the label, from a float32 softmax: where that
-    rounds to 1, the logit jumps from 17 to 51. A mean and a variance a sample, the variance in the
-    place of a standard deviation; likelihoods added over the views, not multiplied; their ratio,
-    (n_samples,), 0 or more, in which what underflows is tied.
+    It is based on the logit of the *largest* probability, whatever the label, from a float32
+    softmax: where that rounds to 1, the logit jumps from 17 to 51. Mean and variance are those of a
+    sample, and the variance is used as the standard deviation. Likelihoods are summed over
+    augmentations, not multiplied. Returns their ratio, (n_samples,), 0 or more; scores that
+    underflow are tied.
     """
     check_pair(target, shadows)
-    known = shadows.normals("top", lambda: _top_logit(shadows.logits), "per_sample", centre="mean")
+    fits = shadows.normals("top", lambda: _top_logit(shadows.logits), "per_sample", centre="mean")
     top = _top_logit(target.logits)
-    inside = np.exp(_log_density(top, known.mean_in, known.std_in**2)).sum(axis=0)
-    outside = np.exp(_log_density(top, known.mean_out, known.std_out**2)).sum(axis=0)
-    return inside / (outside + _LEAST_OF_CSG)
+    inside = np.exp(_log_density(top, fits.mean_in, fits.std_in**2)).sum(axis=0)
+    outside = np.exp(_log_density(top, fits.mean_out, fits.std_out**2)).sum(axis=0)
+    return inside / (outside + _CSG_EPSILON)
 
 
 def _top_logit(logits: np.ndarray) -> np.ndarray:
     top = softmax(np.asarray(logits, dtype=np.float32), axis=-1).max(axis=-1).astype(np.float64)
-    return np.log(top / (1 - top + _LEAST_OF_CSG) + _LEAST_OF_CSG)
+    return np.log(top / (1 - top + _CSG_EPSILON) + _CSG_EPSILON)
 
 
 def yeom(target: Target, shadows: Shadows) -> np.ndarray:
-    """-loss (Yeom et al. 2018), (n_samples,): no shadow is asked. First view."""
+    """Return -loss (Yeom et al. 2018), (n_samples,), first augmentation; shadows are not used."""
     check_pair(target, shadows)
     return -_loss(target.phi[0])
 
 
 def calibrated_loss(target: Target, shadows: Shadows) -> np.ndarray:
-    """-(loss - mean loss of the nets without the sample) (Watson et al. 2022). First view."""
+    """Return -(loss - mean loss of networks without the sample) (Watson et al. 2022), (n_samples,).
+
+    First augmentation.
+    """
     check_pair(target, shadows)
-    known = _losses(shadows)
-    return -(_loss(target.phi[0]) - known.mean_out[0])
+    fits = _losses(shadows)
+    return -(_loss(target.phi[0]) - fits.mean_out[0])
 
 
 def mast(target: Target, shadows: Shadows) -> np.ndarray:
-    """-(loss - midpoint of the mean losses with and without) (Sablayrolles et al. 2019, MAST).
+    """Return -(loss - midpoint of the mean losses with and without the sample), (n_samples,).
 
-    First view, (n_samples,).
+    MAST (Sablayrolles et al. 2019), first augmentation.
     """
     check_pair(target, shadows)
-    known = _losses(shadows)
-    return -(_loss(target.phi[0]) - (known.mean_in[0] + known.mean_out[0]) / 2)
+    fits = _losses(shadows)
+    return -(_loss(target.phi[0]) - (fits.mean_in[0] + fits.mean_out[0]) / 2)
 
 
 def _losses(shadows: Shadows) -> Normals:
@@ -108,41 +110,43 @@ def _losses(shadows: Shadows) -> Normals:
 
 
 def curvature_nll(target: Target, shadows: Shadows) -> np.ndarray:
-    """Curvature attack, NLL form (Ravikumar et al. 2024, Curvature Clues), (n_samples,).
+    """Return the NLL form of the curvature attack, (n_samples,).
 
-    How much better the log of the zero-order curvature fits the nets with the sample than those
-    without it: a difference of two negative log-likelihoods with the spread of the nets with it in
-    both. The public code gives the variance in the place of the standard deviation; this does not.
+    Ravikumar et al. 2024, Curvature Clues: the log-likelihood of the log zero-order curvature under
+    the networks with the sample, minus that under the networks without it, both with the spread of
+    the networks with it. The public code uses the variance as the standard deviation; this function
+    does not.
     """
-    value, known = _curvatures(target, shadows)
-    inside = _log_density(value, known.mean_in, known.std_in)
-    return inside - _log_density(value, known.mean_out, known.std_in)
+    value, fits = _curvatures(target, shadows)
+    inside = _log_density(value, fits.mean_in, fits.std_in)
+    return inside - _log_density(value, fits.mean_out, fits.std_in)
 
 
 def curvature_lr(target: Target, shadows: Shadows) -> np.ndarray:
-    """Curvature attack, likelihood-ratio form, (n_samples,): each side with its own spread.
+    """Return the likelihood-ratio form of the curvature attack, (n_samples,).
 
-    Returned as the logarithm of the ratio, which orders alike; otherwise as `curvature_nll`.
+    As `curvature_nll`, but with a separate spread for each side. The logarithm of the ratio is
+    returned, which has the same order.
     """
-    value, known = _curvatures(target, shadows)
-    inside = _log_density(value, known.mean_in, known.std_in)
-    return inside - _log_density(value, known.mean_out, known.std_out)
+    value, fits = _curvatures(target, shadows)
+    inside = _log_density(value, fits.mean_in, fits.std_in)
+    return inside - _log_density(value, fits.mean_out, fits.std_out)
 
 
 def _curvatures(target: Target, shadows: Shadows) -> tuple[np.ndarray, Normals]:
     check_pair(target, shadows)
     if target.curvature is None or shadows.curvature is None:
         raise ValueError(
-            "no curvature was asked of the target or the shadows: sweep with "
+            "the target or the shadows have no curvature: run the sweep with "
             "Queries(n_directions=10)"
         )
     values = lambda: _log_curvature(shadows.curvature)[:, None]  # noqa: E731
-    known = shadows.normals("curvature", values, "per_sample", centre="mean")
-    return _log_curvature(target.curvature), Normals(*(part[0] for part in known))
+    fits = shadows.normals("curvature", values, "per_sample", centre="mean")
+    return _log_curvature(target.curvature), Normals(*(part[0] for part in fits))
 
 
 def _log_curvature(curvature: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(curvature, _LEAST_CURVATURE))
+    return np.log(np.maximum(curvature, _MIN_CURVATURE))
 
 
 MembershipAttack = Callable[[Target, Shadows], np.ndarray]

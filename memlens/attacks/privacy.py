@@ -1,9 +1,10 @@
-"""What a net leaks: its attacks staged from one sweep, and judged at low false positive rates.
+"""Set up, run and evaluate membership inference attacks from one sweep.
 
-    setup = privacy.stage(sweep, "peak", n_targets=5, n_shadows=64)
+    setup = privacy.attack_setup(sweep, "peak", n_targets=5, n_shadows=64)
     privacy.evaluate_attacks(setup.members, privacy.run_attacks(setup))
 
-All nets of a half-subset sweep are alike, so that some can be targets and others their shadows.
+All networks of a sweep have the same training settings, so some can be targets and others their
+shadows. With ``keep=0.5``, half of the samples are members of each target.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,11 @@ from memlens.evaluation import detection, metrics
 
 N_SHADOWS = 64  # as the CSG paper, A.1
 FPRS = (1e-4, 1e-3, 1e-2)  # of CSG Table 9
-_LEAK = 6.0  # standard errors; independent masks reach it once in 10^9
+_LEAK_ERRORS = 6.0  # standard errors; independent masks reach it once in 10^9
 
 
 class AttackSetup(NamedTuple):
-    """Targets, their members (n_targets, n_samples) bool, and the shadows to attack them with."""
+    """Targets, their members (n_targets, n_samples) bool, and the shadows of the attacks."""
 
     targets: list[Target]
     members: np.ndarray
@@ -40,89 +41,94 @@ def attack_setup(
     augmentations: Sequence[str] | None = None,
     shadow_snapshot: Snapshot | None = None,
 ) -> AttackSetup:
-    """Take the first nets of a sweep as shadows and the last as targets, all stopped by one rule.
+    """Use the first networks of a sweep as shadows and the last as targets.
 
     Parameters
     ----------
     sweep : Sweep
-        Of a share of 0.5, usually: half the samples are members.
+        Usually with a share of 0.5: half of the samples are members.
     snapshot : str or int
-        Where the nets were asked, one of ``sweep.queries.snapshots``.
+        Snapshot of the predictions, one of ``sweep.queries.snapshots``.
+    n_targets, n_shadows : int
+        Numbers of networks; no network is both.
     augmentations : sequence of str, optional
-        Those of the augmentations that the attacks may use; by default all that were asked.
+        Augmentations that the attacks use; by default all of the sweep's.
     shadow_snapshot : str or int, optional
-        Shadows of another snapshot, passed off as the target's: what a careless attacker would do, and
-        the only way past the check that they are alike.
+        Use shadows of another snapshot but label them as the target's, to simulate a careless
+        attacker. Without it, attacks refuse shadows of another snapshot.
 
     Raises
     ------
     ValueError
-        If the sweep has fewer nets, or was not asked there or so.
+        If the sweep has fewer networks, or lacks the snapshot or an augmentation.
     """
-    n_nets = len(sweep.masks)
-    if n_targets < 1 or n_shadows < 4 or n_targets + n_shadows > n_nets:
+    n_models = len(sweep.masks)
+    if n_targets < 1 or n_shadows < 4 or n_targets + n_shadows > n_models:
         raise ValueError(
-            f"{n_targets} targets and {n_shadows} shadows of a sweep of {n_nets} nets: ask for at "
-            "least one target, four shadows, and no net twice"
+            f"{n_targets} targets and {n_shadows} shadows of a sweep of {n_models} networks: "
+            "expected at least one target and four shadows, and no more than the sweep has"
         )
-    logits, curvature = _answers(sweep, snapshot, augmentations)
-    shown = tuple(
-        sweep.queries.augmentations_at(snapshot) if augmentations is None else augmentations
-    )
-    asked = {
+    logits, curvature = _predictions(sweep, snapshot, augmentations)
+    used = sweep.queries.augmentations_at(snapshot) if augmentations is None else augmentations
+    queries = {
         "snapshot": snapshot,
-        "augmentations": shown,
+        "augmentations": tuple(used),
         "n_directions": sweep.queries.n_directions,
     }
-    settings, first = dict(sweep.settings) | asked, n_nets - n_targets
+    settings, first = dict(sweep.settings) | queries, n_models - n_targets
     targets = [
-        Target(logits[t], sweep.y_true, settings, curvature[t]) for t in range(first, n_nets)
+        Target(logits[t], sweep.y_true, settings, curvature[t]) for t in range(first, n_models)
     ]
     if shadow_snapshot is not None:
-        logits, curvature = _answers(sweep, shadow_snapshot, augmentations)
-    known = curvature[:n_shadows] if isinstance(curvature, np.ndarray) else None
-    shadows = Shadows(sweep.masks[:n_shadows], logits[:n_shadows], sweep.y_true, settings, known)
+        logits, curvature = _predictions(sweep, shadow_snapshot, augmentations)
+    of_shadows = curvature[:n_shadows] if isinstance(curvature, np.ndarray) else None
+    masks = sweep.masks[:n_shadows]
+    shadows = Shadows(masks, logits[:n_shadows], sweep.y_true, settings, of_shadows)
     return AttackSetup(targets, sweep.masks[first:], shadows)
 
 
-def _answers(
+def _predictions(
     sweep: Sweep, snapshot: Snapshot, augmentations: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray | list[None]]:
-    logits, asked = sweep.logits_at(snapshot), sweep.queries.augmentations_at(snapshot)
+    logits, available = sweep.logits_at(snapshot), sweep.queries.augmentations_at(snapshot)
     if augmentations is not None:
-        if unknown := [view for view in augmentations if view not in asked]:
+        if missing := [name for name in augmentations if name not in available]:
             raise ValueError(
-                f"augmentations {unknown} were not asked at {snapshot!r}; there are: {', '.join(asked)}"
+                f"no predictions with augmentations {missing} at snapshot {snapshot!r}; "
+                f"available: {', '.join(available)}"
             )
-        logits = logits[:, [asked.index(view) for view in augmentations]]
+        logits = logits[:, [available.index(name) for name in augmentations]]
     return logits, sweep.arrays.get(f"curvature/{snapshot}", [None] * len(logits))
 
 
 def check_leak(members: np.ndarray, shadows: Shadows) -> None:
-    """Refuse shadows whose subsets were not drawn independently of the targets' members.
+    """Refuse shadows whose subsets depend on the targets' members.
 
-    A target's own subset, or its complement, among the shadows tells the members by how many
-    shadows a sample has.
+    If a target's subset, or its complement, is among the shadows' subsets, the number of shadows
+    trained on a sample reveals its membership.
 
     Raises
     ------
     ValueError
-        If a mask is a target's or its complement, or if the share of shadows that hold a sample
-        tells a target's members better than chance, by more than 6 standard errors.
+        If a subset of the shadows equals the members of a target or their complement, or if the
+        share of shadows trained on a sample correlates with membership by more than 6 standard
+        errors.
     """
     share = shadows.masks.mean(axis=0)
     for number, member in enumerate(members):
         for name, mask in (("members", member), ("non-members", ~member)):
             if (same := (shadows.masks == mask).all(axis=1)).any():
                 raise ValueError(
-                    f"shadow {same.argmax()} was trained on exactly the {name} of target {number}"
+                    f"shadow {same.argmax()} was trained on exactly the {name} of target {number}; "
+                    "draw its subset independently"
                 )
         if np.ptp(share) and 0 < member.sum() < member.size:
-            likeness = np.corrcoef(share, member)[0, 1]
-            if abs(likeness) * np.sqrt(member.size) > _LEAK:
+            correlation = np.corrcoef(share, member)[0, 1]
+            if abs(correlation) * np.sqrt(member.size) > _LEAK_ERRORS:
                 raise ValueError(
-                    f"the shadows know target {number}: the share of them that hold a sample "
-                    f"correlates with its membership ({likeness:+.2f}); draw their subsets anew"
+                    f"the shadows leak the members of target {number}: the share of shadows "
+                    f"trained on a sample correlates with its membership ({correlation:+.2f}); "
+                    "draw their subsets independently"
                 )
 
 
@@ -147,69 +153,72 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def run_attacks(
     setup: AttackSetup, attacks: Mapping[str, MembershipAttack] | None = None
 ) -> dict[str, np.ndarray]:
-    """Scores of each attack on each target, (n_targets, n_samples), higher = member.
+    """Return the scores of each attack, (n_targets, n_samples), higher = more likely a member.
 
     Parameters
     ----------
     setup : AttackSetup
     attacks : mapping of functions, optional
-        `ATTACKS` by default, without the curvature attacks where no curvature was asked.
+        By default `ATTACKS`, without the curvature attacks if the sweep has no curvature.
 
     Raises
     ------
     ValueError
-        If the shadows know a target's members; see `check_leak`.
+        If the shadows reveal a target's members (`check_leak`), or do not match a target
+        (`shadows.check_pair`).
     """
     targets, members, shadows = setup
     check_leak(members, shadows)
     if attacks is None:
-        bent = all(asked.curvature is not None for asked in (shadows, *targets))
-        attacks = {k: f for k, f in ATTACKS.items() if bent or f not in NEED_CURVATURE}
+        has_curvature = all(part.curvature is not None for part in (shadows, *targets))
+        attacks = {k: f for k, f in ATTACKS.items() if has_curvature or f not in NEED_CURVATURE}
     return {
-        name: np.stack([one(target, shadows) for target in targets])
-        for name, one in attacks.items()
+        name: np.stack([attack(target, shadows) for target in targets])
+        for name, attack in attacks.items()
     }
 
 
 def evaluate_attacks(
     members: np.ndarray, scores: Mapping[str, np.ndarray], *, pooled: bool = False
 ) -> pd.DataFrame:
-    """What each attack finds of each target.
+    """Evaluate the scores of attacks on each target.
 
     Parameters
     ----------
     members : ndarray (n_targets, n_samples), bool
-    scores : mapping of ndarray (n_targets, n_samples), as `run_attacks` returns them
+    scores : mapping of ndarray (n_targets, n_samples)
+        As `run_attacks` returns them.
     pooled : bool
-        Judge all targets as one, called "all": with more non-members lower rates can be shown. One
-        threshold then serves all targets, which suits scores on one scale, as likelihood ratios
-        are. A sample counts once for each target: an interval has to draw samples, not pairs.
+        Evaluate all targets as one, called "all": more non-members resolve lower false positive
+        rates. One threshold then applies to all targets, which is appropriate for scores on one
+        scale, such as likelihood ratios. A sample counts once per target, so a confidence interval
+        has to resample samples, not pairs.
 
     Returns
     -------
     DataFrame, index (target, attack)
-        auroc, balanced_accuracy (of the best threshold) and equal_error_accuracy (of the threshold
-        the papers take), all in [0, 1], 0.5 = no leak;
-        tpr_at_0.0001 and so on, the share of members found at such a false positive rate, NaN where
-        the target has too few non-members to show it; tpr_at_0, found before the first false
-        positive; finest_fpr, the lowest rate above 0 that the non-members can show.
+        auroc, balanced_accuracy (at the best threshold) and equal_error_accuracy (at the threshold
+        of the papers), in [0, 1], 0.5 = no leak; tpr_at_0.0001 and so on, the true positive rate at
+        this false positive rate, NaN if the target has too few non-members to resolve it; tpr_at_0,
+        before the first false positive; finest_fpr, the lowest false positive rate above 0 that the
+        non-members resolve.
 
     Raises
     ------
     ValueError
-        If scores and members do not have one shape.
+        If the shapes of scores and members differ.
     """
     if wrong := {k: rows.shape for k, rows in scores.items() if rows.shape != members.shape}:
-        raise ValueError(f"members have shape {members.shape}, scores {wrong}: pass one shape")
+        raise ValueError(f"members have shape {members.shape}, scores {wrong}: expected one shape")
     frames = {
         target: pd.DataFrame({attack: rows[target] for attack, rows in scores.items()})
         for target in range(len(members))
     }
-    known = dict(enumerate(members))
+    truth = dict(enumerate(members))
     if pooled:
         frames = {"all": pd.concat(frames, ignore_index=True)}
-        known = {"all": members.ravel()}
-    tables = {k: detection.evaluate_detectors(known[k], frames[k], metrics=METRICS) for k in frames}
+        truth = {"all": members.ravel()}
+    tables = {k: detection.evaluate_detectors(truth[k], frames[k], metrics=METRICS) for k in frames}
     return pd.concat(tables, names=["target", "attack"])
 
 
@@ -220,46 +229,49 @@ def evaluate_snapshots(
     attacks: Mapping[str, MembershipAttack] | None = None,
     **options: object,
 ) -> pd.DataFrame:
-    """MembershipAttack a sweep's targets at each snapshot: `stage`, `run_attacks` and `evaluate_attacks` in one.
+    """Attack the targets of a sweep at each snapshot (default: all), and evaluate the attacks.
+
+    ``attacks`` as in `run_attacks`, ``options`` as in `attack_setup`.
 
     Returns
     -------
-    DataFrame, index (stop, target, attack), columns as in `evaluate_attacks`
+    DataFrame, index (snapshot, target, attack), columns as in `evaluate_attacks`
     """
     tables = {}
     for snapshot in sweep.queries.snapshots if snapshots is None else snapshots:
         setup = attack_setup(sweep, snapshot, **options)
         tables[snapshot] = evaluate_attacks(setup.members, run_attacks(setup, attacks))
-    return pd.concat(tables, names=["stop"])
+    return pd.concat(tables, names=["snapshot"])
 
 
 def auroc_by(
     values: np.ndarray, members: np.ndarray, scores: np.ndarray, edges: np.ndarray
 ) -> pd.DataFrame:
-    """How well an attack does among samples alike, such as those of one range of memorization.
+    """Return the AUROC of an attack in bins of samples, such as ranges of memorization.
 
     Parameters
     ----------
     values : ndarray (n_samples,)
-        What samples are grouped by.
+        Values that are binned.
     members, scores : ndarray (n_targets, n_samples)
-        Pooled over targets, whose scores have to be comparable, as likelihood ratios are.
-    edges : ndarray (n_bins + 1,), rising
+        Pooled over targets, so the scores must be on one scale, as likelihood ratios are.
+    edges : ndarray (n_bins + 1,), increasing
         Bins are [left, right), the last closed; samples outside are left out.
 
     Returns
     -------
-    DataFrame, a row a bin with both members and others: left, right, value (mean), n_samples,
-    auroc, auroc_low, auroc_high (95 %: see `detection.auroc_interval`; the same sample in several
-    targets counts each time, so that a bin of few, unequal samples gets too narrow bounds)
+    DataFrame, one row per bin with both members and non-members
+        left, right, value (mean), n_samples, auroc, auroc_low, auroc_high (95 %, from
+        `detection.auroc_interval`, which counts a sample once per target: in a bin of few, unequal
+        samples the interval is too narrow).
 
     Raises
     ------
     ValueError
-        If the edges do not rise.
+        If the edges do not increase.
     """
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise ValueError(f"edges are {edges}: pass two or more that rise")
+        raise ValueError(f"edges are {edges}: expected two or more, increasing")
     bins, rows = metrics.bins_of(values, edges), []
     for b in range(len(edges) - 1):
         chosen = bins == b

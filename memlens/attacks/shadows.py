@@ -1,9 +1,8 @@
-"""What an attacker has: answers of a target, and of shadow nets whose training sets are known.
+"""Predictions of a target network, and of shadow networks whose training subsets are known.
 
-The target is one net's answers about every sample, without a word on which samples it was trained
-on; the shadows are the answers of nets trained like it on subsets that are known. Both are looked
-at through the log odds of the label, phi = log p_y - log(1 - p_y), worked out in float64 from the
-logits, where a softmax would have rounded p to 1.
+An attack sees the target's predictions for every sample, but not its members. The shadows are
+networks trained like the target on known subsets. Most attacks compare the log odds of the label,
+phi = log p_y - log(1 - p_y), computed in float64 from the logits: a softmax would round p to 1.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -16,18 +15,18 @@ from scipy.special import logsumexp
 
 
 def true_class_logit(logits: np.ndarray, y_true: np.ndarray) -> np.ndarray:
-    """Log odds of the label, phi = log p_y - log(1 - p_y), float64, (..., n_samples).
+    """Return the log odds of the label, log p_y - log(1 - p_y), (..., n_samples), float64.
 
-    Of logits (..., n_samples, n_classes). The confidence of Carlini et al. (2022, Sec. VI), without
-    the rounding of a softmax.
+    ``logits`` are (..., n_samples, n_classes). It is the confidence of Carlini et al. (2022,
+    Sec. VI), without the rounding of a softmax.
     """
     logits = np.asarray(logits, dtype=np.float64)
-    own = np.arange(logits.shape[-1]) == np.asarray(y_true)[:, None]
-    true = np.where(own, logits, 0).sum(axis=-1)
-    return true - logsumexp(np.where(own, -np.inf, logits), axis=-1)
+    is_label = np.arange(logits.shape[-1]) == np.asarray(y_true)[:, None]
+    label = np.where(is_label, logits, 0).sum(axis=-1)
+    return label - logsumexp(np.where(is_label, -np.inf, logits), axis=-1)
 
 
-def _check_answers(
+def _check_predictions(
     logits: np.ndarray, y_true: np.ndarray, curvature: np.ndarray | None, n_axes: int
 ) -> None:
     if logits.ndim != n_axes or logits.shape[-2:-1] != np.shape(y_true) or not logits.size:
@@ -36,28 +35,35 @@ def _check_answers(
             f"{'(n_models, ' if n_axes == 4 else '('}n_augmentations, n_samples, n_classes)"
         )
     if not np.isfinite(logits).all():
-        raise ValueError("logits hold NaN or infinite values: did the training diverge?")
+        raise ValueError("logits contain NaN or infinite values: did the training diverge?")
     labels, n_classes = np.asarray(y_true), logits.shape[-1]
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(
-            f"y_true is {labels.dtype} from {labels.min()} to {labels.max()}: expected whole "
+            f"y_true is {labels.dtype} from {labels.min()} to {labels.max()}: expected integer "
             f"labels from 0 to {n_classes - 1}, one for each column of the logits"
         )
-    asked = (*logits.shape[:-3], logits.shape[-2])
-    if curvature is not None and np.shape(curvature) != asked:
-        raise ValueError(f"curvature has shape {np.shape(curvature)}: expected {asked}")
+    expected = (*logits.shape[:-3], logits.shape[-2])
+    if curvature is not None and np.shape(curvature) != expected:
+        raise ValueError(f"curvature has shape {np.shape(curvature)}: expected {expected}")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one net answers about every sample; nothing here says which it was trained on.
+    """Predictions of one network for every sample, without its membership.
 
     Attributes
     ----------
     logits : ndarray (n_augmentations, n_samples, n_classes), finite
     y_true : ndarray (n_samples,), int64
-    settings : mapping, how the net was trained and stopped
-    curvature : ndarray (n_samples,), 0 or more, or None: `signals.zero_order_curvature`
+    settings : mapping
+        Training settings, snapshot and queries of the network.
+    curvature : ndarray (n_samples,), 0 or more, or None
+        From `signals.zero_order_curvature`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, logits are not finite, or labels are not classes.
     """
 
     logits: np.ndarray
@@ -66,16 +72,16 @@ class Target:
     curvature: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _check_answers(self.logits, self.y_true, self.curvature, 3)
+        _check_predictions(self.logits, self.y_true, self.curvature, 3)
 
     @cached_property
     def phi(self) -> np.ndarray:
-        """True-class logit of each view, (n_augmentations, n_samples), float64."""
+        """Log odds of the label, (n_augmentations, n_samples), float64."""
         return true_class_logit(self.logits, self.y_true)
 
 
 class Normals(NamedTuple):
-    """A normal distribution a sample, of the nets with it and of those without it."""
+    """Two normal distributions per sample: of networks trained with it, and without it."""
 
     mean_in: np.ndarray
     std_in: np.ndarray
@@ -85,20 +91,22 @@ class Normals(NamedTuple):
 
 @dataclass(frozen=True)
 class Shadows:
-    """What nets trained like the target answer, and which samples each of them was trained on.
+    """Predictions of networks trained like the target, and their training subsets.
 
     Attributes
     ----------
-    masks : ndarray (n_models, n_samples), bool: trained on it?
+    masks : ndarray (n_models, n_samples), bool
+        True where the network was trained on the sample.
     logits : ndarray (n_models, n_augmentations, n_samples, n_classes), finite
     y_true : ndarray (n_samples,), int64
-    settings : mapping, how the nets were trained and stopped; a target's must be the same
+    settings : mapping
+        Training settings, snapshot and queries; must equal those of the target.
     curvature : ndarray (n_models, n_samples), 0 or more, or None
 
     Raises
     ------
     ValueError
-        If shapes do not fit, or a sample has fewer than two nets with it, or without it.
+        As `Target`, and if fewer than two networks were trained with a sample, or without it.
     """
 
     masks: np.ndarray
@@ -106,13 +114,13 @@ class Shadows:
     y_true: np.ndarray
     settings: Mapping[str, object]
     curvature: np.ndarray | None = None
-    # not an argument, so that a copy with other answers starts without the fits of these
-    _known: dict[Hashable, Normals] = field(
+    # Not an argument, so that `replace` with other logits does not reuse these fits.
+    _fits: dict[Hashable, Normals] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        _check_answers(self.logits, self.y_true, self.curvature, 4)
+        _check_predictions(self.logits, self.y_true, self.curvature, 4)
         expected = self.logits.shape[0], self.logits.shape[2]
         if self.masks.shape != expected or self.masks.dtype != bool:
             raise ValueError(
@@ -127,41 +135,51 @@ class Shadows:
 
     @cached_property
     def phi(self) -> np.ndarray:
-        """True-class logit of each view, (n_models, n_augmentations, n_samples), float64."""
+        """Log odds of the label, (n_models, n_augmentations, n_samples), float64."""
         return true_class_logit(self.logits, self.y_true)
 
     def normals(
         self, name: str, values: Callable[[], np.ndarray], variance: str, *, centre: str
     ) -> Normals:
-        """Normal distributions of values (n_models, n_augmentations, n_samples); worked out once a name."""
+        """Return `fit_normals` of values (n_models, n_augmentations, n_samples), fitted once.
+
+        ``name`` identifies the values, which are computed on the first call only.
+        """
         key = name, variance, centre
-        if key not in self._known:
-            self._known[key] = fit_normals(values(), self.masks, variance, centre=centre)
-        return self._known[key]
+        if key not in self._fits:
+            self._fits[key] = fit_normals(values(), self.masks, variance, centre=centre)
+        return self._fits[key]
 
 
 def fit_normals(
     values: np.ndarray, masks: np.ndarray, variance: str = "fixed", *, centre: str = "median"
 ) -> Normals:
-    """A normal distribution a view and sample, of the nets with it, and of those without.
+    """Fit two normal distributions per augmentation and sample: networks with it, and without it.
 
     Parameters
     ----------
     values : ndarray (n_models, n_augmentations, n_samples)
     masks : ndarray (n_models, n_samples), bool
+        True where the network was trained on the sample.
     variance : "fixed" or "per_sample"
-        A standard deviation of each sample's own; or one for all, from the deviations from each
-        sample's centre: a few nets a sample estimate a centre well and a spread badly.
+        One standard deviation for all samples, from the deviations from each sample's centre; or
+        one per sample. A few networks per sample estimate a centre well and a spread badly.
     centre : "median" or "mean"
 
     Returns
     -------
     Normals
-        Means and standard deviations (divisor: the count), broadcastable to (n_augmentations, n_samples).
+        Means and standard deviations (divided by the count, not the count - 1), broadcastable to
+        (n_augmentations, n_samples).
+
+    Raises
+    ------
+    ValueError
+        If ``variance`` is unknown.
     """
     if variance not in ("fixed", "per_sample"):
-        raise ValueError(f'variance is {variance!r}: pass "fixed" or "per_sample"')
-    found = []
+        raise ValueError(f'variance is {variance!r}: expected "fixed" or "per_sample"')
+    fits = []
     for chosen in (masks, ~masks):
         chosen = np.broadcast_to(chosen[:, None], values.shape)
         mean = _centre(values, chosen, centre)
@@ -169,51 +187,47 @@ def fit_normals(
             std = np.sqrt(((values - mean) ** 2).mean(where=chosen))
         else:
             std = values.std(axis=0, where=chosen)
-        found += [mean, std]
-    return Normals(*found)
+        fits += [mean, std]
+    return Normals(*fits)
 
 
 def _centre(values: np.ndarray, chosen: np.ndarray, centre: str) -> np.ndarray:
     if centre == "mean":
         return values.mean(axis=0, where=chosen)
-    # The others sort to the end, so that the middle of the chosen lies at their count's half.
-    ordered = np.sort(np.where(chosen, values, np.inf), axis=0)
-    n = chosen.sum(axis=0)[None]
-    low, high = (np.take_along_axis(ordered, k, axis=0)[0] for k in ((n - 1) // 2, n // 2))
-    return (low + high) / 2
+    return np.nanmedian(np.where(chosen, values, np.nan), axis=0)
 
 
 def check_pair(target: Target, shadows: Shadows) -> None:
-    """Refuse shadows that say nothing about the target, or too much.
+    """Refuse shadows that are not comparable with the target, or that include it.
 
     Raises
     ------
     ValueError
-        If the shadows were trained or stopped otherwise than the target, or asked about other
-        samples or augmentations; or if the target is one of its own shadows, so that its members are known.
+        If settings, samples or augmentations of target and shadows differ; or if the target is one
+        of the shadows, so that its members are known.
     """
     keys = [*target.settings, *(key for key in shadows.settings if key not in target.settings)]
     differ = [
-        f"{key} is {target.settings.get(key)!r} in the target, {shadows.settings.get(key)!r} in the "
-        "shadows"
+        f"{key} is {target.settings.get(key)!r} in the target, {shadows.settings.get(key)!r} in "
+        "the shadows"
         for key in keys
         if target.settings.get(key) != shadows.settings.get(key)
     ]
     if differ:
         raise ValueError(
-            f"the shadows were not trained like the target: {'; '.join(differ)}; train shadows by "
-            "the target's config, and stop them by its rule"
+            f"the shadows were not trained like the target: {'; '.join(differ)}; use shadows with "
+            "the target's config, snapshot and queries"
         )
     if target.logits.shape != shadows.logits.shape[1:]:
         raise ValueError(
             f"the target's logits have shape {target.logits.shape}, a shadow's "
-            f"{shadows.logits.shape[1:]}: ask both about the same samples in the same augmentations"
+            f"{shadows.logits.shape[1:]}: use the same samples and the same augmentations for both"
         )
     if not np.array_equal(target.y_true, shadows.y_true):
-        raise ValueError("target and shadows have different labels: ask both about one data set")
+        raise ValueError("target and shadows have different labels: use one data set for both")
     same = (shadows.logits == target.logits).all(axis=(1, 2, 3))
     if same.any():
         raise ValueError(
-            f"the target answers exactly like shadow {same.argmax()}: it is one of its own "
-            "shadows, whose members are known; leave it out"
+            f"the target's predictions are those of shadow {same.argmax()}: the target is one of "
+            "its own shadows, whose members are known; leave it out"
         )

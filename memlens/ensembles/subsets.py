@@ -1,13 +1,13 @@
-"""One sweep of nets trained on random subsets, kept as masks and logits.
+"""A subset sweep: networks trained on random subsets of the samples, stored as masks and logits.
 
-A sample's memorization is how much likelier a net is to get it right when it was trained on it
-(Feldman and Zhang 2020). The sweep trains many small nets together, and what they answer serves the
-C-score and membership inference as well.
+The memorization of a sample is the accuracy on it of networks trained with it minus that of
+networks trained without it (Feldman and Zhang 2020). The same sweep gives the C-score, and the
+targets and shadow models of membership inference.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,26 +26,31 @@ from memlens.training.jobs import described
 from memlens.training.memory import check
 from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
 
-# ModelEnsemble trained together by one process. More nets a pass share the cost of its calls, until their
-# weights, gradients and momenta leave the cache: 16, 25, 40, 50 nets took 175, 140, 128, 114 ms of
-# processor time a net.
+# Networks that one process trains together on a CPU. More of them share the cost of each call,
+# until weights, gradients and momenta no longer fit in the processor's cache: with 16, 25, 40 and
+# 50 networks, one network took 175, 140, 128 and 114 ms of processor time.
 CPU_ENSEMBLE_SIZE = 50
-SWEEP_CONFIG = TrainConfig(
-    epochs=20
-)  # long enough to fit digits; a sweep pays it hundreds of times
+SWEEP_CONFIG = TrainConfig(epochs=20)  # enough to fit digits; a sweep trains hundreds of networks
 SWEEP_VERSION = 1  # part of every key, see `jobs.RUN_VERSION`
+# Fields of the config that do not distinguish a shadow model from its target.
+_NOT_COMPARED = ("seed", "threads", "stop", "device", "channels_last", "compiled")
 
 
 def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -> np.ndarray:
-    """Which model is trained on which sample, (n_models, n_samples) bool.
+    """Draw the training subset of each model, (n_models, n_samples) bool.
 
-    Every model gets round(keep * n_samples) samples, uniform without replacement.
+    Every subset has round(keep * n_samples) samples, drawn uniformly without replacement.
+
+    Raises
+    ------
+    ValueError
+        If a subset would have no sample, or all of them.
     """
     size = round(keep * n_samples) if np.isfinite(keep) else keep
     if not 0 < size < n_samples:
         raise ValueError(
             f"keep={keep} of {n_samples} samples is {size}; expected at least one kept and one "
-            "left out: give a share between 0 and 1"
+            "left out: pass a share between 0 and 1"
         )
     masks = np.zeros((n_models, n_samples), dtype=bool)
     for m in range(n_models):
@@ -57,14 +62,14 @@ def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -
 def memorization(
     masks: np.ndarray, correct: np.ndarray, index: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Feldman-Zhang memorization from masks and correctness (their Eq. 1, subset estimator).
+    """Return Feldman-Zhang memorization (their Eq. 1, subset estimator).
 
     Parameters
     ----------
     masks : ndarray (n_models, n_samples), bool
-        Whether the model was trained on the sample.
+        True where the model was trained on the sample.
     correct : ndarray (n_models, n_samples), bool or float in [0, 1]
-        Whether the model gets the sample's label right (or with which probability).
+        True where the model predicts the label of the sample, or the probability of that.
     index : ndarray (n_samples,), optional
         Index of the frame.
 
@@ -72,8 +77,13 @@ def memorization(
     -------
     DataFrame
         memorization in [-1, 1] (higher = more memorized), standard_error, n_in, n_out,
-        in_accuracy, out_accuracy. A sample that was never left out, or never in, is NaN: nothing
-        is known about it. The standard error is that of a difference of two independent shares.
+        in_accuracy, out_accuracy. The standard error is that of a difference of two independent
+        proportions. Memorization is NaN for a sample that is in all subsets, or in none.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the masks are not boolean.
     """
     if masks.shape != correct.shape or masks.dtype != bool:
         raise ValueError(
@@ -84,11 +94,11 @@ def memorization(
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy_in = np.where(masks, correct, 0.0).sum(0) / n_in
         accuracy_out = np.where(masks, 0.0, correct).sum(0) / n_out
-        of_in = accuracy_in * (1 - accuracy_in) / n_in
-        of_out = accuracy_out * (1 - accuracy_out) / n_out
+        variance_in = accuracy_in * (1 - accuracy_in) / n_in
+        variance_out = accuracy_out * (1 - accuracy_out) / n_out
     columns = {
         "memorization": accuracy_in - accuracy_out,
-        "standard_error": np.sqrt(of_in + of_out),
+        "standard_error": np.sqrt(variance_in + variance_out),
         "n_in": n_in,
         "n_out": n_out,
         "in_accuracy": accuracy_in,
@@ -97,29 +107,11 @@ def memorization(
     return pd.DataFrame(columns, index=None if index is None else pd.Index(index, name="index"))
 
 
-def c_score(sweeps: Iterable["Sweep"]) -> pd.Series:
-    """C-score of each sample: held-out accuracy, meaned over sweeps of several shares kept.
-
-    In [0, 1], and *high* for regular samples, as its authors define it (Jiang et al. 2021, over
-    shares of 0.1 to 0.9): 1 - C is the score that is high for memorized ones. NaN where a sample
-    was never left out.
-
-    Raises
-    ------
-    ValueError
-        If there is no sweep, or they are of other samples.
-    """
-    found = [sweep.c_score() for sweep in sweeps]
-    if not found or any(not scores.index.equals(found[0].index) for scores in found):
-        raise ValueError(f"found {len(found)} sweeps: pass one or more, of the same samples")
-    return pd.concat(found, axis=1).mean(axis=1, skipna=False).rename("c_score")
-
-
 class HeldOut(NamedTuple):
-    """Predictions of nets for samples they were not trained on, a row a pair of net and sample.
+    """Predictions of networks for samples that they were not trained on, one row per pair.
 
-    sample (n_pairs,), int64, is the position among the sweep's samples; y_true (n_pairs,), int64,
-    its label; logits (n_pairs, n_classes), float32, what the net says.
+    sample (n_pairs,), int64, is the position of the sample in the sweep; y_true (n_pairs,), int64,
+    its label; logits (n_pairs, n_classes), float32, the prediction.
     """
 
     sample: np.ndarray
@@ -129,16 +121,27 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep.
+    """A finished subset sweep, as `subset_sweep` returns it.
+
+    >>> import memlens as ml
+    >>> digits, config = ml.load("digits").subset(100), ml.TrainConfig(epochs=1)
+    >>> sweep = ml.subset_sweep("mlp", digits, n_models=3, keep=0.5, config=config, n_jobs=1)
+    >>> sweep.logits.shape, sweep.masks.sum(axis=1).tolist()
+    ((3, 100, 10), [50, 50, 50])
 
     Attributes
     ----------
-    masks : ndarray (n_models, n_samples), bool: trained on it?
+    masks : ndarray (n_models, n_samples), bool
+        True where the model was trained on the sample.
     y_true : ndarray (n_samples,), int64
-    index : ndarray (n_samples,), int64: original index
-    queries : Queries, at which snapshots the nets were asked, in which augmentations
-    arrays : dict of ndarray, as `answers.train_and_query` returns them
-    settings : dict, how the nets were trained: what shadows must share with the target of an attack
+    index : ndarray (n_samples,), int64
+        Original index of each sample.
+    queries : Queries
+        The snapshots and augmentations of the predictions.
+    arrays : dict of ndarray
+        As `queries.train_and_query` returns them.
+    settings : dict
+        Training settings, which shadow models must share with the target of an attack.
     """
 
     masks: np.ndarray
@@ -151,49 +154,59 @@ class Sweep:
     def __repr__(self) -> str:
         n_models, n_samples = self.masks.shape
         snapshots = ", ".join(map(str, self.queries.snapshots))
-        return f"Sweep({n_models:,} nets on {n_samples:,} samples, asked at {snapshots})"
+        return f"Sweep({n_models:,} networks, {n_samples:,} samples, snapshots: {snapshots})"
 
     def logits_at(self, snapshot: Snapshot) -> np.ndarray:
-        """Logits at a stop, (n_models, n_augmentations, n_samples, n_classes), float32.
+        """Return logits at a snapshot, (n_models, n_augmentations, n_samples, n_classes), float32.
 
         Raises
         ------
         ValueError
-            If the nets were not asked there; the message lists where they were.
+            If the sweep has no predictions at this snapshot.
         """
         if snapshot not in self.queries.snapshots:
             raise ValueError(
-                f"nothing was asked at {snapshot!r}; there is: {self.queries.snapshots}"
+                f"no predictions at snapshot {snapshot!r}; available: {self.queries.snapshots}"
             )
         return self.arrays[f"logits/{snapshot}"]
 
     @property
     def logits(self) -> np.ndarray:
-        """Logits at the end of the training, first view, (n_models, n_samples, n_classes)."""
+        """Logits at the end, first augmentation, (n_models, n_samples, n_classes), float32."""
         return self.logits_at("last")[:, 0]
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether each model gets each sample right at the end, (n_models, n_samples) bool."""
+        """True where a model predicts the label at the end, (n_models, n_samples), bool."""
         return self.logits.argmax(2) == self.y_true
 
     def memorization(self, n_models: int | None = None) -> pd.DataFrame:
-        """`memorization` from the first ``n_models`` models (default: all)."""
+        """Return `memorization` from the first ``n_models`` models (default: all)."""
         return memorization(self.masks[:n_models], self.correct[:n_models], self.index)
 
-    def held_out(self, stop: Snapshot = "last", models: ArrayLike | None = None) -> HeldOut:
-        """Predictions at a stop, first view, of the given models (default: all) for what they miss.
+    def held_out(self, snapshot: Snapshot = "last", models: ArrayLike | None = None) -> HeldOut:
+        """Return the held-out predictions of some models (default: all), first augmentation.
 
-        Thousands of honest predictions where a test set has hundreds; those for one sample come
-        from nets that differ in the rest of their data.
+        There are far more of them than test samples; those of one sample come from networks that
+        differ in the rest of their training subsets.
+
+        Raises
+        ------
+        ValueError
+            If the sweep has no predictions at this snapshot.
         """
         chosen = np.arange(len(self.masks)) if models is None else np.asarray(models)
         out = ~self.masks[chosen]
         y_true = np.broadcast_to(self.y_true, out.shape)[out]
-        return HeldOut(np.nonzero(out)[1], y_true, self.logits_at(stop)[chosen, 0][out])
+        return HeldOut(np.nonzero(out)[1], y_true, self.logits_at(snapshot)[chosen, 0][out])
 
     def c_score(self) -> pd.Series:
-        """Held-out accuracy of each sample: see `c_score`, here at the one share of this sweep."""
+        """Return the held-out accuracy of each sample, in [0, 1], higher = more regular.
+
+        It is the C-score (Jiang et al. 2021) at the share of samples of this sweep; theirs is its
+        mean over shares of 0.1 to 0.9. 1 - C is higher for memorized samples. NaN where no subset
+        leaves the sample out.
+        """
         return self.memorization()["out_accuracy"].rename("c_score")
 
 
@@ -208,25 +221,42 @@ def subset_sweep(
     seed: int = 0,
     n_jobs: int | None = None,
 ) -> Sweep:
-    """Train ``n_models`` nets on random subsets of the training samples.
+    """Train networks on random subsets of the training samples, or load them from the cache.
 
-    One sweep serves many uses: memorization, the C-score, and the shadow models and targets of
-    membership inference (`privacy.stage`).
+    >>> import memlens as ml
+    >>> digits, config = ml.load("digits").subset(100), ml.TrainConfig(epochs=2)
+    >>> sweep = ml.subset_sweep("mlp", digits, n_models=4, config=config, n_jobs=1)
+    >>> sweep
+    Sweep(4 networks, 100 samples, snapshots: last)
+    >>> sweep.memorization().shape
+    (100, 6)
 
     Parameters
     ----------
     model : str
         A name from ``models.MODELS``.
+    data : Dataset
+    n_models : int
+        Number of networks.
     keep : float
-        Share of the samples each model is trained on; 0.7 as Feldman and Zhang, 0.5 for attacks.
+        Share of the samples in each subset; 0.7 as Feldman and Zhang, 0.5 for attacks.
     config : TrainConfig
-        Its seed is not used: model m has weights and order from (seed, m).
+        Its seed is not used: weights and sample order of model m depend on (seed, m).
     queries : Queries
-        At which snapshots the nets are asked, in which augmentations; by default at the end, as they are.
+        Snapshots and augmentations of the predictions; by default the end, without augmentation.
+    seed : int
+        Seed of the subsets, the weights and the sample order.
     n_jobs : int, optional
-        Processes; by default as in `jobs.train_many`. The results do not depend on it.
+        Number of processes; by default as in `jobs.train_many`. It does not affect the results.
+
+    Raises
+    ------
+    ValueError
+        If ``keep`` leaves no sample in, or none out, or a snapshot is beyond the last epoch.
+    MemoryError
+        If the predictions do not fit in memory.
     """
-    settings = {"model": model, "keep": keep, **_flat(config), "data": store.fingerprint(data)}
+    settings = {"model": model, "keep": keep, **_compared(config), "data": store.fingerprint(data)}
     shaped_by = [settings, dataclasses.replace(config, seed=0), n_models, queries, seed]
     shaped_by.append(config.engine().key)
     key = f"sweep-{store.fingerprint([*shaped_by, SWEEP_VERSION])}"
@@ -237,7 +267,8 @@ def subset_sweep(
         with cache.claim(key):
             artifact = cache.get(key)  # another process may have finished it meanwhile
             if artifact is None:
-                artifact = _sweep(key, cache, (model, data, config, queries), masks, seed, n_jobs)
+                artifact = _sweep(key, cache, model, data, masks, config, queries, seed, n_jobs)
+                cache.put(key, artifact)
     cache.tidy(key)
     y_true, index = data.train.labels.numpy(), data.train.index.numpy()
     return Sweep(masks, y_true, index, queries, artifact.arrays, settings)
@@ -246,45 +277,45 @@ def subset_sweep(
 def _sweep(
     key: str,
     cache: store.Store,
-    asked: tuple[str, Dataset, TrainConfig, Queries],
+    model: str,
+    data: Dataset,
     masks: np.ndarray,
+    config: TrainConfig,
+    queries: Queries,
     seed: int,
     n_jobs: int | None,
 ) -> store.Artifact:
-    """Train the sweep's chunks that are not there, and keep all of them as one artifact."""
-    model, data, config, queries = asked
+    """Train the chunks of the sweep that are not cached, and concatenate all of them."""
     n_models, n_samples = masks.shape
     check(
-        {"answers of the nets": 2 * queries.nbytes(n_models, n_samples, data.n_classes)},
+        {"predictions": 2 * queries.nbytes(n_models, n_samples, data.n_classes)},
         torch.device("cpu"),
-        f"a sweep of {n_models} nets over {n_samples:,} samples",
-        "ask at fewer snapshots, in fewer augmentations, or train fewer nets",
+        f"a sweep of {n_models} networks over {n_samples:,} samples",
+        "use fewer snapshots, fewer augmentations or fewer networks",
     )
     n_chunks = -(-n_models // ensemble_size(model, data, config, CPU_ENSEMBLE_SIZE))
     chunks = np.array_split(np.arange(n_models), n_chunks)
-    parts = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}  # a sweep of hours goes on where it was
-    near = None if on_cluster(n_jobs) else cache
+    # Each chunk is cached, so that an interrupted sweep resumes.
+    chunk_keys = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}
+    local = None if on_cluster(n_jobs) else cache
     calls = {
-        part: delayed(_train_chunk)(
-            part, near, model, data, masks[c], c + (seed << 20), config, queries
+        chunk_key: delayed(_train_chunk)(
+            chunk_key, local, model, data, masks[c], c + (seed << 20), config, queries
         )
-        for part, c in parts.items()
+        for chunk_key, c in chunk_keys.items()
     }
     done = run_parallel(calls, cache, n_jobs, [config])
-    names = done[next(iter(parts))].arrays
-    arrays = {name: np.concatenate([done[part].arrays[name] for part in parts]) for name in names}
+    parts = [done[chunk_key] for chunk_key in chunk_keys]
+    arrays = {name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays}
     what = f"{n_models} x {described(model, data, config)}"
-    seconds = sum(part.seconds or 0.0 for part in done.values())
-    artifact = store.Artifact(arrays, {"n_models": n_models}, what, seconds)
-    cache.put(key, artifact)
-    return artifact
+    seconds = sum(part.seconds or 0.0 for part in parts)
+    return store.Artifact(arrays, {"n_models": n_models}, what, seconds)
 
 
-def _flat(config: TrainConfig) -> dict[str, object]:
-    """What of the config two nets of one kind share: not its seed, nor where it was trained."""
-    settings = dataclasses.asdict(config)
-    own = ("seed", "threads", "stop", "device", "channels_last", "compiled")
-    return {name: settings[name] for name in settings if name not in own}
+def _compared(config: TrainConfig) -> dict[str, object]:
+    """Return the fields of the config that shadow models must share with their target."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in _NOT_COMPARED}
 
 
 def _train_chunk(
@@ -297,7 +328,7 @@ def _train_chunk(
     config: TrainConfig,
     queries: Queries,
 ) -> KeyedArtifact:
-    """Train a net on each row of ``masks``, ask it, and keep its answers, or hand them over."""
+    """Train one network on each row of ``masks``; store its predictions, or return them."""
     start = time.perf_counter()
     ensemble = ModelEnsemble.build(model, data, seeds)
     arrays = train_and_query(ensemble, data, masks, config, seeds, queries)

@@ -1,4 +1,4 @@
-"""Each attack by hand, against a slow copy of its definition, against SciPy; refusals."""
+"""Each attack by hand, against a slow loop and against SciPy; refusals."""
 
 import math
 from dataclasses import replace
@@ -39,7 +39,7 @@ def spread(values, centre):
 
 
 class Slow:
-    """The attacks from their definitions: one sample, one view, one shadow at a time."""
+    """The attacks from their definitions: one sample, augmentation and shadow at a time."""
 
     def __init__(self, target, shadows):
         self.y = [int(v) for v in target.y_true]
@@ -50,7 +50,7 @@ class Slow:
         return logit_of(z, self.y[i])
 
     def top(self, z, i):
-        """Of the largest probability, as a float32 softmax gives it."""
+        """The logit of the largest probability of a float32 softmax."""
         z = [np.float32(v) - np.float32(max(z)) for v in z]
         p = [np.exp(v) for v in z]
         largest = float(max(p) / np.float32(sum(p)))
@@ -65,7 +65,7 @@ class Slow:
         return [x for x, inside in pairs if inside], [x for x, inside in pairs if not inside]
 
     def fixed(self):
-        """One spread of all deviations from each sample's median, a side."""
+        """One spread per side, of all deviations from each sample's median."""
         squares = [], []
         for i in range(self.n_samples):
             for v in range(self.n_augmentations):
@@ -144,7 +144,7 @@ def slow_attacks(target, shadows):
     }
 
 
-def test_every_attack_agrees_with_its_definition_taken_slowly(setup):
+def test_every_attack_equals_its_slow_definition(setup):
     target, shadows = setup()
     expected, variants = slow_attacks(target, shadows)
     assert set(expected) == set(ATTACKS)
@@ -180,20 +180,20 @@ def two_classes(phi):
 
 
 def by_hand():
-    """One sample, one view: two shadows with it at 3 and 5, two without it at -1 and 1."""
+    """One sample, one augmentation: two shadows with it at 3 and 5, two without at -1 and 1."""
     masks = np.array([[True], [True], [False], [False]])
     logits = two_classes([[[3.0]], [[5.0]], [[-1.0]], [[1.0]]])
-    bent = np.exp([[-2.0], [-4.0], [0.0], [2.0]])
+    curvature = np.exp([[-2.0], [-4.0], [0.0], [2.0]])
     y = np.array([0])
-    shadows = Shadows(masks, logits, y, SETTINGS, bent)
+    shadows = Shadows(masks, logits, y, SETTINGS, curvature)
     return Target(two_classes([[2.0]]), y, SETTINGS, np.exp([-1.0])), shadows
 
 
 def test_each_attack_by_hand():
-    """phi 2 lies 2 from either centre, 4 and 0; all spreads are 1; log curvature -1: -3 and 1."""
+    """phi is 2, the centres 4 and 0, all spreads 1; log curvature is -1, the centres -3 and 1."""
     target, shadows = by_hand()
-    known = shadows.normals("phi", lambda: shadows.phi, "fixed", centre="median")
-    assert [float(np.squeeze(part)) for part in known] == [4, 1, 0, 1]
+    fits = shadows.normals("phi", lambda: shadows.phi, "fixed", centre="median")
+    assert [float(np.squeeze(part)) for part in fits] == [4, 1, 0, 1]
     assert membership.lira(target, shadows) == pytest.approx([0], abs=1e-12)
     nearer = replace(target, logits=two_classes([[3.5]]))
     assert membership.lira(nearer, shadows) == pytest.approx([(-0.25 + 12.25) / 2])
@@ -217,16 +217,16 @@ def test_each_attack_by_hand():
 
 
 def test_the_csg_form_jumps_where_a_float32_softmax_rounds_to_one():
-    """At 17 the probability is 1 in float32: their logit is that of 1e-22, whatever the odds."""
+    """Above 17 the probability is 1 in float32, and the logit that of 1 - 1e-22."""
     target, shadows = by_hand()
-    sure = [replace(target, logits=two_classes([[phi]])) for phi in (15.0, 18.0, 40.0)]
-    at_15, at_18, at_40 = (membership._top_logit(one.logits) for one in sure)
+    confident = [replace(target, logits=two_classes([[phi]])) for phi in (15.0, 18.0, 40.0)]
+    at_15, at_18, at_40 = (membership._top_logit(one.logits) for one in confident)
     assert at_15 == pytest.approx(15, abs=0.2)
     assert at_18 == at_40 == pytest.approx(-np.log(1e-22))
-    assert membership.lira(sure[1], shadows) != membership.lira(sure[2], shadows)  # LiRA's does not
+    assert membership.lira(confident[1], shadows) != membership.lira(confident[2], shadows)
 
 
-def test_a_sample_without_any_spread_does_not_break_an_attack():
+def test_scores_are_finite_without_any_spread():
     target, shadows = by_hand()
     still = replace(shadows, logits=two_classes([[[3.0]], [[3.0]], [[1.0]], [[1.0]]]))
     still = replace(still, curvature=np.ones((4, 1)))
@@ -234,7 +234,7 @@ def test_a_sample_without_any_spread_does_not_break_an_attack():
         assert np.isfinite(attack(target, still)).all(), name
 
 
-def test_curvature_of_rounding_size_counts_as_none():
+def test_curvature_below_rounding_is_clipped():
     target, shadows = by_hand()
     values = [membership.curvature_nll(replace(target, curvature=np.array([c])), shadows)
               for c in (0.0, 1e-11, 1e-9)]  # fmt: skip
@@ -242,7 +242,7 @@ def test_curvature_of_rounding_size_counts_as_none():
 
 
 def test_a_member_scores_higher(setup):
-    """The sign of every attack: answers like the nets with the sample against those without it."""
+    """The sign of every attack, on predictions of networks with the sample and without it."""
     _, shadows = setup(n_models=200, n_augmentations=1)
     for name, attack in ATTACKS.items():
         values = []
@@ -261,7 +261,7 @@ def test_a_member_scores_higher(setup):
         assert (values[0] > values[1]).mean() > 0.6, name
 
 
-def test_more_of_the_same_views_change_nothing(setup):
+def test_repeated_augmentations_change_nothing(setup):
     target, shadows = setup(n_augmentations=1)
     twice = replace(target, logits=target.logits.repeat(3, axis=0))
     others = replace(shadows, logits=shadows.logits.repeat(3, axis=1))
@@ -269,7 +269,7 @@ def test_more_of_the_same_views_change_nothing(setup):
         np.testing.assert_allclose(attack(twice, others), attack(target, shadows), err_msg=name)
 
 
-def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(setup):
+def test_scores_follow_a_permutation_of_the_samples(setup):
     target, shadows = setup()
     order = np.random.default_rng(1).permutation(50)
     mixed = Target(target.logits[:, order], target.y_true[order], SETTINGS, target.curvature[order])
@@ -282,7 +282,7 @@ def test_samples_do_not_touch_each_other_but_for_the_fixed_spread(setup):
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_every_attack_refuses_shadows_of_another_recipe(attack, setup):
+def test_every_attack_refuses_shadows_with_other_settings(attack, setup):
     target, shadows = setup()
     for change in ({"epochs": 20}, {"stop": "peak"}, {"weight_decay": 0.1}):
         other = replace(shadows, settings=dict(shadows.settings) | change)
@@ -296,5 +296,5 @@ def test_every_attack_refuses_shadows_of_another_recipe(attack, setup):
 def test_every_attack_refuses_a_target_among_its_own_shadows(attack, setup):
     _, shadows = setup()
     itself = Target(shadows.logits[7], shadows.y_true, shadows.settings, shadows.curvature[7])
-    with pytest.raises(ValueError, match="exactly like shadow 7: it is one of its own shadows"):
+    with pytest.raises(ValueError, match="those of shadow 7: the target is one of its own"):
         attack(itself, shadows)

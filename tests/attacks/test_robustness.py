@@ -1,4 +1,4 @@
-"""Adversarial distances against closed forms, a textbook loop of single samples, and foolbox."""
+"""Adversarial distances against closed forms, a loop over single samples, and foolbox."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def lengths(change):
 
 @pytest.fixture
 def linear():
-    """A linear net in float64, and samples inside [0, 1] that it gets right."""
+    """A linear network in float64, and samples in [0, 1] that it classifies correctly."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(18, CLASSES)).double()
     with torch.no_grad():
@@ -56,7 +56,7 @@ def to_planes(net, x, y):
 
 @pytest.fixture
 def trained(double):
-    """An MLP trained in float64 on the tiny digits, and how it sees their pixels in [0, 1]."""
+    """An MLP trained in float64 on the tiny digits, and the same as a function of [0, 1]."""
     net = ml.train("mlp", double, SHORT).snapshot("last")
     mean, std = (torch.tensor(part)[:, None, None] for part in (double.mean, double.std))
     return net, double, lambda x: net((x - mean) / std)
@@ -69,12 +69,12 @@ def pixels(trained):
 
 @pytest.fixture
 def fitted(tiny):
-    """The same in float32, as everybody has it."""
+    """The same in float32."""
     return ml.train("mlp", tiny, SHORT).snapshot("last")
 
 
 class Constant(nn.Module):
-    """A net that says class 0 whatever it sees."""
+    """A network that predicts class 0 for every input."""
 
     def forward(self, x):
         return torch.eye(3, dtype=x.dtype)[:1] + 0 * x.flatten(1).sum(1, keepdim=True)
@@ -83,7 +83,7 @@ class Constant(nn.Module):
 # ---------------------------------------------------------------------------- closed forms
 
 
-def test_a_linear_net_has_the_closed_form(linear):
+def test_a_linear_network_has_a_closed_form(linear):
     net, x, y = linear
     exact = to_planes(net, x, y).amin(1)
     whole = lengths(deepfool(net, x, y, bounds=FAR, n_bisections=0) - x)
@@ -95,7 +95,7 @@ def test_a_linear_net_has_the_closed_form(linear):
         assert excess.max() < error
 
 
-def test_one_step_is_enough_for_a_linear_net_and_none_is_not(linear):
+def test_one_step_suffices_for_a_linear_network_and_none_does_not(linear):
     net, x, y = linear
     assert torch.equal(deepfool(net, x, y, bounds=FAR, n_steps=1), deepfool(net, x, y, bounds=FAR))
     assert deepfool(net, x, y, n_steps=0).isnan().all()
@@ -107,13 +107,13 @@ def test_with_one_candidate_only_the_runner_up_is_tried(linear):
     others = torch.stack([logits[torch.arange(CLASSES) != k] for logits, k in zip(net(x), y)])
     second = planes.gather(1, others.argmax(1)[:, None])[:, 0]
     found = lengths(deepfool(net, x, y, bounds=FAR, n_candidates=1, n_bisections=30) - x)
-    assert (found <= second * (1 + 1e-8)).all()  # another class may lie on the way
+    assert (found <= second * (1 + 1e-8)).all()  # another class may be nearer on the line
     assert (found >= planes.amin(1) * (1 - 1e-12)).all()
     assert (found > planes.amin(1) * 1.01).any()
 
 
 def shortest_in_the_box(x, normal, gap):
-    """Of all changes that keep x in [0, 1] and cross the plane: length times normal, clipped."""
+    """Length of the shortest change to the plane in [0, 1]: a multiple of the normal, clipped."""
     low, high = 0.0, 1e6
     for _ in range(100):
         middle = (low + high) / 2
@@ -122,7 +122,7 @@ def shortest_in_the_box(x, normal, gap):
     return float(((x + high * normal).clamp(0, 1) - x).norm())
 
 
-def test_the_bounds_make_the_way_longer_and_still_the_shortest_inside_them(linear):
+def test_with_bounds_the_change_is_longer_and_the_shortest_within_them(linear):
     four, x, _ = linear
     net = nn.Sequential(nn.Flatten(), nn.Linear(18, 2).double())
     net[1].load_state_dict({name: part[:2] for name, part in four[1].state_dict().items()})
@@ -144,14 +144,14 @@ def test_the_bounds_make_the_way_longer_and_still_the_shortest_inside_them(linea
     assert (found <= boxed * 1.01)[reachable].all()
 
 
-def test_a_sample_on_the_boundary_moves_by_next_to_nothing():
+def test_a_sample_on_the_boundary_hardly_moves():
     net = nn.Linear(2, 2).double()
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         net.bias.zero_()
     x = torch.tensor([[0.25, 0.25], [0.25, 0.25]], dtype=torch.float64)
     y = torch.tensor([0, 1])
-    assert net(x).argmax(1).tolist() == [0, 0]  # a tie goes to the first
+    assert net(x).argmax(1).tolist() == [0, 0]  # argmax of a tie is the first
     moved = deepfool(net, x, y)
     assert net(moved).argmax(1).tolist() == [1, 0]
     assert 0 < lengths(moved - x)[0] < 1e-5
@@ -162,7 +162,7 @@ def test_a_sample_on_the_boundary_moves_by_next_to_nothing():
 
 
 def one_by_one(model, x, y):
-    """The oracle: textbook DeepFool, one sample, full Jacobians, then halving the way."""
+    """The oracle: DeepFool for one sample, with full Jacobians, then bisection."""
     for start, label in zip(x, y.tolist(), strict=True):
 
         def wrong(at, label=label):
@@ -193,7 +193,7 @@ def one_by_one(model, x, y):
         yield float((wrong_from * (here - start)).norm())
 
 
-def test_all_at_once_is_one_by_one(trained, pixels):
+def test_a_batch_equals_single_samples(trained, pixels):
     net, data, model = trained
     found = adversarial_distance(net, data)[:30]
     alone = list(one_by_one(model, pixels[0][:30], pixels[1][:30]))
@@ -219,7 +219,7 @@ def test_every_moved_sample_is_wrong_inside_the_bounds_and_near_a_right_one(fitt
     assert back.float().mean() > 0.97
 
 
-def test_no_sample_nearby_in_other_directions_is_wrong_sooner(trained, pixels):
+def test_no_misclassified_sample_in_other_directions_is_nearer(trained, pixels):
     net, data, model = trained
     found = adversarial_distance(net, data)
     generator = torch.Generator().manual_seed(0)
@@ -229,21 +229,21 @@ def test_no_sample_nearby_in_other_directions_is_wrong_sooner(trained, pixels):
         noise = torch.randn(20, *start.shape, generator=generator)
         ends = [*pixels[0][pixels[1] != label], *(start + 20 * noise)]
         for end in ends:
-            way = (start + shares * (end - start)).clamp(0, 1)
-            wrong = model(way).argmax(1) != label
+            line = (start + shares * (end - start)).clamp(0, 1)
+            wrong = model(line).argmax(1) != label
             if wrong.any():
-                assert found[i] <= float((way[wrong][0] - start).norm())
+                assert found[i] <= float((line[wrong][0] - start).norm())
 
 
-def test_what_is_wrong_already_is_at_no_distance(trained):
+def test_a_misclassified_sample_is_at_distance_0(trained):
     net, data, _ = trained
     labels = data.train.labels.clone()
     labels[:10] = (labels[:10] + 1) % 3
-    spoilt = adversarial_distance(net, data, replace(data.train, labels=labels))
+    mislabelled = adversarial_distance(net, data, replace(data.train, labels=labels))
     before = adversarial_distance(net, data)
     assert (before > 0).all()
-    assert (spoilt[:10] == 0).all()
-    np.testing.assert_allclose(spoilt[10:], before[10:], rtol=1e-9)
+    assert (mislabelled[:10] == 0).all()
+    np.testing.assert_allclose(mislabelled[10:], before[10:], rtol=1e-9)
 
 
 def test_distances_depend_neither_on_the_batch_nor_on_the_order(trained, monkeypatch):
@@ -282,7 +282,7 @@ def test_the_distance_does_not_depend_on_the_scale_of_the_logits(trained, scale)
     np.testing.assert_allclose(adversarial_distance(net, data), expected, rtol=1e-6)
 
 
-def test_distances_are_one_number_a_sample_of_the_set_that_is_asked_for(fitted, tiny):
+def test_there_is_one_distance_per_requested_sample(fitted, tiny):
     for samples, n in ((None, 60), (tiny.test, 20)):
         found = adversarial_distance(fitted, tiny, samples)
         assert found.shape == (n,) and found.dtype == np.float64
@@ -290,13 +290,13 @@ def test_distances_are_one_number_a_sample_of_the_set_that_is_asked_for(fitted, 
     assert deepfool(fitted, torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64)).numel() == 0
 
 
-def test_net_and_samples_are_left_alone(fitted, tiny):
+def test_network_and_samples_are_unchanged(fitted, tiny):
     before = [p.clone() for p in fitted.parameters()]
     x, y = fitted_input = tiny.normalise(tiny.train.images), tiny.train.labels
     kept = [part.clone() for part in fitted_input]
     deepfool(fitted, x, y, bounds=(-9, 9))
     assert not deepfool(fitted, x.clone().requires_grad_(True), y, bounds=(-9, 9)).requires_grad
-    with torch.no_grad():  # the caller's setting must not matter
+    with torch.no_grad():  # must not matter
         found = adversarial_distance(fitted, tiny)
     np.testing.assert_array_equal(found, adversarial_distance(fitted, tiny))
     assert all(torch.equal(a, b) for a, b in zip(before, fitted.parameters(), strict=True))
@@ -305,18 +305,20 @@ def test_net_and_samples_are_left_alone(fitted, tiny):
     assert not x.requires_grad
 
 
-# ---------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------- errors and warnings
 
 
-def test_a_constant_net_has_no_boundary_and_the_warning_says_for_how_many(tiny):
+def test_a_constant_network_has_no_boundary_and_the_warning_counts_the_samples(tiny):
     zeros = (tiny.train.labels == 0).numpy()
-    with pytest.warns(UserWarning, match=rf"no wrong sample near {zeros.sum()} of 60 .* is NaN"):
+    with pytest.warns(
+        UserWarning, match=rf"no misclassified sample near {zeros.sum()} of 60 .* is NaN"
+    ):
         found = adversarial_distance(Constant(), tiny)
     assert np.isnan(found[zeros]).all()
     assert (found[~zeros] == 0).all()
 
 
-def test_a_sample_that_runs_out_of_steps_is_nan(fitted, tiny):
+def test_a_sample_without_enough_steps_is_nan(fitted, tiny):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = [adversarial_distance(fitted, tiny, n_steps=n) for n in (0, 1, 50)]
@@ -328,10 +330,10 @@ def test_a_sample_that_runs_out_of_steps_is_nan(fitted, tiny):
     assert all(w.filename == __file__ for w in caught)
 
 
-def test_a_net_in_train_mode_is_warned_of(tiny):
+def test_a_network_in_train_mode_gives_a_warning(tiny):
     net = registry.build("mlp_bn", 3, tiny.in_shape)
     with (
-        pytest.warns(UserWarning, match="no wrong sample near"),
+        pytest.warns(UserWarning, match="no misclassified sample near"),
         pytest.warns(UserWarning, match=r"has BatchNorm1d: .* model.eval\(\) first"),
     ):
         adversarial_distance(net.train(), tiny, n_steps=0)
@@ -357,15 +359,15 @@ def test_a_nan_pixel_is_refused(linear):
     "bad", [{"n_steps": -1}, {"overshoot": -0.1}, {"n_candidates": 0}, {"n_bisections": -1}]
 )
 def test_bad_options_are_refused(linear, bad):
-    with pytest.raises(ValueError, match="expected one candidate or more, the others not below 0"):
+    with pytest.raises(ValueError, match="expected n_candidates above 0, the others 0 or more"):
         deepfool(*linear, **bad)
 
 
-def test_missing_foolbox_is_named(fitted, tiny, monkeypatch):
+def test_missing_foolbox_is_reported(fitted, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(ImportError, match=r"'DDNAttack' .*foolbox.*'memlens\[adversarial\]'"):
         adversarial_distance(fitted, tiny, attack="DDNAttack")
-    adversarial_distance(fitted, tiny)  # needs none
+    adversarial_distance(fitted, tiny)  # does not need it
 
 
 # ---------------------------------------------------------------------------- foolbox
@@ -379,12 +381,12 @@ def foolbox(monkeypatch):
 
 @pytest.fixture(scope="module")
 def digits():
-    """A net that has fitted the digits, and which are all its samples."""
+    """A network trained on digits, and the data."""
     data = ml.load("digits")
     return ml.train("mlp", data, ml.TrainConfig(epochs=20)).snapshot("last"), data
 
 
-def test_without_the_bisection_it_is_the_deepfool_of_foolbox(digits, foolbox):
+def test_without_bisection_it_equals_deepfool_of_foolbox(digits, foolbox):
     for overshoot in (0.1, 0.02):
         theirs = adversarial_distance(*digits, attack="L2DeepFoolAttack", overshoot=overshoot)
         ours = adversarial_distance(*digits, n_bisections=0, overshoot=overshoot)
@@ -395,20 +397,20 @@ def test_without_the_bisection_it_is_the_deepfool_of_foolbox(digits, foolbox):
     assert np.median(shortened) < 0.99 * np.median(ours)
 
 
-def test_it_is_hardly_farther_than_a_stronger_attack(digits, foolbox):
+def test_distances_are_close_to_those_of_a_stronger_attack(digits, foolbox):
     ours = adversarial_distance(*digits)
     ddn = adversarial_distance(*digits, attack="DDNAttack")
     assert np.median(ours) < 1.03 * np.median(ddn)
     assert np.median(ours) > 0.9 * np.median(ddn)
 
 
-def test_the_fmn_of_foolbox_is_still_as_bad_as_the_docstring_says(digits, foolbox):
+def test_distances_of_the_fmn_of_foolbox_are_still_too_large(digits, foolbox):
     ddn, fmn = (adversarial_distance(*digits, attack=a) for a in ("DDNAttack", "L2FMNAttack"))
     assert np.median(fmn) > 1.3 * np.median(ddn)
 
 
 @pytest.mark.parametrize("attack", ["DDNAttack", "L2FMNAttack"])
-def test_attacks_of_foolbox_give_wrong_samples_and_no_distance_where_wrong(digits, foolbox, attack):
+def test_attacks_of_foolbox_give_0_for_misclassified_samples(digits, foolbox, attack):
     net, data = digits
     few = data.train[torch.arange(50)]
     few = replace(few, labels=torch.where(torch.arange(50) < 10, 9 - few.labels, few.labels))
@@ -429,12 +431,12 @@ def test_an_attack_of_foolbox_that_finds_nothing_is_nan(tiny, foolbox):
 
 
 @pytest.mark.parametrize("name", ["deepfoul", "base", "LinfDeepFoolAttack", "L2PGD"])
-def test_what_is_no_minimal_attack_in_l2_is_refused(fitted, tiny, foolbox, name):
+def test_attacks_that_are_not_minimal_in_l2_are_refused(fitted, tiny, foolbox, name):
     with pytest.raises(ValueError, match=f"unknown attack '{name}'; known: deepfool, .*DDNAttack"):
         adversarial_distance(fitted, tiny, attack=name)
 
 
-def test_foolbox_is_found_without_a_warning_and_where_there_is_no_git(foolbox):
+def test_foolbox_is_imported_without_a_warning_and_without_git(foolbox):
     code = "from memlens.attacks.robustness import _foolbox; print(_foolbox('DDNAttack').__name__)"
     bare = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"PATH": ""}
     done = subprocess.run(
@@ -447,7 +449,7 @@ def test_foolbox_is_found_without_a_warning_and_where_there_is_no_git(foolbox):
 
 
 @pytest.mark.parametrize("attack", ["deepfool", "DDNAttack"])
-def test_a_net_that_answers_nan_is_refused_and_not_called_wrong(tiny, attack):
+def test_a_network_with_nan_logits_is_refused(tiny, attack):
     if attack != "deepfool":
         pytest.importorskip("foolbox")
     net = registry.build("mlp", 3, (1, 8, 8)).eval()

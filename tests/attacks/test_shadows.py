@@ -1,4 +1,4 @@
-"""What an attacker has: log odds, fitted normals, and what he is refused."""
+"""Log odds of the label, fitted normal distributions, and refusals."""
 
 import math
 from dataclasses import fields, replace
@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 
 from memlens.attacks import membership
-from memlens.attacks import shadows as room
+from memlens.attacks import shadows as module
 from memlens.attacks.shadows import Target
 
 
-def test_confidence_survives_where_a_softmax_rounds_it_to_one():
+def test_log_odds_are_exact_where_a_softmax_rounds_to_one():
     logits = np.array([[60.0, 0.0, 1.0], [80.0, 0.0, 1.0]], dtype=np.float32)
-    found = room.true_class_logit(logits, np.array([0, 0]))
+    found = module.true_class_logit(logits, np.array([0, 0]))
     rest = math.log(1 + math.e)
     assert found == pytest.approx([60 - rest, 80 - rest], rel=1e-12)
-    assert room.true_class_logit(logits, np.array([1, 2]))[0] == pytest.approx(-60)
+    assert module.true_class_logit(logits, np.array([1, 2]))[0] == pytest.approx(-60)
 
 
-def test_medians_and_spreads_are_those_of_the_chosen():
+def test_centres_and_spreads_are_those_of_the_chosen_networks():
     rng = np.random.default_rng(0)
     values, masks = rng.normal(size=(9, 2, 5)), rng.random((9, 5)) < 0.5
     masks[:2], masks[2:4] = True, False
     for centre, oracle in (("median", np.median), ("mean", np.mean)):
-        found = room.fit_normals(values, masks, "per_sample", centre=centre)
+        found = module.fit_normals(values, masks, "per_sample", centre=centre)
         for i in range(5):
             inside, outside = values[masks[:, i], :, i], values[~masks[:, i], :, i]
             assert found.mean_in[:, i] == pytest.approx(oracle(inside, axis=0))
@@ -33,25 +33,24 @@ def test_medians_and_spreads_are_those_of_the_chosen():
             assert found.std_out[:, i] == pytest.approx(outside.std(axis=0))
 
 
-def test_a_target_holds_answers_only():
-    """Whatever an attack learns of the members, it does not learn from the target."""
+def test_a_target_has_no_membership():
     assert [field.name for field in fields(Target)] == ["logits", "y_true", "settings", "curvature"]
 
 
-def test_a_copy_with_other_answers_is_not_served_the_old_fits(setup):
+def test_a_copy_with_other_predictions_is_fitted_again(setup):
     target, shadows = setup()
     before = membership.lira(target, shadows)
     others = replace(shadows, logits=shadows.logits[::-1].copy())
     flipped = replace(shadows, masks=~shadows.masks)
     for copy in (others, flipped):
-        fresh = room.Shadows(copy.masks, copy.logits, copy.y_true, copy.settings, copy.curvature)
+        fresh = module.Shadows(copy.masks, copy.logits, copy.y_true, copy.settings, copy.curvature)
         expected = membership.lira(target, fresh)
         assert np.array_equal(membership.lira(target, copy), expected)
         assert not np.array_equal(expected, before)
     assert np.array_equal(membership.lira(target, shadows), before)
 
 
-def test_answers_about_other_samples_are_refused(setup):
+def test_predictions_for_other_samples_are_refused(setup):
     target, shadows = setup()
     with pytest.raises(
         ValueError, match=r"target's logits have shape \(1, 50, 4\).*same augmentations"
@@ -59,13 +58,13 @@ def test_answers_about_other_samples_are_refused(setup):
         membership.lira(replace(target, logits=target.logits[:1]), shadows)
     with pytest.raises(ValueError, match="different labels"):
         membership.lira(replace(target, y_true=target.y_true[::-1].copy()), shadows)
-    with pytest.raises(ValueError, match="no curvature was asked"):
+    with pytest.raises(ValueError, match="target or the shadows have no curvature"):
         membership.curvature_lr(replace(target, curvature=None), shadows)
     with pytest.raises(ValueError, match="variance is \"local\"|variance is 'local'"):
         membership.lira(target, shadows, variance="local")
 
 
-def test_malformed_answers_are_named(setup):
+def test_malformed_predictions_are_refused(setup):
     target, shadows = setup()
     with pytest.raises(ValueError, match=r"logits have shape \(2, 50, 4\) for y_true \(49,\)"):
         replace(target, y_true=target.y_true[1:])
@@ -74,7 +73,7 @@ def test_malformed_answers_are_named(setup):
     with pytest.raises(ValueError, match="NaN or infinite"):
         replace(target, logits=target.logits * np.inf)
     for wrong in (target.y_true + 4, target.y_true - 1, target.y_true.astype(float)):
-        with pytest.raises(ValueError, match=r"y_true is .* expected whole labels from 0 to"):
+        with pytest.raises(ValueError, match=r"y_true is .* expected integer labels from 0 to"):
             replace(target, y_true=wrong)
     with pytest.raises(ValueError, match=r"masks are int64 \(24, 50\): expected bool"):
         replace(shadows, masks=shadows.masks.astype(np.int64))

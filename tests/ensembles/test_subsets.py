@@ -1,4 +1,4 @@
-"""Memorization on masks worked out by hand; a sweep against single trainings."""
+"""Memorization computed by hand; a sweep against trainings of single networks."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def test_memorization_by_hand():
     correct = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 1], [0, 1, 1]], dtype=bool)
     table = subsets.memorization(masks, correct, index=np.array([5, 6, 7]))
     assert table.memorization.iloc[:2].tolist() == [1.0, 0.0]  # 1 - 0, 1/2 - 1/2
-    assert np.isnan(table.memorization.iloc[2])  # never left out: unknown, not 0
+    assert np.isnan(table.memorization.iloc[2])  # never left out: NaN, not 0
     assert table.n_in.tolist() == [2, 2, 4]
     assert table.n_out.tolist() == [2, 2, 0]
     assert table.in_accuracy.tolist() == [1, 0.5, 0.75]
@@ -48,7 +48,7 @@ def test_the_standard_error_is_that_of_repeated_sweeps():
     assert np.std(values) == pytest.approx(np.mean(errors), rel=0.1)
 
 
-def test_masks_hold_the_share_exactly_and_differ():
+def test_masks_have_exactly_the_share_and_differ():
     masks = subsets.subset_masks(50, 101, 0.7, seed=3)
     assert (masks.sum(1) == 71).all()
     assert len({m.tobytes() for m in masks}) == 50
@@ -56,8 +56,8 @@ def test_masks_hold_the_share_exactly_and_differ():
     assert not np.array_equal(masks, subsets.subset_masks(50, 101, 0.7, seed=4))
 
 
-def test_a_sweep_is_its_nets_trained_alone(double, train_alone, tmp_path, monkeypatch):
-    """Model m has the weights and the order of (seed, m), and the samples of its mask."""
+def test_a_sweep_equals_its_networks_trained_alone(double, train_alone, tmp_path, monkeypatch):
+    """Weights and sample order of model m depend on (seed, m), its samples on its mask."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     config = replace(SHORT, epochs=5)
@@ -74,7 +74,7 @@ def test_a_sweep_is_its_nets_trained_alone(double, train_alone, tmp_path, monkey
         assert np.array_equal(sweep.correct, sweep.logits.argmax(2) == sweep.y_true)
 
 
-def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_path, monkeypatch):
+def test_a_sweep_does_not_depend_on_processes_and_is_cached(small, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 4)
     sweeps = []
     for n in (1, 2):
@@ -84,7 +84,7 @@ def test_a_sweep_does_not_depend_on_its_processes_and_is_found_again(small, tmp_
     monkeypatch.setattr(subsets, "_train_chunk", lambda *_: pytest.fail("trained again"))
     again = ml.subset_sweep("mlp", small, n_models=8, config=SHORT)
     assert np.array_equal(again.logits, sweeps[0].logits)
-    assert repr(again) == "Sweep(8 nets on 80 samples, asked at last)"
+    assert repr(again) == "Sweep(8 networks, 80 samples, snapshots: last)"
 
 
 def test_a_sweep_of_the_same_pixels_on_another_scale_is_another_sweep(small, tmp_path, monkeypatch):
@@ -105,19 +105,21 @@ def test_a_sweep_finds_a_planted_mislabelled_sample(small, tmp_path, monkeypatch
     table = sweep.memorization()
     planted = table.iloc[7]
     assert planted.in_accuracy == 1
-    assert planted.memorization > 5 * planted.standard_error  # about ten nets were without it
+    assert (
+        planted.memorization > 5 * planted.standard_error
+    )  # about ten networks were trained without it
     assert (table.memorization > planted.memorization).sum() < 8  # among eighty, some hard ones
     assert sweep.memorization(16).n_in.max() <= 16
 
 
-def test_bad_input_is_named(small):
+def test_invalid_arguments_are_refused(small):
     with pytest.raises(ValueError, match=r"keep=1.0 of 80 samples is 80; expected"):
         subsets.subset_masks(2, 80, 1.0)
     with pytest.raises(ValueError, match=r"expected bool masks and one shape"):
         subsets.memorization(np.ones((2, 3)), np.ones((2, 3)))
 
 
-def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_resumes(small, tmp_path, monkeypatch):
     whole = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
@@ -135,10 +137,10 @@ def test_an_interrupted_sweep_goes_on_with_the_nets_it_has(small, tmp_path, monk
     resumed = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     assert calls == [[0, 1], [2, 3], [2, 3]]
     assert resumed.logits_at("last") == pytest.approx(whole.logits_at("last"), abs=1e-4)
-    assert store.Store().clear() == 1  # the sweep alone: its parts are gone
+    assert store.Store().clear() == 1  # the sweep only: its chunks are removed
 
 
-def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp_path, monkeypatch):
+def test_a_sweep_killed_after_its_last_chunk_trains_nothing_again(small, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     real = store.Store.put
@@ -157,8 +159,8 @@ def test_a_sweep_killed_between_its_last_part_and_its_end_is_finished(small, tmp
     assert sweep.logits_at("last").shape == (4, 1, 80, 10)
 
 
-def test_parts_that_outlived_their_sweep_are_removed(small, tmp_path, monkeypatch):
-    """A kill between the last write and the tidying."""
+def test_chunks_left_after_a_kill_are_removed(small, tmp_path, monkeypatch):
+    """A kill between the last write and `Store.tidy`."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
     (artifact,) = tmp_path.glob("sweep-*")
@@ -168,7 +170,7 @@ def test_parts_that_outlived_their_sweep_are_removed(small, tmp_path, monkeypatc
     assert {p.name for p in tmp_path.glob("sweep-*")} == {artifact.name, f"{artifact.name}0.0-3"}
 
 
-def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
+def test_a_damaged_chunk_is_trained_again(small, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "whole"))
     whole = ml.subset_sweep("mlp", small, n_models=4, config=SHORT, n_jobs=1)
@@ -192,7 +194,7 @@ def test_a_damaged_part_is_trained_again(small, tmp_path, monkeypatch):
     assert np.array_equal(again.logits, whole.logits)
 
 
-def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monkeypatch):
+def test_chunks_of_another_size_are_not_reused(small, tmp_path, monkeypatch):
     whole = ml.subset_sweep("mlp", small, n_models=6, config=SHORT, n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     real, calls = subsets.train_and_query, []
@@ -204,7 +206,7 @@ def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monke
         return real(*given)
 
     monkeypatch.setattr(subsets, "train_and_query", interrupted)
-    for size, error in ((2, True), (3, False)):  # as on a machine where "auto" is another device
+    for size, error in ((2, True), (3, False)):  # as if "auto" were another device
         monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", size)
         if error:
             with pytest.raises(KeyboardInterrupt):
@@ -213,7 +215,7 @@ def test_parts_of_another_size_are_not_taken_for_ones_own(small, tmp_path, monke
     assert sweep.logits_at("last") == pytest.approx(whole.logits_at("last"), abs=1e-4)
 
 
-def test_the_papers_nets_are_swept_with_crops_one_by_one(tmp_path, monkeypatch):
+def test_large_networks_are_trained_one_by_one_with_crops(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(24, 3, 32, 32), dtype=np.uint8)

@@ -93,7 +93,7 @@ def test_what_does_not_fit_says_so_before_it_starts(tiny, monkeypatch):
     with pytest.raises(MemoryError, match=r"training on 60 samples of digits needs about .* GB on"):
         ml.train("mlp", tiny, TrainConfig(epochs=2000, batch_size=50))
     monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
-    with pytest.raises(MemoryError, match=r"sweep of 4 nets .*ask at fewer snapshots"):
+    with pytest.raises(MemoryError, match=r"sweep of 4 networks .*use fewer snapshots"):
         ml.subset_sweep(
             "mlp", replace(tiny), n_models=4, config=TrainConfig(epochs=1, seed=9), n_jobs=1
         )
