@@ -1,4 +1,4 @@
-"""The catalogue is complete, what scores cost is added up right, and flips stand out."""
+"""The catalogue is complete, costs are summed correctly, and flipped labels score high."""
 
 import inspect
 from dataclasses import replace
@@ -27,7 +27,7 @@ ORACLES = SCORES | test_proxies.BY_HAND
 
 
 def problems():
-    """What is missing of any score in the catalogue."""
+    """Describe what is missing for any score in the catalogue."""
     for name, score in costs.EVERY_SCORE.items():
         texts = (score.formula, score.variant, score.never_learned, score.source)
         if not all(isinstance(text, str) and text for text in texts) or not score.needs:
@@ -43,14 +43,14 @@ def problems():
 def test_every_score_has_metadata_an_oracle_and_a_cost():
     assert list(problems()) == []
     assert set(ORACLES) == set(EVERY_SCORE)
-    assert {way for name in EVERY_SCORE for way in cost_models_of(name)} | {
+    assert {cost for name in EVERY_SCORE for cost in cost_models_of(name)} | {
         "plain",
         "post-hoc",
     } == set(COST_MODELS)
 
 
 def documented(trace):
-    """A score that is planted."""
+    """A planted score."""
 
 
 GOOD = Score(documented, "sum", "all", "-", "nobody 2020", ("loss",))
@@ -63,20 +63,20 @@ GOOD = Score(documented, "sum", "all", "-", "nobody 2020", ("loss",))
         (replace(GOOD, source=""), "has no complete metadata"),
         (replace(GOOD, never_learned=""), "has no complete metadata"),
         (replace(GOOD, needs=()), "has no complete metadata"),
-        (replace(GOOD, needs=("loss", "aura")), "has no cost"),
+        (replace(GOOD, needs=("loss", "unknown")), "has no cost"),
         (replace(GOOD, function=lambda trace: trace), "is not documented"),
     ],
 )
-def test_a_score_planted_without_one_of_them_is_found(monkeypatch, planted, problem):
+def test_a_planted_incomplete_score_is_detected(monkeypatch, planted, problem):
     monkeypatch.setitem(costs.EVERY_SCORE, "planted", planted)
     assert f"planted {problem}" in set(problems())
 
 
-def test_no_name_is_taken_twice():
+def test_score_names_are_unique():
     assert len(EVERY_SCORE) == len(CATALOGUE) + len(proxies.PROXIES)
 
 
-def test_the_catalogue_is_a_table_of_all_scores():
+def test_the_catalogue_has_all_scores():
     table = ml.catalogue()
     assert list(table.index) == list(EVERY_SCORE)
     assert table.index.name == "score"
@@ -90,47 +90,47 @@ def test_the_catalogue_is_a_table_of_all_scores():
     assert table.loc["csg", "cost"] == "1"
     assert table.loc["sgal", "cost"] == "(1) x peak / T"
     assert table.loc["vog", "cost"] == COST_MODELS["logit gradients"].formula
-    both = [COST_MODELS[way].formula for way in ("curvature", "second_split")]
+    both = [COST_MODELS[name].formula for name in ("curvature", "second_split")]
     assert table.loc["curvature_ssft", "cost"] == " + ".join(both)
 
 
-def test_a_count_in_words_is_the_count():
-    """The formulas are arithmetic, but for n and T."""
-    for name, way in COST_MODELS.items():
-        words = way.formula.replace(", n = 10", "").replace("n", "10").replace("x", "*")
-        value = eval(words, {"T": 60, "__builtins__": {}})
-        assert way.counted(60) == pytest.approx(value), name
-    assert COST_MODELS["repeats"].counted(5) == 10  # which is over before the early epoch
+def test_formulas_equal_counts():
+    """The formulas are arithmetic except for n and T."""
+    for name, cost in COST_MODELS.items():
+        text = cost.formula.replace(", n = 10", "").replace("n", "10").replace("x", "*")
+        value = eval(text, {"T": 60, "__builtins__": {}})
+        assert cost.counted(60) == pytest.approx(value), name
+    assert COST_MODELS["repeats"].counted(5) == 10  # it ends before the early epoch
 
 
-def test_the_counts_of_retrainings_are_those_of_their_plans(tiny):
-    """Samples trained on, in multiples of all of them; SAM takes two steps for one."""
+def test_counts_of_retrainings_are_those_of_their_members(tiny):
+    """Samples trained on, in multiples of all samples; a SAM step costs two."""
     share = {
-        "folds": sum(part.mask.mean() for part in fold_members(tiny, 0)),
-        "samis": sum(3 * part.mask.mean() for part in fold_members(tiny, 0, 10)),
-        # each half and then the other, and a look (a third of a step) at all after each epoch
-        "second_split": sum(part.mask.mean() + 1 / 3 for part in half_members(tiny, 0)) + 1,
-        "repeats": sum(part.mask.mean() for part in repeat_members(tiny, 0)) * 11 / 60,
+        "folds": sum(member.mask.mean() for member in fold_members(tiny, 0)),
+        "samis": sum(3 * member.mask.mean() for member in fold_members(tiny, 0, 10)),
+        # each half, then the other, and one prediction (a third of a step) per epoch
+        "second_split": sum(member.mask.mean() + 1 / 3 for member in half_members(tiny, 0)) + 1,
+        "repeats": sum(member.mask.mean() for member in repeat_members(tiny, 0)) * 11 / 60,
     }
     assert set(share) == set(KINDS)
     for kind, value in share.items():
         assert COST_MODELS[kind].counted(60) == pytest.approx(value, rel=1e-3), kind
 
 
-def hand_made_ways():
-    """Every way costs a power of two, so that a sum says what it was made of."""
+def powers_of_two():
+    """Costs that are powers of two, so that a sum identifies its terms."""
     powers = 2.0 ** np.arange(len(COST_MODELS))
     columns = {"seconds": 10 * powers, "measured": powers, "counted": powers + 0.5}
-    return pd.DataFrame(columns, index=pd.Index(COST_MODELS, name="way"))
+    return pd.DataFrame(columns, index=pd.Index(COST_MODELS, name="cost_model"))
 
 
-def test_a_score_costs_what_its_ways_cost():
-    ways = hand_made_ways()
-    table = cost_of_scores(ways)
+def test_the_cost_of_a_score_is_the_sum_of_its_cost_models():
+    table_of_models = powers_of_two()
+    table = cost_of_scores(table_of_models)
     assert list(table.index) == list(EVERY_SCORE)
     used = {
         "csl": ["step"],
-        "in_confidence_max": ["step"],  # two signals, one way
+        "in_confidence_max": ["step"],  # two signals, one cost model
         "sgal": ["step"],
         "curvature_last": ["curvature"],
         "curvature_squared": ["curvature"],
@@ -145,39 +145,39 @@ def test_a_score_costs_what_its_ways_cost():
         "curvature_ssft": ["curvature", "second_split"],
     }
     for name, needed in used.items():
-        expected = ways.loc[needed].sum()
+        expected = table_of_models.loc[needed].sum()
         found = table.loc[name]
         assert found[["seconds", "measured", "counted"]].tolist() == expected.tolist(), name
         assert found["forwards"] == 3 * (expected["measured"] - 1)
 
 
-def test_what_stops_early_costs_its_share_of_the_epochs():
-    whole, stopped = (cost_of_scores(hand_made_ways(), stopped=s) for s in (1.0, 0.25))
+def test_scores_that_stop_early_cost_their_share_of_the_epochs():
+    whole, stopped = (cost_of_scores(powers_of_two(), stopped=s) for s in (1.0, 0.25))
     for name, score in EVERY_SCORE.items():
         share = 0.25 if score.until_peak else 1
         assert stopped.loc[name, "seconds"] == share * whole.loc[name, "seconds"]
     assert (stopped["forwards"] != whole["forwards"]).sum() == 2
-    plain = hand_made_ways().assign(measured=1.0)
+    plain = powers_of_two().assign(measured=1.0)
     assert cost_of_scores(plain, stopped=0.5).loc["sgal", "forwards"] == -1.5
     for share in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"stopped is .*; expected a share of the epochs"):
             cost_of_scores(plain, stopped=share)
 
 
-def test_every_way_is_measured(tiny):
+def test_every_cost_model_is_measured(tiny):
     config = TrainConfig(epochs=4, batch_size=16)
     table = measure_costs("mlp", tiny, config, epochs=2, n_rounds=1)
     assert list(table.index) == list(COST_MODELS)
-    assert table.index.name == "way"
+    assert table.index.name == "cost_model"
     assert (table["seconds"] > 0).all()
     assert table.loc["plain", "measured"] == 1
-    assert table["counted"].tolist() == [way.counted(4) for way in COST_MODELS.values()]
+    assert table["counted"].tolist() == [cost.counted(4) for cost in COST_MODELS.values()]
     assert (table.loc[["curvature", "samis"], "measured"] > 1).all()
     assert np.isfinite(cost_of_scores(table)).all(axis=None)
 
 
-def test_the_clock_counts_the_whole_recipe(tiny, monkeypatch):
-    """Each way takes a second an epoch, or nine once; the middle one of three rounds is slow."""
+def test_seconds_are_of_the_whole_config(tiny, monkeypatch):
+    """Costs of some seconds per epoch, or of nine at once; the middle round of three is slow."""
     clock, rounds = [0.0], []
 
     def run(name, pace):
@@ -189,36 +189,38 @@ def test_the_clock_counts_the_whole_recipe(tiny, monkeypatch):
 
         return work
 
-    for pace, (name, way) in enumerate(list(COST_MODELS.items()), start=1):
-        monkeypatch.setitem(COST_MODELS, name, replace(way, run=run(name, pace)))
+    for pace, (name, cost) in enumerate(list(COST_MODELS.items()), start=1):
+        monkeypatch.setitem(COST_MODELS, name, replace(cost, run=run(name, pace)))
     monkeypatch.setattr(costs.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(costs, "train", lambda *_, **__: None)
     table = measure_costs("mlp", tiny, TrainConfig(epochs=40), epochs=8, n_rounds=3)
     assert rounds == 3 * list(COST_MODELS)  # in turns
-    for pace, (name, way) in enumerate(COST_MODELS.items(), start=1):
-        assert table.loc[name, "seconds"] == (9 if way.fixed else 40 * pace), name
-        assert table.loc[name, "measured"] == pytest.approx((9 / 40) if way.fixed else pace)
+    for pace, (name, cost) in enumerate(COST_MODELS.items(), start=1):
+        assert table.loc[name, "seconds"] == (9 if cost.fixed else 40 * pace), name
+        assert table.loc[name, "measured"] == pytest.approx((9 / 40) if cost.fixed else pace)
 
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"n_rounds": 0}])
-def test_bad_requests_are_named(tiny, bad):
-    with pytest.raises(ValueError, match=r"epochs=.*, n_rounds=.*: expected at least one of each"):
+def test_invalid_arguments_are_refused(tiny, bad):
+    with pytest.raises(ValueError, match=r"epochs=.*, n_rounds=.*: expected 1 or more of each"):
         measure_costs("mlp", tiny, TrainConfig(), **bad)
 
 
-VARIANCE = "how the logit's slope moves says nothing of the label: on digits AUROC 0.3 to 0.65"
+VARIANCE = (
+    "the variance of logit gradients does not depend on the label: AUROC 0.3 to 0.65 on digits"
+)
 NO_CLAIM = {
     "vog": VARIANCE,
     "vog_class": VARIANCE,
     "vog_last5": VARIANCE,
     "vog_last5_class": VARIANCE,
-    "samis_prob": "compares two predictions of nets that never saw the sample, nor its label",
+    "samis_prob": "compares two held-out predictions, without the label",
 }
 
 
 @pytest.mark.parametrize("name", sorted(EVERY_SCORE))
 def test_planted_flips_score_higher_than_clean_samples(flipped, name):
-    """The sign of every column, but for those that say nothing of a label."""
+    """The sign of every column, except those that do not use the label."""
     _, frame, is_flip = flipped
     values = frame[name].to_numpy()
     assert values.std() > 0

@@ -1,4 +1,4 @@
-"""Scores of extra trainings by hand, confident learning written out, procedures by slow loops."""
+"""Scores of extra trainings by hand, confident learning and AUM by slow loops."""
 
 import math
 import sys
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from scipy.special import softmax
 
 import memlens as ml
@@ -18,23 +17,22 @@ from memlens.ensembles.proxies import (
     aum_flags,
     every_score,
     extra_scores,
-    grand_at,
     rank_mean,
 )
 from memlens.ensembles.retrainings import KINDS
 from memlens.tracking import scores
-from memlens.training.config import MeasureConfig, TrainConfig, mixed_seed
+from memlens.training.config import MeasureConfig, TrainConfig
 
 SHORT = TrainConfig(epochs=5, batch_size=16, lr=0.1)
 
-# Three samples of two classes, and what the trainings of each kind left of them.
-LEFT = {
+# The arrays of each kind, for three samples of two classes.
+ARRAYS = {
     "y_true": np.array([0, 0, 1]),
     "el2n": np.array([[0.1, 0.5, 1.0], [0.3, 0.5, 1.4]], dtype=np.float32),
     "weight_grad": np.array([[1, 2, 3], [3, 2, 7]], dtype=np.float32),
     "sgd": np.log(np.array([[0.9, 0.1], [0.5, 0.5], [0.8, 0.2]])).astype(np.float32),
     "sam": np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])).astype(np.float32),
-    # right to the end, lost after the first epoch, never right
+    # correct to the end, forgotten after the first epoch, never correct
     "correct": np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool),
     # Thresholds: the mean of 0.9 and 0.2 for class 0, 0.7 for class 1.
     "logits": 5 + np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])).astype(np.float32),
@@ -59,24 +57,24 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(PROXIES))
 def test_score_by_hand(name):
-    """A score in the catalogue that is not in BY_HAND fails here: no score without an oracle."""
-    if name == "curvature_ssft":  # curvatures 1, 9, 4 and the shares wrong, by their ranks
+    """Every score in the catalogue needs a value in BY_HAND."""
+    if name == "curvature_ssft":  # ranks of curvatures 1, 9, 4 and of ssft_mean
         found = PROXIES[name].function(np.array([1, 9, 4]), np.array([0.25, 0.75, 1]))
     else:
-        found = PROXIES[name].function(LEFT)
+        found = PROXIES[name].function(ARRAYS)
     assert found == pytest.approx(BY_HAND[name], abs=1e-6)
     assert found.dtype == np.float64
 
 
-def test_a_sample_never_learned_gets_what_the_catalogue_says():
-    never = LEFT | {"correct": np.zeros((4, 3), dtype=bool)}
+def test_a_sample_never_learned_gets_the_value_in_the_catalogue():
+    never = ARRAYS | {"correct": np.zeros((4, 3), dtype=bool)}
     for name, score in PROXIES.items():
         if score.never_learned != "-":
             assert (score.function(never) == float(score.never_learned)).all(), name
 
 
 def test_ssft_counts_from_the_last_right_prediction():
-    """Forgotten after each epoch in turn, whatever was before: the slow definition."""
+    """Compare with a slow loop over epochs."""
     rng = np.random.default_rng(0)
     correct = rng.random((6, 200)) < 0.4
     expected = []
@@ -90,7 +88,7 @@ def test_ssft_counts_from_the_last_right_prediction():
 
 
 def held_out(seed, n=150, n_classes=4):
-    """Labels, a fifth of them wrong, and logits of a net that is mostly right."""
+    """Labels, a fifth of them wrong, and logits of a network that is mostly correct."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(n_classes, size=n)
     labels = np.where(rng.random(n) < 0.2, rng.integers(n_classes, size=n), truth)
@@ -99,7 +97,7 @@ def held_out(seed, n=150, n_classes=4):
 
 
 def slow_confident_learning(labels, p):
-    """Which labels are called wrong, sample by sample, as the definition reads."""
+    """Flag labels sample by sample, from the definition."""
     thresholds = [p[labels == k, k].mean() for k in range(p.shape[1])]
     flagged = []
     for i, label in enumerate(labels):
@@ -117,7 +115,7 @@ def test_confident_learning_is_the_definition_ranked(seed):
     flagged = slow_confident_learning(labels, p)
     assert np.flatnonzero(score).tolist() == flagged
     assert 10 < len(flagged) < 75
-    # Among them, the least sure of its label has 1 and the surest 1 / their number.
+    # Among them, the lowest self-confidence has 1 and the highest 1 / their number.
     order = sorted(flagged, key=lambda i: p[i, labels[i]])
     assert score[order] == pytest.approx(np.arange(len(order), 0, -1) / len(order))
 
@@ -127,47 +125,47 @@ def test_confident_learning_is_what_cleanlab_returns():
     from cleanlab.rank import get_label_quality_scores
 
     labels, logits = held_out(9)
-    left, p = {"y_true": labels, "logits": logits}, softmax(logits.astype(np.float64), 1)
+    arrays, p = {"y_true": labels, "logits": logits}, softmax(logits.astype(np.float64), 1)
     issues = find_label_issues(
         labels, p, filter_by="confident_learning", return_indices_ranked_by="self_confidence"
     )
-    score = proxies.confident_learning(left)
+    score = proxies.confident_learning(arrays)
     assert np.argsort(-score)[: len(issues)].tolist() == issues.tolist()
     assert (score > 0).sum() == len(issues)
     quality = get_label_quality_scores(labels, p)
-    assert proxies.label_quality(left) == pytest.approx(1 - quality, rel=1e-12)
+    assert proxies.label_error(arrays) == pytest.approx(1 - quality, rel=1e-12)
 
 
-def test_label_quality_is_one_minus_the_held_out_probability():
+def test_label_error_is_one_minus_the_held_out_probability():
     labels, logits = held_out(3)
     p = softmax(logits.astype(np.float64), 1)[np.arange(len(labels)), labels]
-    found = proxies.label_quality({"y_true": labels, "logits": logits})
+    found = proxies.label_error({"y_true": labels, "logits": logits})
     assert found == pytest.approx(1 - p, rel=1e-9)
-    assert len(np.unique(found)) == len(found)  # it tells all samples apart
+    assert len(np.unique(found)) == len(found)  # no ties
 
 
 def test_without_a_wrong_label_nothing_is_flagged():
     labels = np.arange(20) % 2
-    left = {"y_true": labels, "logits": 8.0 * np.eye(2)[labels]}
-    assert (proxies.confident_learning(left) == 0).all()
+    arrays = {"y_true": labels, "logits": 8.0 * np.eye(2)[labels]}
+    assert (proxies.confident_learning(arrays) == 0).all()
 
 
-def test_missing_cleanlab_is_named(monkeypatch):
+def test_missing_cleanlab_is_reported(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "cleanlab"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cleanlab", None)
-    for score in (proxies.confident_learning, proxies.label_quality):
+    for score in (proxies.confident_learning, proxies.label_error):
         with pytest.raises(
             ImportError, match=r"needs cleanlab: pip install 'memlens\[confident\]'"
         ):
-            score(LEFT)
+            score(ARRAYS)
 
 
 def test_samis_is_exact_where_a_probability_is_nearly_nothing():
-    left = {"y_true": np.array([0]), "sgd": np.array([[0, 400]], dtype=np.float32)}
-    left["sam"] = np.array([[0, 100]], dtype=np.float32)
-    assert proxies.samis_loss(left) == pytest.approx([300])
-    assert proxies.samis_prob(left) == pytest.approx([0], abs=1e-30)
+    arrays = {"y_true": np.array([0]), "sgd": np.array([[0, 400]], dtype=np.float32)}
+    arrays["sam"] = np.array([[0, 100]], dtype=np.float32)
+    assert proxies.samis_loss(arrays) == pytest.approx([300])
+    assert proxies.samis_prob(arrays) == pytest.approx([0], abs=1e-30)
 
 
 def test_rank_mean_puts_scores_on_one_scale():
@@ -177,14 +175,14 @@ def test_rank_mean_puts_scores_on_one_scale():
     assert rank_mean(one**3, other) == pytest.approx(rank_mean(one, other))
 
 
-def own_index(data):
-    """The same data whose samples come from anywhere, so that positions are not indices."""
+def other_index(data):
+    """The same data with other indices, so that positions are not indices."""
     index = 1000 - 7 * torch.arange(len(data.train))
     return replace(data, train=replace(data.train, index=index))
 
 
-def test_extra_scores_are_the_functions_of_what_was_left(tiny, own_cache):
-    data = own_index(tiny)
+def test_extra_scores_are_functions_of_the_arrays(tiny, own_cache):
+    data = other_index(tiny)
     noisy = data.with_noise(0.2)
     frames = extra_scores("mlp", [data, noisy], SHORT, seeds=[0, 3], n_jobs=1)
     for frame, samples, seed in zip(frames, (data, noisy), (0, 3), strict=True):
@@ -193,9 +191,9 @@ def test_extra_scores_are_the_functions_of_what_was_left(tiny, own_cache):
         assert frame.index.tolist() == samples.train.index.tolist()
         assert np.isfinite(frame).all(axis=None)
         for kind in KINDS:
-            left = retrainings.retrain(kind, "mlp", [samples], SHORT, seeds=[seed])[0]
+            arrays = retrainings.retrain(kind, "mlp", [samples], SHORT, seeds=[seed])[0]
             for name in (name for name, score in PROXIES.items() if score.needs == (kind,)):
-                assert frame[name].tolist() == PROXIES[name].function(left).tolist()
+                assert frame[name].tolist() == PROXIES[name].function(arrays).tolist()
     assert not frames[0]["label_quality"].equals(frames[1]["label_quality"])
     two = extra_scores("mlp", [data], SHORT, seeds=[0], kinds=["second_split"])[0]
     assert list(two) == ["ssft", "ssft_mean"]
@@ -204,7 +202,7 @@ def test_extra_scores_are_the_functions_of_what_was_left(tiny, own_cache):
 
 def test_every_score_is_one_frame(tiny, own_cache):
     data, measure = (
-        own_index(tiny),
+        other_index(tiny),
         MeasureConfig(posthoc=True, n_directions=1, logit_gradients=True),
     )
     run = ml.train("mlp", data, SHORT, measure)
@@ -216,14 +214,14 @@ def test_every_score_is_one_frame(tiny, own_cache):
     later = [n for n in scores.CATALOGUE if n not in in_step and not n.startswith(("gra", "tra"))]
     assert list(whole) == [*in_step, *later, *extra, "curvature_ssft"]
     assert whole.index.equals(run.scores.index)
-    assert whole[in_step].equals(run.scores)  # in-step where the step gives it
+    assert whole[in_step].equals(run.scores)  # in-step where available
     assert whole[later].equals(run.posthoc_scores[later])
     assert whole[list(extra)].equals(extra)
     by_rank = rank_mean(run.posthoc_scores["curvature"], extra["ssft_mean"])
     assert whole["curvature_ssft"].tolist() == by_rank.tolist()
     assert "curvature_ssft" not in every_score(bare, extra)
-    assert list(run.scores) == in_step  # the run's own frame has not grown
-    with pytest.raises(ValueError, match=r"extra holds other samples than the run"):
+    assert list(run.scores) == in_step  # the frame of the run is unchanged
+    with pytest.raises(ValueError, match=r"index of extra is not that of run.scores"):
         every_score(run, extra.iloc[::-1])
 
 
@@ -233,52 +231,9 @@ def test_with_everything_measured_every_score_is_there(flipped):
     assert np.isfinite(frame).all(axis=None)
 
 
-def slow_early(ensemble, data):
-    """Means over nets of EL2N and of the weight gradient's norm, a sample at a time."""
-    errors, norms = np.zeros((2, len(ensemble), len(data.train)))
-    for k, net in enumerate(ensemble):
-        x, y = data.normalise(data.train.images), data.train.labels
-        for i in range(len(y)):
-            net.zero_grad()
-            logits = net(x[i : i + 1])
-            F.cross_entropy(logits, y[i : i + 1]).backward()
-            p = logits.detach().softmax(1)[0]
-            errors[k, i] = float((p - F.one_hot(y[i], len(p))).norm())
-            norms[k, i] = float(sum((w.grad**2).sum() for w in net.parameters())) ** 0.5
-    return errors.mean(0), norms.mean(0)
-
-
-def test_grand_at_initialisation_warns_and_is_that_of_fresh_nets(double):
-    data = own_index(double)
-    with pytest.warns(UserWarning, match="does not reproduce"):
-        frame = grand_at("small_cnn_bn", data, SHORT, epochs=0, n_runs=3, seed=4)
-    seeds = [mixed_seed(4, k) for k in range(3)]
-    ensemble = [ml.build("small_cnn_bn", 3, data.in_shape, seed=seed).eval() for seed in seeds]
-    errors, norms = slow_early(ensemble, data)
-    assert frame["el2n"].to_numpy() == pytest.approx(errors, rel=1e-6)
-    assert frame["grand"].to_numpy() == pytest.approx(norms, rel=1e-6)
-    assert frame.index.tolist() == data.train.index.tolist()
-
-
-@pytest.mark.parametrize("epochs", [3, 5])
-def test_grand_at_an_epoch_is_that_of_nets_trained_so_far(double, train_alone, epochs):
-    frame = grand_at("mlp", double, SHORT, epochs=epochs, n_runs=2)
-    every, seeds = np.ones(60, dtype=bool), [mixed_seed(0, k) for k in range(2)]
-    ensemble = [train_alone("mlp", double, every, SHORT, seed, epochs=epochs) for seed in seeds]
-    errors, norms = slow_early(ensemble, double)
-    assert frame["el2n"].to_numpy() == pytest.approx(errors, rel=1e-6)
-    assert frame["grand"].to_numpy() == pytest.approx(norms, rel=1e-6)
-
-
-@pytest.mark.parametrize("epochs", [-1, 6])
-def test_epochs_that_the_recipe_does_not_have_are_refused(tiny, epochs):
-    with pytest.raises(ValueError, match=rf"epochs is {epochs}; the config has 0 to 5"):
-        grand_at("mlp", tiny, SHORT, epochs=epochs)
-
-
 @pytest.fixture
 def trainings(monkeypatch, own_cache):
-    """The jobs that a procedure asks for, and their runs."""
+    """The jobs passed to `train_many`, and their runs."""
     seen, real = [], proxies.train_many
 
     def spy(jobs):
@@ -291,36 +246,39 @@ def trainings(monkeypatch, own_cache):
 
 
 @pytest.mark.parametrize("percentile", [99.0, 60.0])
-def test_aum_flags_against_the_rule_written_out(tiny, trainings, percentile):
-    data = own_index(tiny)
-    table = aum_flags("mlp", data, SHORT, percentile=percentile, seed=2)
+def test_aum_flags_against_a_slow_loop(tiny, trainings, percentile, monkeypatch):
+    monkeypatch.setattr(proxies, "AUM_PERCENTILE", percentile)
+    data = other_index(tiny)
+    table = aum_flags("mlp", data, SHORT, seed=2)
     assert table.index.tolist() == data.train.index.tolist()
-    served = []
+    thresholds = []
     for job, run in trainings:
         assert (job.config.seed, job.data.n_classes) == (2, 4)
         fake = job.data.train.labels.numpy() == 3
         kept = torch.tensor(~fake)
         assert torch.equal(job.data.train.labels[kept], data.train.labels[kept])
-        served.append(set(np.flatnonzero(fake)))
-        # The value below which a share of the threshold samples lies, between neighbours.
+        thresholds.append(set(np.flatnonzero(fake)))
+        # The percentile by linear interpolation.
         values = sorted(run.trace.margin[:, fake].mean(0, dtype=np.float64))
         place = percentile / 100 * (len(values) - 1)
         low = values[math.floor(place)]
         threshold = low + (values[math.ceil(place)] - low) * (place - math.floor(place))
-        second = len(served) == 2
-        judged = sorted(served[0]) if second else np.flatnonzero(~fake)
-        area = run.trace.margin.mean(0, dtype=np.float64)[judged]
-        rows = table.iloc[judged]
+        second = len(thresholds) == 2
+        evaluated = sorted(thresholds[0]) if second else np.flatnonzero(~fake)
+        area = run.trace.margin.mean(0, dtype=np.float64)[evaluated]
+        rows = table.iloc[evaluated]
         assert rows["score"].to_numpy() == pytest.approx(-area, rel=1e-9)
         assert rows["threshold"].to_numpy() == pytest.approx(-threshold, rel=1e-6)
         assert rows["flagged"].tolist() == (area < threshold).tolist()
-    assert [len(rows) for rows in served] == [15, 15]  # 60 / (3 + 1)
-    assert not served[0] & served[1]  # so every sample is judged once, by its real label
+    assert [len(rows) for rows in thresholds] == [15, 15]  # 60 / (3 + 1)
+    assert (
+        not thresholds[0] & thresholds[1]
+    )  # so every sample is evaluated once, with its real label
     assert table["threshold"].nunique() == 2
     assert table["flagged"].dtype == bool
 
 
-def test_aum_flags_planted_flips_rather_than_clean_labels(flipped, trainings):
+def test_aum_flags_flipped_rather_than_clean_labels(flipped, trainings):
     run, _, is_flip = flipped
     table = aum_flags("mlp", run.data, TrainConfig(epochs=30))
     flags = table["flagged"].to_numpy()
@@ -328,16 +286,13 @@ def test_aum_flags_planted_flips_rather_than_clean_labels(flipped, trainings):
     assert flags[~is_flip].mean() < 0.15
 
 
-def test_bad_thresholds_are_named(tiny):
-    for percentile in (0.0, 101.0):
-        with pytest.raises(ValueError, match=rf"percentile is {percentile}; expected a value"):
-            aum_flags("mlp", tiny, SHORT, percentile=percentile)
+def test_too_few_samples_for_a_threshold_sample_are_refused(tiny):
     few = replace(tiny, train=tiny.train[torch.tensor([0, 1, 2])])
     with pytest.raises(ValueError, match=r"3 samples of 3 classes leave no threshold sample"):
         aum_flags("mlp", few, replace(SHORT, batch_size=2))
 
 
-def test_a_flip_is_forgotten_at_once_in_the_second_split(flipped):
+def test_flips_are_forgotten_early_in_the_second_split(flipped):
     _, frame, is_flip = flipped
     epoch = -frame["ssft"].to_numpy()
     assert np.median(epoch[is_flip]) <= 2

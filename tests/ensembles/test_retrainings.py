@@ -1,4 +1,4 @@
-"""Extra trainings: each kind against a slow loop that trains its nets one by one."""
+"""Extra trainings: each kind against a slow loop that trains one network at a time."""
 
 import os
 from dataclasses import replace
@@ -57,14 +57,14 @@ def slow_second_split(data, config, train_alone):
         look = lambda net, _, rows=rows: rows.append(logits_of(net, data).argmax(1))  # noqa: E731
         net = train_alone("mlp", data, mask, config, SEED)
         train_alone(
-            "mlp", data, ~mask, config, mixed_seed(SEED, 1), net=net, each=look_and_go(look)
+            "mlp", data, ~mask, config, mixed_seed(SEED, 1), net=net, each=in_train_mode(look)
         )
         correct[:, mask] = (np.stack(rows) == data.train.labels.numpy())[:, mask]
     return correct
 
 
-def look_and_go(look):
-    """Look at the net between epochs, and leave it in train mode."""
+def in_train_mode(look):
+    """Call ``look`` after each epoch, and return the network to train mode."""
 
     def each(net, epoch):
         look(net, epoch)
@@ -85,7 +85,7 @@ def slow_repeats(data, config, train_alone, n_runs=10):
 
 
 def slow_early(net, data):
-    """EL2N and the norm of the weight gradient, a sample at a time."""
+    """EL2N and the norm of the weight gradient, one sample at a time."""
     errors, norms = [], []
     for x, y in zip(data.normalise(data.train.images), data.train.labels, strict=True):
         net.zero_grad()
@@ -114,16 +114,18 @@ def test_samis_is_sgd_and_sam_from_the_same_start(noisy, train_alone):
 
 
 def test_samis_with_batch_norm_starts_both_from_fresh_statistics(double):
-    """SGD's statistics must not be where SAM begins: without a radius the two are the same."""
-    parts = fold_members(double, SEED)
-    ensemble = retrainings.ModelEnsemble.build("mlp_bn", double, [part.seed for part in parts])
+    """SAM must not start from SGD's statistics: with a radius of 0, both are equal."""
+    members = fold_members(double, SEED)
+    ensemble = retrainings.ModelEnsemble.build(
+        "mlp_bn", double, [member.seed for member in members]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrainings, "SAM_RHO", 0.0)
-        for left in KINDS["samis"].work(ensemble, double, parts, SHORT):
+        for left in KINDS["samis"].train(ensemble, double, members, SHORT):
             assert np.array_equal(left["sgd"], left["sam"])
 
 
-def test_second_split_is_the_first_half_while_the_other_is_learned(noisy, train_alone):
+def test_second_split_is_the_first_half_during_training_on_the_other(noisy, train_alone):
     config = replace(SHORT, epochs=8)
     left = retrain("second_split", "mlp", [noisy], config, seeds=[SEED], n_jobs=1)[0]
     expected = slow_second_split(noisy, config, train_alone)
@@ -135,7 +137,7 @@ def test_second_split_is_the_first_half_while_the_other_is_learned(noisy, train_
 
 
 @pytest.mark.parametrize("epochs", [5, 13])
-def test_repeats_are_early_signals_of_ten_nets(noisy, train_alone, epochs):
+def test_repeats_are_early_signals_of_ten_networks(noisy, train_alone, epochs):
     """After 11 epochs of 13, or after all of 5."""
     config = replace(SHORT, epochs=epochs, lr=0.01)
     left = retrain("repeats", "mlp", [noisy], config, seeds=[SEED], n_jobs=1)[0]
@@ -147,16 +149,16 @@ def test_repeats_are_early_signals_of_ten_nets(noisy, train_alone, epochs):
 
 @pytest.mark.parametrize("n_folds", [3, 10])
 def test_every_sample_is_held_out_once_and_the_folds_are_stratified(noisy, n_folds):
-    parts = fold_members(noisy, SEED, n_folds)
-    assert (sum(~part.mask for part in parts) == 1).all()
+    members = fold_members(noisy, SEED, n_folds)
+    assert (sum(~member.mask for member in members) == 1).all()
     for label in range(3):
         own = noisy.train.labels.numpy() == label
-        held_out = [int((own & ~part.mask).sum()) for part in parts]
+        held_out = [int((own & ~member.mask).sum()) for member in members]
         assert max(held_out) - min(held_out) <= 1
-    assert len({part.seed for part in parts}) == n_folds
-    assert all(torch.equal(part.labels, noisy.train.labels) for part in parts)
+    assert len({member.seed for member in members}) == n_folds
+    assert all(torch.equal(member.labels, noisy.train.labels) for member in members)
     other = fold_members(noisy, SEED + 1, n_folds)
-    assert any((a.mask != b.mask).any() for a, b in zip(parts, other, strict=True))
+    assert any((a.mask != b.mask).any() for a, b in zip(members, other, strict=True))
 
 
 def test_halves_are_complements_from_one_start(double):
@@ -170,10 +172,10 @@ def test_halves_are_complements_from_one_start(double):
     assert left["correct"].shape == (5, 59)
 
 
-def test_repeats_are_all_samples_from_seeds_of_their_own(double):
-    parts = repeat_members(double, SEED)
-    assert all(part.mask.all() for part in parts)
-    assert len({part.seed for part in parts}) == len(parts) == 10
+def test_repeats_have_all_samples_and_different_seeds(double):
+    members = repeat_members(double, SEED)
+    assert all(member.mask.all() for member in members)
+    assert len({member.seed for member in members}) == len(members) == 10
 
 
 def same(a, b, **close):
@@ -182,41 +184,43 @@ def same(a, b, **close):
         assert a[name] == pytest.approx(b[name], **close) if close else (a[name] == b[name]).all()
 
 
-def test_finished_trainings_are_found_again(double, noisy, monkeypatch):
+def recorded_requests(monkeypatch):
+    """Return a list that grows by the number of requests of each training."""
+    trained, real = [], retrainings._train_ensembles
+
+    def recorded(kind, model, data, members, *rest):
+        trained.append(len(members))
+        return real(kind, model, data, members, *rest)
+
+    monkeypatch.setattr(retrainings, "_train_ensembles", recorded)
+    return trained
+
+
+def test_finished_trainings_are_cached(double, noisy, monkeypatch):
     first = retrain("folds", "mlp", [double, noisy], SHORT, seeds=[0, 1], n_jobs=1)
-    asked = []
-    real = retrainings.train_kind
-    monkeypatch.setattr(
-        retrainings, "train_kind", lambda kind, model, wanted, *a: asked.append(wanted)
-        or real(kind, model, wanted, *a),
-    )  # fmt: skip
+    trained = recorded_requests(monkeypatch)
     again = retrain("folds", "mlp", [noisy, double], replace(SHORT, seed=9), seeds=[1, 0], n_jobs=1)
-    assert not asked  # in another order, and whatever the config's own seed
+    assert not trained  # in another order, and with another seed in the config
     same(again[0], first[1])
     same(again[1], first[0])
     more = retrain("folds", "mlp", [double, noisy, noisy], SHORT, seeds=[0, 1, 2], n_jobs=1)
-    assert [len(wanted) for wanted in asked] == [1]  # only what was missing
+    assert trained == [1]  # only the missing one
     same(more[1], first[1])
     for changed in ({"model": "mlp_bn"}, {"config": replace(SHORT, lr=0.01)}, {"kind": "repeats"}):
         settings = {"kind": "folds", "model": "mlp", "config": SHORT} | changed
         retrain(datasets=[double], seeds=[0], n_jobs=1, **settings)
-    assert len(asked) == 4
+    assert len(trained) == 4
 
 
-def test_the_same_wish_twice_is_trained_once(double, monkeypatch):
-    asked = []
-    real = retrainings.train_kind
-    monkeypatch.setattr(
-        retrainings, "train_kind", lambda kind, model, wanted, *a: asked.append(len(wanted))
-        or real(kind, model, wanted, *a),
-    )  # fmt: skip
+def test_duplicate_requests_are_trained_once(double, monkeypatch):
+    trained = recorded_requests(monkeypatch)
     left = retrain("folds", "mlp", [double, double], SHORT, seeds=[0, 0], n_jobs=1)
-    assert asked == [1]
+    assert trained == [1]
     same(*left)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_who_is_trained_beside_whom_does_not_matter(double, noisy, monkeypatch, tmp_path, kind):
+def test_the_composition_of_ensembles_does_not_matter(double, noisy, monkeypatch, tmp_path, kind):
     config = replace(SHORT, epochs=3)
     together = retrain(kind, "mlp", [double, noisy, noisy], config, seeds=[0, 0, 1], n_jobs=1)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
@@ -225,7 +229,7 @@ def test_who_is_trained_beside_whom_does_not_matter(double, noisy, monkeypatch, 
         same(retrain(kind, "mlp", [data], config, seeds=[seed], n_jobs=1)[0], left, **CLOSE)
 
 
-def test_processes_do_not_matter(tiny, monkeypatch, tmp_path):
+def test_the_number_of_processes_does_not_matter(tiny, monkeypatch, tmp_path):
     data, found = [tiny, tiny.with_noise(0.2)], []
     monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)
     for n_jobs in (1, 2):
@@ -245,7 +249,7 @@ def test_data_sets_with_other_images_are_not_mixed(double, monkeypatch, tmp_path
 
 
 def test_the_same_images_on_another_scale_are_not_mixed(double, monkeypatch, tmp_path):
-    """Nor are those with other classes: AUM's threshold samples have one more."""
+    """Nor those with other classes: AUM's threshold samples have an additional one."""
     paler = replace(double, pixel_max=64.0)
     labels = double.train.labels.clone()
     labels[:6] = 3
@@ -259,7 +263,7 @@ def test_the_same_images_on_another_scale_are_not_mixed(double, monkeypatch, tmp
 
 
 class Stopped(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def stopped_after(n, real, calls):
@@ -273,26 +277,26 @@ def stopped_after(n, real, calls):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_an_interruption_costs_the_stack_that_is_trained(tiny, monkeypatch, tmp_path, kind):
+def test_an_interruption_loses_only_the_ensemble_in_training(tiny, monkeypatch, tmp_path, kind):
     data, config = [tiny, tiny.with_noise(0.2)], replace(SHORT, epochs=3)
     settings = {"seeds": [0, 1], "n_jobs": 1}
     monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)
     whole = retrain(kind, "mlp", data, config, **settings)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "other"))
-    real, calls = retrainings._work, []
-    monkeypatch.setattr(retrainings, "_work", stopped_after(1, real, calls))
+    real, calls = retrainings._train_and_store, []
+    monkeypatch.setattr(retrainings, "_train_and_store", stopped_after(1, real, calls))
     with pytest.raises(Stopped):
         retrain(kind, "mlp", data, config, **settings)
-    monkeypatch.setattr(retrainings, "_work", stopped_after(99, real, calls))
+    monkeypatch.setattr(retrainings, "_train_and_store", stopped_after(99, real, calls))
     for one, two in zip(whole, retrain(kind, "mlp", data, config, **settings), strict=True):
         same(one, two)  # bit for bit
-    plans = [len(KINDS[kind].plan(d, s)) for d, s in zip(data, (0, 1), strict=True)]
-    assert sum(plans) // 2 <= len(calls) <= sum(plans) // 2 + 1  # each stack once
-    assert store.Store().clear() == 2  # what was asked for: the stacks are gone
+    sizes = [len(KINDS[kind].members(d, s)) for d, s in zip(data, (0, 1), strict=True)]
+    assert sum(sizes) // 2 <= len(calls) <= sum(sizes) // 2 + 1  # each ensemble once
+    assert store.Store().clear() == 2  # the requests only: the ensembles are removed
 
 
 def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tmp_path):
-    """What is still missing alone would be another stack, with other last bits."""
+    """The missing request alone would be another ensemble, with other rounding."""
     data, real = [tiny, tiny.with_noise(0.2)], store.Store.put
     settings = {"seeds": [0, 1], "n_jobs": 1}
     whole = retrain("folds", "mlp", data, SHORT, **settings)
@@ -309,13 +313,13 @@ def test_a_kill_among_the_last_writes_trains_nothing_again(tiny, monkeypatch, tm
     with pytest.raises(Stopped):
         retrain("folds", "mlp", data, SHORT, **settings)
     monkeypatch.setattr(store.Store, "put", real)
-    monkeypatch.setattr(retrainings, "_work", None)
+    monkeypatch.setattr(retrainings, "_train_and_store", None)
     for one, two in zip(whole, retrain("folds", "mlp", data, SHORT, **settings), strict=True):
         same(one, two)
 
 
-def test_stacks_that_outlived_their_retraining_are_removed(tiny, monkeypatch, tmp_path):
-    """A kill after the last artifact, and one while a stack was being removed."""
+def test_ensembles_left_after_a_kill_are_removed(tiny, monkeypatch, tmp_path):
+    """A kill after the last artifact, and one during the removal of an ensemble."""
     data, real = [tiny, tiny.with_noise(0.2)], store.Store.tidy
     settings = {"seeds": [0, 1], "n_jobs": 1}
     monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)
@@ -329,7 +333,7 @@ def test_stacks_that_outlived_their_retraining_are_removed(tiny, monkeypatch, tm
     assert sorted(p.name[:6] for p in tmp_path.iterdir()) == [".locks", "folds-", "folds-"]
 
 
-def test_bad_requests_are_named(double):
+def test_invalid_arguments_are_refused(double):
     with pytest.raises(ValueError, match=r"unknown kind 'fold'; known: folds, samis, second_split"):
         retrain("fold", "mlp", [double], SHORT, seeds=[0])
     with pytest.raises(ValueError, match=r"1 data sets and 2 seeds: pass one seed each"):
@@ -339,5 +343,5 @@ def test_bad_requests_are_named(double):
     single = double.train[
         torch.tensor([int((double.train.labels == c).nonzero()[0]) for c in range(3)])
     ]
-    with pytest.raises(ValueError, match=r"3 training samples of .* are 3 classes with one each"):
+    with pytest.raises(ValueError, match=r"the 3 training samples of .* have 3 different labels"):
         fold_members(replace(double, train=single), SEED)
