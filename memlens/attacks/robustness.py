@@ -1,14 +1,12 @@
 """Adversarial distance: how far a sample is from the decision boundary, in pixels.
 
 The distance is the L2 norm of a change of the pixels, which are scaled to [0, 1] and stay in that
-range; 0 for a misclassified sample. An attack finds a misclassified sample nearby, not necessarily
+range; 0 for a misclassified sample. DeepFool finds a misclassified sample nearby, not necessarily
 the nearest: the distance is an upper bound.
 """
 
-import os
 import warnings
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,8 +20,6 @@ from memlens.training.batches import sequential_batches
 BATCH = 512  # samples per batch; ours
 STEP_MARGIN = 1e-4  # pixels added to a step, so that it leaves a tie; as foolbox
 Logits = Callable[[Tensor], Tensor]
-# (model, x, y) -> misclassified samples near x, NaN where none was found
-PerturbationAttack = Callable[[Logits, Tensor, Tensor], Tensor]
 
 
 def deepfool(
@@ -140,7 +136,7 @@ def _linear_step(model: Logits, x: Tensor, y: Tensor, others: Tensor) -> Tensor:
 
 
 def _bisected(model: Logits, x: Tensor, moved: Tensor, y: Tensor, n_bisections: int) -> Tensor:
-    """Return the first misclassified sample between x and the misclassified ``moved``."""
+    """Bisect between x and the misclassified ``moved``; return a misclassified sample."""
     # With `lerp`, a share of 1 is exactly ``moved``, all samples are within the bounds, and a
     # sample that is misclassified at the start (``moved`` is x) stays exactly x.
     share = x.new_ones(len(x), *[1] * (x.ndim - 1))
@@ -155,8 +151,6 @@ def adversarial_distance(
     net: nn.Module,
     data: Dataset,
     samples: Samples | None = None,
-    *,
-    attack: str = "deepfool",
     **options: object,
 ) -> np.ndarray:
     """Return the L2 distance of each sample to a misclassified one nearby, in pixels.
@@ -164,105 +158,39 @@ def adversarial_distance(
     Parameters
     ----------
     net : nn.Module, in eval mode
-        The attack runs on its device.
+        `deepfool` runs on its device.
     data : Dataset
         Defines how pixels are normalised.
     samples : Samples, optional
         By default the training samples.
-    attack : str
-        "deepfool" for `deepfool`, or the name of a minimal-norm L2 attack of foolbox, such as
-        "DDNAttack" or "L2CarliniWagnerAttack"; foolbox is the extra [adversarial]. Distances of
-        L2FMNAttack in foolbox 3.3.4 are too large, as it never projects.
     **options
-        Options of the attack.
+        Options of `deepfool`.
 
     Returns
     -------
     ndarray (n_samples,), float64
         0 or more, low = near a boundary = hard. 0 for a misclassified sample; NaN, with a warning,
-        where the attack found no misclassified sample.
+        where `deepfool` found no misclassified sample.
 
     Raises
     ------
-    ImportError
-        If the attack needs foolbox and it cannot be imported; the message has the command to
-        install it.
     ValueError
-        If the attack is unknown, pixels lie outside 0 to ``data.pixel_max``, or a logit is not
-        finite.
+        If pixels lie outside 0 to ``data.pixel_max``, or a logit is not finite.
     """
     warn_if_samples_touch(net)
     samples = data.train if samples is None else samples
-    find = _attack(attack, options)
     forward = lambda x: net(data.normalise(x * data.pixel_max))  # noqa: E731
     distances, weight = [], next(net.parameters(), samples.labels)  # a network may have none
     with devices.exact_float32():
         for images, y in sequential_batches(samples, BATCH, weight.device):
             x = images / data.pixel_max
-            distances.append((find(forward, x, y) - x).flatten(1).double().norm(dim=1))
+            change = deepfool(forward, x, y, **options) - x
+            distances.append(change.flatten(1).double().norm(dim=1))
     distances = torch.cat(distances).cpu().numpy()
     if n_missed := int(np.isnan(distances).sum()):
         warnings.warn(
-            f"{attack} found no misclassified sample near {n_missed} of {len(distances)} samples; "
+            f"found no misclassified sample near {n_missed} of {len(distances)} samples; "
             "their distance is NaN: allow more steps",
             stacklevel=2,
         )
     return distances
-
-
-def _attack(name: str, options: dict[str, object]) -> PerturbationAttack:
-    if name == "deepfool":
-        return lambda model, x, y: deepfool(model, x, y, **options)
-    foolbox = _foolbox(name)
-    minimal = foolbox.attacks.base.MinimizationAttack
-    known = {
-        key: kind
-        for key, kind in vars(foolbox.attacks).items()
-        if isinstance(kind, type) and issubclass(kind, minimal)
-        if kind.distance is foolbox.distances.l2
-    }
-    if name not in known:
-        raise ValueError(f"unknown attack {name!r}; known: deepfool, {', '.join(sorted(known))}")
-    attack = known[name](**options)
-    return lambda model, x, y: _by_foolbox(foolbox, attack, model, x, y)
-
-
-def _foolbox(name: str) -> ModuleType:
-    # foolbox imports git, whose import fails without the git binary unless this is set.
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    try:
-        with warnings.catch_warnings():  # about a deprecated import path of scipy
-            warnings.simplefilter("ignore")
-            import foolbox
-    except ImportError as error:
-        raise ImportError(
-            f"attack {name!r} is not 'deepfool' and needs foolbox, which cannot be imported "
-            f"({error}): pip install 'memlens[adversarial]'"
-        ) from error
-    return foolbox
-
-
-class _Module(nn.Module):
-    """A function as a module, which foolbox requires."""
-
-    def __init__(self, function: Logits) -> None:
-        super().__init__()
-        self.forward = function
-
-
-def _by_foolbox(
-    foolbox: ModuleType,
-    attack: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    model: Logits,
-    x: Tensor,
-    y: Tensor,
-) -> Tensor:
-    _check_bounds(x, (0, 1))
-    with torch.no_grad():
-        moved, correct = x.clone(), _finite(model(x)).argmax(1) == y
-    if correct.any():
-        wrapped = foolbox.PyTorchModel(_Module(model).eval(), bounds=(0, 1), device=x.device)
-        _, nearest, success = attack(wrapped, x[correct], y[correct], epsilons=None)
-        success = success.view(-1, *[1] * (x.ndim - 1))
-        moved[correct] = torch.where(success, nearest.detach(), torch.nan)
-    return moved
