@@ -1,8 +1,8 @@
-"""What a loop is fed: batches of samples on the device it computes on.
+"""Batches of samples on the device of a training.
 
-Images in memory are moved there once, as they are (uint8, usually), and a batch is a gather; those
-of a folder are read ahead of the loop. Crops and flips, drawn for a whole epoch at a time, are made
-there as well, so that no step of a training waits for the host.
+Images in memory are moved to the device once, usually as uint8, and a batch is a gather; those of
+a folder are read ahead of the loop. Crops and flips are drawn for a whole epoch at a time and
+applied on the device, so that no training step waits for the host.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ READY_BYTES = 256 << 20  # inputs that never change are normalised once, if they
 
 
 class Batches:
-    """The training samples of a data set, as a config shows them to a net.
+    """Batches of the training samples, augmented and normalised as configured.
 
     Attributes
     ----------
@@ -38,13 +38,13 @@ class Batches:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are a tensor, and not read from a folder."""
+        """Whether the images are a tensor, not files of a folder."""
         return isinstance(self.images, Tensor)
 
     def augmentation(self, seeds: Iterable[int], epoch: int) -> Augmentation | None:
-        """The crops and flips of an epoch, on the device; None where nothing is augmented.
+        """Return the crops and flips of an epoch, on the device; None without augmentation.
 
-        One seed a net; entries are (n_samples,), or for several nets (n_models * n_samples,).
+        Takes one seed a network; entries are (n_samples,), or (n_models * n_samples,) for several.
         """
         if self.config.augment == "none":
             return None
@@ -79,12 +79,12 @@ class Batches:
             yield index, self._shown(images, augmentation and augmentation.of(index)), self.y[index]
 
     def inputs(self, index: Tensor, augmentation: Augmentation | None) -> Tensor:
-        """A net's input for samples (...,), whatever the shape of ``index``; nets along axis 0."""
+        """Return the inputs of samples, (*index.shape, channels, height, width)."""
         own = index.flatten()
         if self._ready is not None:
             x = self._laid_out(self._ready[own])
             return x.unflatten(0, index.shape) if index.ndim > 1 else x
-        if augmentation is not None and index.ndim == 2:  # each net has moves of its own
+        if augmentation is not None and index.ndim == 2:  # each network has its own
             first = torch.arange(len(index), device=index.device)[:, None] * len(self.y)
             augmentation = augmentation.of((index + first).flatten())
         elif augmentation is not None:
@@ -104,7 +104,7 @@ class Batches:
 def sequential_batches(
     samples: Samples, rows: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) on the device, ``rows`` samples at a time, in their order."""
+    """Yield (images, labels) of ``rows`` samples at a time, in order, on the device."""
     if isinstance(samples.images, Tensor):
         parts = samples.images.split(rows)
     else:

@@ -1,4 +1,4 @@
-"""How a net is trained and what is measured on the way: frozen tables, one line a setting."""
+"""Configuration of a training, and of what is measured after its epochs."""
 
 import operator
 from collections.abc import Callable, Iterable
@@ -13,23 +13,28 @@ from memlens.training.devices import PRECISIONS, Engine
 
 AUGMENTS = ("none", "crop", "crop_flip")
 
-# Fused kernels do the whole update of a small net in one call; RMSProp has none on a CPU.
+# Fused kernels update a small network in one call; RMSProp has none on a CPU.
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], "TrainConfig"], torch.optim.Optimizer]] = {
-    "sgd": lambda p, r: torch.optim.SGD(
-        p, r.lr, momentum=r.momentum, weight_decay=r.weight_decay, fused=True
+    "sgd": lambda p, c: torch.optim.SGD(
+        p, c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
     ),
-    "adam": lambda p, r: torch.optim.Adam(p, r.lr, weight_decay=r.weight_decay, fused=True),
-    "adamw": lambda p, r: torch.optim.AdamW(p, r.lr, weight_decay=r.weight_decay, fused=True),
-    "adagrad": lambda p, r: torch.optim.Adagrad(p, r.lr, weight_decay=r.weight_decay, fused=True),
-    "rmsprop": lambda p, r: torch.optim.RMSprop(
-        p, r.lr, momentum=r.momentum, weight_decay=r.weight_decay
+    "adam": lambda p, c: torch.optim.Adam(p, c.lr, weight_decay=c.weight_decay, fused=True),
+    "adamw": lambda p, c: torch.optim.AdamW(p, c.lr, weight_decay=c.weight_decay, fused=True),
+    "adagrad": lambda p, c: torch.optim.Adagrad(p, c.lr, weight_decay=c.weight_decay, fused=True),
+    "rmsprop": lambda p, c: torch.optim.RMSprop(
+        p, c.lr, momentum=c.momentum, weight_decay=c.weight_decay
     ),
 }
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a net is trained; the defaults are the papers' config at the size of digits."""
+    """Settings of a training; the defaults are those of the papers, scaled down to digits.
+
+    >>> config = TrainConfig(epochs=10, lr=0.5)
+    >>> [config.lr_at(epoch) for epoch in (0, 6)]
+    [0.5, 0.05]
+    """
 
     epochs: int = 60
     batch_size: int = 64
@@ -39,19 +44,19 @@ class TrainConfig:
     weight_decay: float = 1e-4  # on all parameters, as in the authors' code
     milestones: tuple[float, ...] = (0.6, 0.8)  # shares of the epochs where lr is multiplied
     gamma: float = 0.1
-    sam_rho: float = 0.0  # above 0: sharpness-aware minimization with this radius (0.05 is usual)
+    sam_rho: float = 0.0  # radius of sharpness-aware minimization, usually 0.05; 0: none
     augment: str = "none"  # one of AUGMENTS
     seed: int = 0  # initial weights, order of the samples, augmentation
-    stop: str | None = None  # "weight_norm" or "input_gradient": really stop at its peak
-    patience: int = 5  # epochs without a new best value before a peak is called
-    threads: int | None = 1  # None: as torch is set; other thread counts round differently
+    stop: str | None = None  # "weight_norm" or "input_gradient": stop when its peak is detected
+    patience: int = 5  # epochs without a new maximum before a peak is detected
+    threads: int | None = 1  # None: torch's own setting; other thread counts round differently
     device: str = "cpu"  # "cuda", "cuda:1"; "auto": a GPU where there is one
-    precision: str = "float32"  # of the passes of training, or "bfloat16"; "auto": that on a GPU
-    channels_last: bool | None = False  # images pixel by pixel in memory; None: on a GPU
-    compiled: bool | None = False  # forward and backward by torch.compile; None: on a GPU
+    precision: str = "float32"  # of training passes, or "bfloat16"; "auto": bfloat16 on a GPU
+    channels_last: bool | None = False  # store images pixel by pixel; None: on a GPU
+    compiled: bool | None = False  # use torch.compile; None: on a GPU
 
     def __post_init__(self) -> None:
-        # Plain numbers: one of NumPy's would go into every saved state, which then is not read.
+        # Plain numbers: a checkpoint with one of NumPy's could not be loaded safely.
         for name in ("lr", "momentum", "weight_decay", "gamma", "sam_rho"):
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("epochs", "batch_size", "seed", "patience"):
@@ -76,7 +81,7 @@ class TrainConfig:
             raise ValueError(f"sam_rho is {self.sam_rho}; expected a radius, or 0 for none")
 
     def engine(self) -> Engine:
-        """Where and how a net trained by this config computes on this machine."""
+        """Return device, precision, layout and compilation on this machine."""
         return Engine.of(self.device, self.precision, self.channels_last, self.compiled)
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -85,46 +90,49 @@ class TrainConfig:
 
     @property
     def drops(self) -> tuple[int, ...]:
-        """Epochs, counted from 0, that begin with a lower rate; never the first one."""
+        """Epochs, counted from 0, that begin with a lower learning rate; never the first one."""
         return tuple(max(1, int(share * self.epochs)) for share in self.milestones)
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0."""
+        """Return the learning rate of an epoch, counted from 0."""
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """What is measured after an epoch, beside the in-step signals that cost next to nothing.
+    """Measurements after each epoch, in addition to those recorded during training.
 
-    The other measurements go through the post-hoc pass, and need it.
+    All others need the post-hoc pass.
+
+    >>> MeasureConfig(posthoc=True, n_directions=10).n_directions
+    10
     """
 
-    posthoc: bool = False  # the same signals in eval mode on clean inputs, as the authors' code
-    n_directions: int = 0  # 0: no curvature; the paper takes 10
+    posthoc: bool = False  # the same signals in eval mode on clean inputs, as in the authors' code
+    n_directions: int = 0  # of the curvature, 10 in the paper; 0: no curvature
     curvature_step: float = 1e-3  # h, in normalised input units
     weight_gradients: bool = False  # per-sample norms, for GraNd and TracIn
     logit_gradients: bool = False  # their variance over the epochs, for VoG
     every: int = 1  # epochs between two measurements of curvature and gradients
 
     def __post_init__(self) -> None:
-        asked = [
+        requested = [
             name
             for name in ("n_directions", "weight_gradients", "logit_gradients")
             if getattr(self, name)
         ]
-        if asked and not self.posthoc:
-            raise ValueError(f"{', '.join(asked)} needs the post-hoc pass: set posthoc=True")
+        if requested and not self.posthoc:
+            raise ValueError(f"{', '.join(requested)} needs the post-hoc pass: set posthoc=True")
         if self.every < 1 or self.n_directions < 0 or not self.curvature_step > 0:
             raise ValueError(
                 f"every={self.every}, n_directions={self.n_directions}, curvature_step="
-                f"{self.curvature_step}: expected every >= 1, no negative probes, a step above 0"
+                f"{self.curvature_step}: expected every >= 1, n_directions >= 0, curvature_step > 0"
             )
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed from several, without the collisions that a sum would have.
+    """Return one seed from several numbers, without the collisions of a sum.
 
-    Zeros at the end do not count: (5,) and (5, 0) give the same.
+    Trailing zeros are ignored: (5,) and (5, 0) give the same seed.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

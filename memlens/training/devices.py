@@ -1,8 +1,8 @@
-"""Where and how a net computes: device, precision, memory layout, compilation.
+"""Device, precision, memory layout and compilation of a training.
 
-A `TrainConfig` says what it wants, `Engine` what that is on this machine; the loops ask the engine and
-are the same everywhere. bfloat16 is for the passes of training only: weights, gradients of weights,
-losses and all that is added up stay in float32, and what is measured after an epoch does, too.
+A `TrainConfig` holds the request, and `Engine` what it means on this machine, so that the loops are
+the same everywhere. bfloat16 is used in the forward and backward passes of training only: weights,
+their gradients, losses, sums and everything measured after an epoch stay in float32.
 """
 
 import os
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 EVAL_ROWS = 4096  # samples in one pass after an epoch, if their layers' outputs fit
-GPU_SHARE = 0.1  # of a device's memory for the layers' outputs of such a pass
+GPU_SHARE = 0.1  # of a GPU's memory for the layers' outputs of such a pass
 CGROUP = Path("/sys/fs/cgroup")
-GRAPHS = 128  # compiled in one process
-CPU_BYTES = 1 << 25  # the same on a CPU: what its caches hold; 1 << 30 took twice as long
+GRAPHS = 128  # most graphs to compile in one process
+CPU_BYTES = 1 << 25  # the same on a CPU, the size of its caches; 1 << 30 took twice as long
 
 
 def resolve(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
+    """Return the device of that name; "auto" is a GPU where there is one.
 
     Raises
     ------
@@ -51,15 +51,15 @@ def resolve(name: str) -> torch.device:
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether it is a GPU; all that is asked of one, it is asked through ``torch.cuda``."""
+    """Return whether it is a GPU, which is used through ``torch.cuda``."""
     return device.type != "cpu"
 
 
 def sums_in_float32(device: torch.device) -> bool:
-    """Whether convolutions in bfloat16 add up in float32 there, gradients of weights included.
+    """Return whether convolutions in bfloat16, and their weight gradients, sum in float32.
 
-    On a GPU they do. On a CPU those of oneDNN do, which need AVX-512 or better; torch's own, which
-    take their place, round the sum to bfloat16 after every image.
+    On a GPU they do. On a CPU those of oneDNN do, which need AVX-512 or better; torch's own, used
+    otherwise, round the sum to bfloat16 after every image.
     """
     if is_gpu(device):
         return True
@@ -68,14 +68,17 @@ def sums_in_float32(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Engine:
-    """How a net computes on this machine.
+    """Device, precision, memory layout and compilation on this machine.
 
     Attributes
     ----------
     device : torch.device
-    bfloat16 : bool, whether the passes of training are in bfloat16 where torch deems it safe
-    channels_last : bool, whether images lie in memory pixel by pixel, as tensor cores want them
-    compiled : bool, whether forward and backward pass are compiled
+    bfloat16 : bool
+        Whether training passes use bfloat16 where torch considers it safe.
+    channels_last : bool
+        Whether images are stored pixel by pixel, the fast layout for tensor cores.
+    compiled : bool
+        Whether forward and backward pass are compiled.
     """
 
     device: torch.device = torch.device("cpu")
@@ -87,7 +90,7 @@ class Engine:
     def of(
         cls, device: str, precision: str, channels_last: bool | None, compiled: bool | None
     ) -> "Engine":
-        """What the words of a config mean here: "auto" and None are what a GPU is good at.
+        """Resolve the settings of a `TrainConfig`: "auto" and None choose what is fast on a GPU.
 
         Raises
         ------
@@ -106,33 +109,33 @@ class Engine:
 
     @property
     def key(self) -> list[str | bool]:
-        """What of it shapes a result: "auto" means another thing on another machine."""
+        """What shapes a result, as part of a cache key."""
         return [self.device.type, self.bfloat16, self.channels_last, self.compiled]
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of images and of the weights of convolutions."""
+        """Layout of images and of the weights of convolutions."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place(self, net: nn.Module) -> nn.Module:
-        """The net itself, moved to where it will compute."""
+        """Move a network to the device and layout, and return it."""
         net.to(self.device)
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def forward(self, net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The net as training calls it: the weights are the same tensors, its logits float32.
+        """Return the network's forward pass for training; its logits are float32.
 
-        Warns where bfloat16 is asked for and the device would add up in it (`sums_in_float32`).
+        Warns if bfloat16 is requested and the device would sum in it (`sums_in_float32`).
         """
-        # Shapes are fixed but for the last batch: two graphs beat one that fits any size.
+        # Only the last batch has another shape: two graphs are faster than one for any size.
         fast = torch.compile(net, dynamic=False) if self.compiled else net
         if not self.bfloat16:
             return fast
         if not sums_in_float32(self.device):
             warnings.warn(
-                "torch has no bfloat16 convolutions for this processor, and adds the gradients of "
-                "their weights up in bfloat16, image by image: they are off by 2 % in a batch of "
-                "256, and by more in a larger one; precision='float32' is exact, and faster here",
+                "torch has no bfloat16 convolutions for this processor, and sums their weight "
+                "gradients in bfloat16, image by image: they are off by 2 % in a batch of 256, and "
+                "by more in a larger one; precision='float32' is exact, and faster here",
                 stacklevel=3,
             )
 
@@ -144,7 +147,7 @@ class Engine:
 
     @contextmanager
     def tuned(self) -> Iterator[None]:
-        """Inside, kernels are chosen by trial on a GPU, and float32 is float32."""
+        """Choose kernels by trial on a GPU inside, and keep float32 exact (`exact_float32`)."""
         with exact_float32(), torch.random.fork_rng(self._gpus()), self._many_graphs():
             before = torch.backends.cudnn.benchmark
             torch.backends.cudnn.benchmark = is_gpu(self.device)
@@ -154,11 +157,11 @@ class Engine:
                 torch.backends.cudnn.benchmark = before
 
     def _many_graphs(self) -> AbstractContextManager:
-        # All compiled nets count as one function of torch's, which after eight graphs (two a net
-        # and batch size) would silently go on uncompiled.
+        # torch counts all compiled networks as one function, and after eight graphs (two for each
+        # network and batch size) continues uncompiled without a warning.
         if not self.compiled:
             return nullcontext()
-        import torch._dynamo  # a second that other trainings do not pay
+        import torch._dynamo  # takes a second, which other trainings are spared
 
         return torch._dynamo.config.patch(recompile_limit=GRAPHS)
 
@@ -179,12 +182,12 @@ def thread_count(n: int | None) -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, float32 products on a GPU keep all their bits.
+    """Compute float32 products on a GPU in full precision inside.
 
-    By default convolutions there round their inputs to ten bits (TF32): differences of gradients a
-    thousandth of a unit apart, which curvature is made of, drown in that.
+    By default, convolutions on a GPU round their inputs to ten bits (TF32). Curvature is made of
+    small differences of gradients, which that rounding would hide.
     """
-    # Not by the older `allow_tf32`, which refuses to be read once a caller has used these.
+    # The older `allow_tf32` raises an error on reading once a caller has used these.
     parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
     before = [part.fp32_precision for part in parts]
     for part in parts:
@@ -198,7 +201,7 @@ def exact_float32() -> Iterator[None]:
 
 @torch.no_grad()
 def bytes_per_sample(net: nn.Module, x: Tensor) -> int:
-    """Bytes of all layers' outputs for one sample, ``x`` (1, ...): what a backward pass keeps."""
+    """Return the bytes of all layers' outputs for one sample ``x`` (1, ...)."""
     found = [x.nbytes]
     layers = [m for m in net.modules() if not any(m.children())]
 
@@ -218,26 +221,26 @@ def bytes_per_sample(net: nn.Module, x: Tensor) -> int:
 
 
 def rows_at_once(net: nn.Module, x: Tensor) -> int:
-    """How many samples like ``x`` (1, ...) one pass with gradients may take."""
+    """Return how many samples like ``x`` (1, ...) fit into one pass with gradients."""
     budget = GPU_SHARE * total_memory(x.device) if is_gpu(x.device) else CPU_BYTES
     return int(max(1, min(EVAL_ROWS, budget // bytes_per_sample(net, x))))
 
 
 def rows_of(net: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """`rows_at_once` of samples of that shape, where the net is."""
+    """Return `rows_at_once` of samples of that shape, on the network's device."""
     device = next(net.parameters()).device
     return rows_at_once(net, torch.zeros(1, *in_shape, device=device))
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that a device has."""
+    """Return the bytes of memory of a device."""
     if is_gpu(device):
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that are free on a device, or could be freed at once."""
+    """Return the bytes of memory that are free on a device, or can be freed at once."""
     if is_gpu(device):
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

@@ -1,4 +1,4 @@
-"""Trainings as jobs: done once, side by side, and found again in the store."""
+"""Many trainings in parallel, each computed once and stored in the cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,28 @@ from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, s
 from memlens.training.progress import Watch
 from memlens.training.runs import Run
 
-# Part of the key of every run. Raise it when a change of code changes what a training gives, so
-# that no earlier result is taken for one of today; `tests/test_versions.py` notices.
+# Part of the key of every run. Raise it when a change of code changes the results of a training:
+# earlier results then are not found any more. `tests/test_versions.py` fails if it was forgotten.
 RUN_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training to be done, or found done: the model must be a name from ``models.MODELS``."""
+    """One training of `train_many`.
+
+    >>> import memlens as ml
+    >>> job = ml.Job("mlp", ml.load("digits"), ml.TrainConfig(epochs=2))
+    >>> job.key.startswith("run-")
+    True
+
+    Attributes
+    ----------
+    model : str
+        A name from ``models.MODELS``.
+    data : Dataset
+    config : TrainConfig
+    measure : MeasureConfig
+    """
 
     model: str
     data: Dataset
@@ -30,7 +44,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Name of the finished artifact: the hash of everything that shapes it."""
+        """Cache key: the hash of everything that shapes the result."""
         shaped_by = [self, self.config.engine().key, RUN_VERSION]
         return f"run-{store.fingerprint(shaped_by)}"
 
@@ -42,37 +56,44 @@ def train_many(
     cache: store.Store | None = None,
     watch: Watch | None = None,
 ) -> list[Run]:
-    """The runs of all jobs, in their order; finished ones come from the store.
+    """Train all jobs in parallel, and return their runs in order.
 
-    One that another process trains at this moment is waited for, and not trained twice.
+    Finished runs come from the cache, and unfinished ones resume. A job that another process is
+    training is awaited, not trained twice.
+
+    >>> import memlens as ml
+    >>> data = ml.load("digits").subset(100)
+    >>> jobs = [ml.Job("mlp", data, ml.TrainConfig(epochs=1, seed=seed)) for seed in range(2)]
+    >>> [len(run.history) for run in ml.train_many(jobs, n_jobs=1)]
+    [1, 1]
 
     Parameters
     ----------
     jobs : sequence of Job
     n_jobs : int, optional
-        Trainings side by side, each in a process of its own; by default as `workers` finds: a
-        cluster's workers, or one process a core. The results do not depend on it.
+        Number of parallel processes; by default the workers of a cluster, or one process a core
+        (see `parallel.run_parallel`). The results do not depend on it.
     cache : Store, optional
-        Where finished and unfinished trainings are kept; by default in the cache.
+        Where finished and unfinished trainings are stored; by default `store.cache_dir`.
     watch : callable, optional
-        As in `train`, of one training after the other: it needs ``n_jobs=1``.
+        As in `loop.train`; it needs ``n_jobs=1``.
 
     Raises
     ------
     ValueError
-        If several trainings at once were to be watched.
+        If ``watch`` is given and ``n_jobs`` is not 1.
     """
     if watch and n_jobs != 1:
         raise ValueError(f"watch sees one training at a time: pass n_jobs=1, not {n_jobs}")
     keys = [job.key for job in jobs]
     cache = cache or store.Store()
-    near = None if on_cluster(n_jobs) else cache
+    local = None if on_cluster(n_jobs) else cache
     calls = {
-        k: delayed(_train_and_keep)(k, j.model, j.data, j.config, j.measure, near, watch)
+        k: delayed(_train_and_keep)(k, j.model, j.data, j.config, j.measure, local, watch)
         for k, j in zip(keys, jobs, strict=True)
     }
-    # A process of this machine claims what it trains; for a cluster the caller does.
-    claimed = () if near else [key for key in keys if key not in cache]
+    # A process of this machine claims what it trains; for a cluster, the caller claims it.
+    claimed = () if local else [key for key in keys if key not in cache]
     with cache.claim(*claimed):
         artifacts = run_parallel(calls, cache, n_jobs, [job.config for job in jobs])
     for key in keys:
@@ -90,8 +111,8 @@ def _train_and_keep(
     cache: store.Store | None,
     watch: Watch | None,
 ) -> KeyedArtifact:
-    # The cache comes along: a process that was started earlier may know another MEMLENS_CACHE. To
-    # another machine it does not: the caller keeps the artifact, checkpoints lie in the worker's own cache.
+    # The cache is passed on: an older worker process may have another MEMLENS_CACHE. A worker of a
+    # cluster has none: the caller stores the artifact, its checkpoints are in a cache of its own.
     own = cache or store.Store()
     with own.claim(key):
         if cache and key in cache:  # another process has trained it meanwhile
@@ -106,5 +127,5 @@ def _train_and_keep(
 
 
 def described(model: str, data: Dataset, config: TrainConfig) -> str:
-    """A training in words, for a person who looks through the store."""
+    """Return a description of a training, for the list of the cache."""
     return f"{model}, {len(data.train):,} samples of {data.name}, {config.epochs} epochs"

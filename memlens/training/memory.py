@@ -1,4 +1,4 @@
-"""How much memory a artifact of work will take, said before it starts."""
+"""Estimate the memory that a training needs, and refuse it before it starts if it is too much."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ GB = 1e9
 
 
 def of_scores(n_samples: int, n_epochs: int, measure: MeasureConfig) -> int:
-    """Bytes of the signals of a whole training."""
+    """Return the bytes of the signals of a whole training."""
     n_signals = len(SIGNALS) * (1 + measure.posthoc)
     n_signals += 2 * bool(measure.n_directions) + 2 * measure.weight_gradients
     n_signals += 2 * measure.logit_gradients
@@ -29,21 +29,21 @@ def of_scores(n_samples: int, n_epochs: int, measure: MeasureConfig) -> int:
 def of_training(
     net: nn.Module, x: Tensor, data: Dataset, config: TrainConfig, measure: MeasureConfig
 ) -> dict[str, int]:
-    """Bytes that a training takes on its device at its height, without scores, by what for.
+    """Return the peak memory of a training on its device in bytes, by purpose, without scores.
 
     Parameters
     ----------
     net : nn.Module
     x : Tensor (1, ...), an input on the device
     data, config, measure
-        What is to be trained.
+        Of the training.
     """
     weights = sum(p.nbytes for p in net.parameters())
     sample, rows = devices.bytes_per_sample(net, x), devices.rows_at_once(net, x)
     train = data.train.images
     copies = 1 + KEPT + STATES.get(config.optimizer, 1) + LAST * measure.logit_gradients
-    # Outputs are kept for the backward pass, whose gradients go as soon as they were used: a
-    # quarter is added for those alive at once. An epoch and what comes after it take turns.
+    # Outputs are kept for the backward pass, whose gradients are freed as soon as they are used: a
+    # quarter is added for those alive at once. Training and post-hoc evaluation take turns.
     width = 0.5 if config.engine().bfloat16 else 1.0
     passes = {
         f"layers' outputs of a batch of {config.batch_size}": width * sample * config.batch_size,
@@ -53,7 +53,7 @@ def of_training(
     needs = {"weights and their copies": weights * copies, largest: int(1.25 * passes[largest])}
     if isinstance(train, Tensor):
         floats = 4 * train.numel()
-        moved = train.nbytes if devices.is_gpu(x.device) else 0  # a CPU has them already
+        moved = train.nbytes if devices.is_gpu(x.device) else 0  # on a CPU they are there
         ready = floats if config.augment == "none" and floats <= READY_BYTES else 0
         needs["images"] = moved + ready
     if measure.logit_gradients:
@@ -80,11 +80,11 @@ def check_memory(
     Raises
     ------
     MemoryError
-        Saying what is needed, what for, and what to do.
+        The message lists what is needed, what for, and what to do.
     """
     config = replace(config, batch_size=-(-config.batch_size // n_processes))
     needs = of_training(net, x, data, config, measure)
-    # Kept in memory beside the CPU: as rows, and once more when they are handed over.
+    # Scores are in the memory of the host: as rows, and again when they become a trace.
     scores = 2 * of_scores(len(data.train), config.epochs, measure)
     kept = {f"scores of {config.epochs} epochs": scores}
     cpu = torch.device("cpu")
@@ -99,19 +99,19 @@ def check_memory(
 
 
 def check(needs: Mapping[str, int], device: torch.device, what: str, remedy: str) -> None:
-    """Refuse work that needs more bytes than are free on a device.
+    """Raise an error for work that needs more bytes than are free on a device.
 
     Raises
     ------
     MemoryError
-        With the parts of the need, largest first, and the remedy.
+        The message lists what is needed, largest first, and the remedy.
     """
     needed, free = sum(needs.values()), devices.free_memory(device)
     if needed <= free:
         return
     parts = sorted(needs.items(), key=lambda part: -part[1])
-    told = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts if size >= 0.05 * GB)
+    listed = ", ".join(f"{name} {size / GB:.1f}" for name, size in parts if size >= 0.05 * GB)
     raise MemoryError(
         f"{what} needs about {needed / GB:.1f} GB on {device}, where {free / GB:.1f} GB are free "
-        f"({told}); {remedy}"
+        f"({listed}); {remedy}"
     )

@@ -1,20 +1,20 @@
-"""Where a list of trainings is mapped: processes of this machine, or the workers of a cluster.
+"""Run many trainings in parallel: in processes of this machine, or on the workers of a cluster.
 
-joblib maps either way. What nobody asks for otherwise is said by the environment, which kernels of
-notebooks inherit: ``MEMLENS_SCHEDULER``, the address of a Dask scheduler, and ``MEMLENS_JOBS``, how
-many processes. A worker hands its results to the caller, who keeps them: no folder need be shared.
-When one dies, Dask gives its trainings to another, and they give the same bits there.
+Two environment variables, which the kernels of notebooks inherit, set the default:
+``MEMLENS_SCHEDULER``, the address of a Dask scheduler, and ``MEMLENS_JOBS``, a number of processes.
+A cluster's worker returns its results to the caller, which stores them: no shared folder is needed.
+When a worker dies, Dask runs its trainings on another one, with the same bits.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cache
+from functools import cache as memoize
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel
 from tqdm import tqdm
 
 from memlens.data.samples import Dataset
@@ -23,28 +23,26 @@ from memlens.training import devices
 from memlens.training.config import TrainConfig
 
 SCHEDULER, JOBS = "MEMLENS_SCHEDULER", "MEMLENS_JOBS"
-BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only where a person looks
-SECONDS = 10  # to wait for a scheduler that does not answer
+BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only on a terminal
+SECONDS = 10  # to wait for a scheduler, or for its first worker
 
 Call = tuple[Callable[..., Any], tuple, dict[str, Any]]  # as joblib's ``delayed`` makes it
-KeyedArtifact = tuple[
-    str, store.Artifact | None
-]  # a key, and its artifact where the caller has to keep it
+KeyedArtifact = tuple[str, store.Artifact | None]  # None: the worker has stored it already
 
 
 def on_gpu(configs: Iterable[TrainConfig]) -> bool:
-    """Whether any of the trainings takes a GPU."""
+    """Return whether any of the trainings uses a GPU."""
     return any(devices.is_gpu(config.engine().device) for config in configs)
 
 
 def scheduler() -> str | None:
-    """Address of the Dask scheduler that trainings are given to, or None."""
+    """Return the address of the Dask scheduler that runs the trainings, or None."""
     return os.environ.get(SCHEDULER) or None
 
 
 @contextmanager
 def parallel_settings(*, n_jobs: int | None = None, scheduler: str | None = None) -> Iterator[None]:
-    """Inside, trainings are mapped so where nothing else is asked for, in notebooks, too.
+    """Set the default of parallel trainings inside a ``with`` block, notebooks included.
 
     >>> with parallel_settings(n_jobs=2):
     ...     os.environ["MEMLENS_JOBS"]
@@ -60,20 +58,20 @@ def parallel_settings(*, n_jobs: int | None = None, scheduler: str | None = None
     Raises
     ------
     ValueError
-        If there is less than one process, or both are given.
+        If ``n_jobs`` is below 1, or both are given.
     ImportError
         If a scheduler is given and Dask is not installed.
     """
     if n_jobs is not None and scheduler is not None:
-        raise ValueError(f"n_jobs={n_jobs} and scheduler={scheduler!r}: a cluster says itself how "
+        raise ValueError(f"n_jobs={n_jobs} and scheduler={scheduler!r}: the cluster decides how "
                          "many workers it has; pass one of the two")  # fmt: skip
     if n_jobs is not None and n_jobs < 1:
         raise ValueError(f"n_jobs is {n_jobs}; expected one process or more")
     if scheduler is not None:
         _distributed()
-    asked = {JOBS: n_jobs and str(n_jobs), SCHEDULER: scheduler}
-    before = {name: os.environ.get(name) for name in asked}
-    _set({name: value for name, value in asked.items() if value})
+    settings = {JOBS: n_jobs and str(n_jobs), SCHEDULER: scheduler}
+    before = {name: os.environ.get(name) for name in settings}
+    _set({name: value for name, value in settings.items() if value})
     try:
         yield
     finally:
@@ -89,9 +87,9 @@ def _set(values: dict[str, str | None]) -> None:
 
 
 def on_cluster(n_jobs: int | None) -> bool:
-    """Whether trainings go to a cluster, whose workers need not see this machine's folders.
+    """Return whether trainings run on a cluster, whose workers may not see this machine's folders.
 
-    One process, if it is asked for, is this one.
+    ``n_jobs=1`` is always this process.
     """
     return scheduler() is not None and n_jobs != 1
 
@@ -102,31 +100,31 @@ def run_parallel(
     n_jobs: int | None = None,
     configs: Sequence[TrainConfig] = (),
 ) -> dict[str, store.Artifact]:
-    """The artifacts of that many keys: those on the cache, and the others made and kept as they come.
+    """Return the artifacts of many keys: from the cache, or computed and stored as they finish.
 
     Parameters
     ----------
     calls : mapping of key to call
-        As joblib's ``delayed`` makes them, of one function, which a worker can import and which
-        returns what `store_or_return` gives: what is not yet kept, this process keeps.
+        As joblib's ``delayed`` makes them, of a function that a worker can import and that returns
+        what `store_or_return` returns.
     cache : Store
     n_jobs : int, optional
-        Processes. By default a cluster's workers, else ``MEMLENS_JOBS``, else one a core, and this
-        process alone where a config takes a GPU.
+        Processes. By default a cluster's workers, else ``MEMLENS_JOBS``, else one a core; on a GPU
+        this process alone.
     configs : sequence of TrainConfig
-        Of the trainings; a worker has to compute by them as this machine does.
+        Of the trainings; a worker must compute them on the same kind of device as this machine.
 
     Raises
     ------
     ValueError
-        If ``MEMLENS_JOBS`` is no number of processes.
+        If ``MEMLENS_JOBS`` is not a number of processes.
     RuntimeError
-        If a worker has other code or another device, trains in several threads, or is killed.
+        If a worker has other code or another device, runs several threads, or is killed.
     OSError
         If no scheduler answers, or artifacts were removed meanwhile.
     """
-    found = {key: cache.get(key) for key in calls}
-    missing = [key for key in calls if found[key] is None]
+    artifacts = {key: cache.get(key) for key in calls}
+    missing = [key for key in calls if artifacts[key] is None]
     try:
         for key, artifact in _results([calls[key] for key in missing], n_jobs, configs):
             if artifact is not None:
@@ -134,18 +132,18 @@ def run_parallel(
     except BrokenProcessPool as error:
         n_kept = sum(key in cache for key in calls)
         raise RuntimeError(
-            "a process that trained was killed, as when memory runs out; the same call goes "
-            f"on from what is kept ({n_kept} of {len(calls)} artifacts): make it again, with fewer "
-            "processes (n_jobs, or --jobs) if it happens again"
+            "a training process was killed, as happens when memory runs out; the same call "
+            f"continues from what is stored ({n_kept} of {len(calls)} artifacts): repeat it, with "
+            "fewer processes (n_jobs, or --jobs) if it happens again"
         ) from error
-    found |= {key: cache.get(key) for key in missing}
-    if lost := [key for key in missing if found[key] is None]:
-        raise OSError(f"finished work vanished from the cache meanwhile: {lost}; run it again")
-    return found
+    artifacts |= {key: cache.get(key) for key in missing}
+    if lost := [key for key in missing if artifacts[key] is None]:
+        raise OSError(f"artifacts were removed from the cache meanwhile: {lost}; run it again")
+    return artifacts
 
 
 def store_or_return(key: str, artifact: store.Artifact, cache: store.Store | None) -> KeyedArtifact:
-    """A finished artifact, kept on the cache; without one (a cluster's worker) the caller keeps it."""
+    """Store a finished artifact; without a cache (on a cluster), return it to the caller."""
     if cache is None:
         return key, artifact
     cache.put(key, artifact)
@@ -155,18 +153,18 @@ def store_or_return(key: str, artifact: store.Artifact, cache: store.Store | Non
 def _results(
     calls: Sequence[Call], n_jobs: int | None = None, configs: Sequence[TrainConfig] = ()
 ) -> Iterator[Any]:
-    """What the calls return, as it comes."""
+    """Yield what the calls return, in the order in which they finish."""
     if not calls:
         return
     if on_cluster(n_jobs):
-        done = _on_cluster(calls, configs)
+        results = _on_cluster(calls, configs)
     else:
-        n_jobs = n_jobs or _processes(on_gpu(configs))
-        done = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator_unordered")(calls)
-    yield from tqdm(done, total=len(calls), **BAR)
+        n_jobs = n_jobs or _default_n_jobs(on_gpu(configs))
+        results = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator_unordered")(calls)
+    yield from tqdm(results, total=len(calls), **BAR)
 
 
-def _processes(one: bool) -> int:
+def _default_n_jobs(one: bool) -> int:
     text = os.environ.get(JOBS)
     if not text:
         return 1 if one else os.cpu_count() or 1
@@ -176,29 +174,25 @@ def _processes(one: bool) -> int:
 
 
 def _on_cluster(calls: Sequence[Call], configs: Sequence[TrainConfig]) -> Iterator[Any]:
+    # Not joblib's Dask backend: with a single worker it computes in this process instead.
     with _client() as client:
-        shared: dict[int, Any] = {}  # data sets travel to a worker once, not with every call
-
-        def sent(value: Any) -> Any:
-            if not isinstance(value, Dataset):
-                return value
-            if id(value) not in shared:
-                # Not scattered: what lies on a worker is lost with it, what a task gave is not.
-                shared[id(value)] = client.submit(_itself, value, pure=False)
-            return shared[id(value)]
-
-        setting = _setting(configs)
-        asked = [
-            delayed(_checked)(setting, configs, function, tuple(map(sent, args)), kwargs)
-            for function, args, kwargs in calls
-        ]
-        with parallel_config("dask", client=client, wait_for_workers_timeout=SECONDS):
-            # One call at a time: what is rerun after a worker's death is as little as can be.
-            yield from Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")(asked)
+        client.wait_for_workers(1, timeout=SECONDS)
+        # Each data set is sent once, not with every call. It is submitted as a task, not scattered:
+        # when a worker is lost, the result of a task is computed again, scattered data is not.
+        datasets = {id(x): x for _, args, _ in calls for x in args if isinstance(x, Dataset)}
+        sent = {key: client.submit(_identity, x, pure=False) for key, x in datasets.items()}
+        setting, futures = _setting(configs), []
+        for function, args, kwargs in calls:
+            args = tuple(sent.get(id(x), x) for x in args)
+            call = (_checked, setting, configs, function, args, kwargs)
+            futures.append(client.submit(*call, pure=False))
+        for future in _distributed().as_completed(futures, loop=client.loop):
+            yield future.result()
+            future.release()
 
 
 def _client() -> Any:
-    """A client of the scheduler that was asked for."""
+    """Return a client of the Dask scheduler."""
     address = scheduler()
     try:
         return _distributed().Client(address, set_as_default=False, timeout=SECONDS)
@@ -219,12 +213,12 @@ def _distributed() -> Any:
     return distributed
 
 
-def _itself(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 
 def _setting(configs: Iterable[TrainConfig]) -> dict[str, Any]:
-    """What shapes the results of a call beside its arguments."""
+    """Return what shapes the results of a call beside its arguments."""
     engines = {tuple(config.engine().key) for config in configs}
     return {
         "memlens": _version(),
@@ -233,7 +227,7 @@ def _setting(configs: Iterable[TrainConfig]) -> dict[str, Any]:
     }
 
 
-_version = cache(store.code_version)  # a worker asks before every training
+_version = memoize(store.code_version)  # a worker checks it before every training
 
 
 def _checked(
@@ -243,7 +237,7 @@ def _checked(
     args: tuple,
     kwargs: dict[str, Any],
 ) -> Any:
-    """The call, on a worker that computes as its caller would."""
+    """Call the function, if this worker computes as its caller would."""
     threads = _distributed().get_worker().state.nthreads
     if threads != 1:
         raise RuntimeError(

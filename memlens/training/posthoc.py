@@ -1,8 +1,8 @@
-"""What is measured after an epoch, in eval mode and on clean inputs.
+"""Post-hoc evaluation: signals measured after an epoch, in eval mode and on clean inputs.
 
-One pass over the training samples gives the same signals as the training step; on its way it can
-also leave the norms of each sample's weight gradient (from the same backward pass) and the running
-variance of its logit gradient. Curvature takes passes of its own.
+One pass over the training samples gives the same signals as the training step. The same pass can
+compute the norm of each sample's weight gradient and the running variance of its logit gradient.
+Curvature takes passes of its own.
 """
 
 import copy
@@ -24,32 +24,32 @@ from memlens.training.batches import sequential_batches
 from memlens.training.config import MeasureConfig, mixed_seed
 from memlens.training.devices import EVAL_ROWS
 
-LAST = 5  # checkpoints of the late VoG, as in the CSG paper's Table 1
+LAST = 5  # checkpoints of the late VoG, as in Table 1 of the CSG paper
 
 
 class RunningVariance:
-    """Mean and variance of a stream of tensors, without keeping them (Welford 1962)."""
+    """Mean and variance of a stream of tensors, without storing them (Welford 1962)."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def update(self, value: Tensor) -> None:
-        """Take in one tensor; all have the same shape."""
+        """Add one tensor; all have the same shape."""
         if not self.count:
             self.mean, self.squares = torch.zeros_like(value), torch.zeros_like(value)
         self.count += 1
-        # What was kept over an interruption comes back on the CPU.
+        # A checkpoint loads tensors on the CPU.
         self.mean, self.squares = self.mean.to(value.device), self.squares.to(value.device)
         difference = value - self.mean
         self.mean += difference / self.count
         self.squares += difference * (value - self.mean)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen, as tensors and a number."""
+        """Return mean, squares and count."""
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         vars(self).update(state)
 
     @property
@@ -59,10 +59,10 @@ class RunningVariance:
 
 
 def variance_of_gradients(gradients: Iterable[Tensor]) -> Tensor:
-    """VoG of each sample: mean over pixels of the standard deviation over checkpoints.
+    """Return VoG of each sample: mean over pixels of the standard deviation over checkpoints.
 
-    Agarwal, D'souza and Hooker 2022 as their code has it: the divisor of the variance, too, is the
-    number of checkpoints, and the channels are averaged first.
+    It follows the code of Agarwal, D'souza and Hooker (2022): the variance is divided by the number
+    of checkpoints, and the channels are averaged first.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def _mean_std(gradients: RunningVariance) -> Tensor:
 
 
 class PosthocEvaluator:
-    """Measures a net after its epochs, for one training.
+    """Measures a network after the epochs of one training.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class PosthocEvaluator:
         self.last_states: deque[dict[str, Tensor]] = deque(maxlen=LAST)
 
     def after_epoch(self, net: nn.Module, epoch: int) -> None:
-        """Measure the net in eval mode; it is left in the mode it was in."""
+        """Measure the network in eval mode, and leave it in the mode it was in."""
         was_training = net.training
         net.eval()
         due = epoch % self.measure.every == 0
@@ -121,46 +121,47 @@ class PosthocEvaluator:
         net.train(was_training)
 
     def _pass(self, net: nn.Module, due: bool) -> dict[str, Tensor]:
-        """One pass over the clean samples in their order, into the recorder."""
+        """Record one pass over the clean samples in order."""
         parts = []
         for index, x, y in self._batches(net):
             x, part = self.recorder.watch(x), {}
-            with LayerHooks(net if due and self.measure.weight_gradients else None) as taps:
+            with LayerHooks(net if due and self.measure.weight_gradients else None) as hooks:
                 logits = net(x)
             if due and self.measure.logit_gradients:
                 own = logits.gather(1, y[:, None]).sum()
                 (gradient,) = torch.autograd.grad(own, x, retain_graph=True)
                 part["logit"] = gradient.mean(1)  # over the channels
             loss = F.cross_entropy(logits, y, reduction="sum")
-            # By x and the layers' outputs alone: the weights keep what training left there.
-            x.grad, *back = torch.autograd.grad(loss, [x, *taps.edges])
-            if taps.edges:
-                part |= _weight_norms(taps, back, x.detach(), y)
+            # By x and the layers' outputs only: the weights keep their gradients of training.
+            x.grad, *back = torch.autograd.grad(loss, [x, *hooks.edges])
+            if hooks.edges:
+                part |= _weight_gradient_norms(hooks, back, x.detach(), y)
             self.recorder.update(index, x, logits, y)
             parts.append(part)
         self.recorder.end_epoch()
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _batches(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(index, x, y) of all clean samples in their order, on the device of the net."""
+        """Yield (index, x, y) of all clean samples in order, on the network's device."""
         device, start = next(net.parameters()).device, 0
         for images, y in sequential_batches(self.data.train, self.rows_at_once, device):
             index = torch.arange(start, start := start + len(y), device=device)
             yield index, self.data.normalise(images), y
 
     def _curvature(self, net: nn.Module, epoch: int) -> dict[str, Tensor]:
-        probes, step = self.measure.n_directions, self.measure.curvature_step
-        found = []
+        n_directions, step = self.measure.n_directions, self.measure.curvature_step
+        parts = []
         for number, (_, x, y) in enumerate(self._batches(net)):
-            # What fits one pass has the seed of the epoch alone; 1 and 2 are of crops and dropout.
-            own = (3, number) if number else ()
-            seed = mixed_seed(self.seed, epoch, *own)
-            found.append(signals.curvature(net, x, y, n_directions=probes, step=step, seed=seed))
-        norm, squared = (torch.cat(parts) for parts in zip(*found, strict=True))
+            # The first batch has the seed of the epoch; 1 and 2 are those of crops and dropout.
+            batch = (3, number) if number else ()
+            seed = mixed_seed(self.seed, epoch, *batch)
+            options = {"n_directions": n_directions, "step": step, "seed": seed}
+            parts.append(signals.curvature(net, x, y, **options))
+        norm, squared = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return {"curvature": norm, "curvature_squared": squared}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the finished epochs left, as tensors and plain values."""
+        """Return everything measured so far, as tensors and plain values."""
         return {
             "recorder": self.recorder.state_dict(),
             "rows": self.rows,
@@ -169,14 +170,14 @@ class PosthocEvaluator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.recorder.load_state_dict(state["recorder"])
         self.rows = {name: dict(rows) for name, rows in state["rows"].items()}
         self.gradients.load_state_dict(state["gradients"])
         self.last_states = deque(state["last_states"], maxlen=LAST)
 
     def finish(self, net: nn.Module) -> dict[str, np.ndarray]:
-        """Every signal, (n_epochs, n_samples) float32; NaN where it was not measured."""
+        """Return every signal, (n_epochs, n_samples), float32; NaN where it was not measured."""
         n_epochs = self.recorder.n_epochs
         if self.last_states:
             self.rows["vog_last"] = {n_epochs - 1: self._late_variance(net).cpu()}
@@ -188,7 +189,7 @@ class PosthocEvaluator:
         return arrays
 
     def _late_variance(self, net: nn.Module) -> Tensor:
-        # Which checkpoints are the last is known only at the end, as a training may stop early; so
+        # A training may stop early, so the last checkpoints are known only at its end. Until then
         # their weights are kept, which are smaller than their gradients.
         net = copy.deepcopy(net).eval()
 
@@ -202,9 +203,11 @@ class PosthocEvaluator:
         return variance_of_gradients(map(gradients_at, self.last_states))
 
 
-def _weight_norms(taps: LayerHooks, back: list[Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    squares = taps.squared_norms(back, x, y)
-    last = [square for name, square in squares.items() if name.rpartition(".")[0] == taps.last]
+def _weight_gradient_norms(
+    hooks: LayerHooks, back: list[Tensor], x: Tensor, y: Tensor
+) -> dict[str, Tensor]:
+    squares = hooks.squared_norms(back, x, y)
+    last = [square for name, square in squares.items() if name.rpartition(".")[0] == hooks.last]
     return {
         "weight_grad": torch.stack(list(squares.values())).sum(0).sqrt(),
         "weight_grad_last": torch.stack(last).sum(0).sqrt(),

@@ -1,4 +1,4 @@
-"""What one training leaves: scores, history, peaks and snapshots."""
+"""The result of one training: scores, history, peaks and snapshots."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -24,6 +24,13 @@ from memlens.training.snapshots import SNAPSHOTS
 class Run:
     """One finished training: scores, history and snapshots.
 
+    >>> import memlens as ml
+    >>> run = ml.train("mlp", ml.load("digits").subset(100), ml.TrainConfig(epochs=2))
+    >>> run.scores["csg"].idxmax() in run.data.train.index  # the most memorized sample
+    True
+    >>> run.history["epoch"].tolist()
+    [0, 1]
+
     Attributes
     ----------
     trace : Trace, in-step (train mode, augmented inputs, before each update)
@@ -31,7 +38,7 @@ class Run:
     history : DataFrame, a row an epoch: epoch, lr, train_loss, train_accuracy, val_loss,
         val_accuracy, weight_norm, input_gradient (mean L2 norm), seconds
     peaks : dict of `Peak`, by "weight_norm" and "input_gradient"
-    arrays, meta : dict, all of the above as the store keeps it
+    arrays, meta : dict, all of the above as the cache stores it
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class Run:
 
     @property
     def peak(self) -> Peak:
-        """Peak of the weight norm: where SGAL and early CSG are taken."""
+        """Peak of the weight norm, where the sums SGAL and early CSG end."""
         return self.peaks["weight_norm"]
 
     @cached_property
@@ -78,7 +85,7 @@ class Run:
         return self.scores_at("weight_norm", posthoc=True)
 
     def scores_at(self, peak: str, *, posthoc: bool = False) -> pd.DataFrame:
-        """All scores, with SGAL and early CSG taken at the named peak.
+        """Return all scores, with SGAL and early CSG summed up to the named peak.
 
         Parameters
         ----------
@@ -99,27 +106,24 @@ class Run:
         return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
 
     def plot(self) -> Figure:
-        """Losses, mean input gradient and weight norm by epoch, the peaks that were called marked.
-
-        A cell of a notebook shows it as its last expression; elsewhere save it by ``savefig``.
-        """
-        called = {n: p.peak_epoch for n, p in self.peaks.items() if p.detected_epoch is not None}
-        return plots.training_figure(self.history, called)
+        """Plot losses, mean input gradient and weight norm by epoch, with the detected peaks."""
+        peaks = {n: p.peak_epoch for n, p in self.peaks.items() if p.detected_epoch is not None}
+        return plots.training_figure(self.history, peaks)
 
     def show(self, score: str = "csg", n: int = 8) -> Figure:
-        """The training samples with the highest and the lowest score, as pictures.
+        """Show the training samples with the highest and the lowest score.
 
         Parameters
         ----------
         score : str, a column of `scores`
         n : int
-            Pictures in a row: each with its index, its label, its score; an orange frame around
-            those whose label was changed. A cell shows the figure as its last expression.
+            Images in a row, each with its index, label and score; an orange frame marks those
+            whose label was changed.
 
         Raises
         ------
         ValueError
-            If there is no such score, or no ``n`` samples.
+            If there is no such score, or fewer than ``n`` samples.
         """
         if score not in self.scores:
             raise ValueError(f"unknown score {score!r}; this run has {', '.join(self.scores)}")
@@ -142,10 +146,14 @@ class Run:
         return figure
 
     def snapshot(self, name: str, *, device: str = "cpu") -> nn.Module:
-        """The net in eval mode at "peak" (of the weight norm), "best_val" (loss) or "last".
+        """Return the network in eval mode with the weights of a snapshot.
 
-        ``device`` as in `TrainConfig`; what measures a net (`training.predict`, `passes.evaluate_batched`)
-        computes where it is.
+        Parameters
+        ----------
+        name : "peak", "best_val" or "last"
+            Peak of the weight norm, lowest validation loss, or end of the training.
+        device : str
+            As in `TrainConfig`; `inference.predict` and `inference.evaluate_batched` compute on it.
 
         Raises
         ------
@@ -161,12 +169,12 @@ class Run:
         return net.eval().to(place)
 
     def snapshot_epoch(self, name: str) -> int:
-        """Epoch (from 0) after which the snapshot was taken."""
+        """Return the epoch, counted from 0, after which the snapshot was taken."""
         return self.meta["snapshots"][name]
 
 
 def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """The history, a row an epoch, of a run of which there is only what the store keeps."""
+    """Return the history, a row an epoch, from the arrays of a run."""
     return pd.DataFrame(_group(arrays, "history/")).astype({"epoch": int})
 
 

@@ -73,9 +73,13 @@ def test_nets_see_moves_of_their_own(colour):
 
 def test_ready_inputs_are_those_made_batch_by_batch(colour, monkeypatch):
     plain = replace(RECIPE, augment="none")
-    ready = [x for _, x, _ in Batches(colour, plain, Engine()).of_epoch(torch.arange(20).split(7), 0, 0)]
+    ready = [
+        x for _, x, _ in Batches(colour, plain, Engine()).of_epoch(torch.arange(20).split(7), 0, 0)
+    ]
     monkeypatch.setattr("memlens.training.batches.READY_BYTES", 0)
-    made = [x for _, x, _ in Batches(colour, plain, Engine()).of_epoch(torch.arange(20).split(7), 0, 0)]
+    made = [
+        x for _, x, _ in Batches(colour, plain, Engine()).of_epoch(torch.arange(20).split(7), 0, 0)
+    ]
     assert all(map(torch.equal, ready, made))
 
 

@@ -39,7 +39,9 @@ def test_what_needs_the_posthoc_pass_says_so(name):
     "bad", [{"every": 0}, {"n_directions": -1}, {"curvature_step": 0.0}, {"curvature_step": -1}]
 )
 def test_bad_measures_are_refused(bad):
-    with pytest.raises(ValueError, match=r"expected every >= 1, no negative probes, a step above"):
+    with pytest.raises(
+        ValueError, match=r"expected every >= 1, n_directions >= 0, curvature_step > 0"
+    ):
         replace(MeasureConfig(posthoc=True), **bad)
 
 

@@ -95,7 +95,23 @@ def test_runs_and_retrainings_of_a_cluster_are_those_of_this_process(tiny, tmp_p
     assert np.array_equal(folds[0]["logits"], serial["logits"])
 
 
-@pytest.mark.filterwarnings("ignore:.*tasks which were still being processed")  # joblib's, rightly
+def test_a_cluster_with_one_worker_trains_on_that_worker(tiny, monkeypatch, tmp_path):
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    processes = [started(folder, "scheduler", "--port", "0", "--host", "127.0.0.1")]
+    try:
+        processes.append(started(folder, "worker", "--nthreads", "1", "--no-nanny"))
+        monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv(parallel.SCHEDULER, _address(folder))
+        job = jobs.Job("mlp", tiny, TrainConfig(epochs=1, batch_size=16))
+        (run,) = ml.train_many([job])
+        assert len(run.history) == 1 and job.key in store.Store()
+    finally:
+        for process in processes[::-1]:
+            process.kill()
+            process.wait()
+
+
 def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked):
     """What stops the caller half-way costs the stacks in hand, not those that have come back."""
     monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 1)
@@ -157,8 +173,8 @@ def test_what_is_asked_for_holds_inside_only(monkeypatch):
     assert parallel.scheduler() == "tcp://a:1"
     monkeypatch.delenv(parallel.SCHEDULER)
     with parallel.parallel_settings(n_jobs=3):
-        assert parallel._processes(one=True) == 3
-    assert parallel._processes(one=True) == 1 and parallel.JOBS not in os.environ
+        assert parallel._default_n_jobs(one=True) == 3
+    assert parallel._default_n_jobs(one=True) == 1 and parallel.JOBS not in os.environ
     monkeypatch.setenv(parallel.JOBS, "many")
     with pytest.raises(ValueError, match="MEMLENS_JOBS is 'many'; expected a number"):
         list(parallel._results([delayed(abs)(-1)]))
@@ -222,9 +238,7 @@ def test_a_process_that_is_killed_is_told_and_its_fellows_work_is_kept(tmp_path)
     calls = lambda killed: {  # noqa: E731
         f"run-{k}": delayed(_made)(f"run-{k}", tmp_path, killed) for k in range(3)
     }
-    with pytest.raises(
-        RuntimeError, match=r"was killed.*\(1 of 3 artifacts\): make it again, with"
-    ):
+    with pytest.raises(RuntimeError, match=r"was killed.*\(1 of 3 artifacts\): repeat it, with"):
         parallel.run_parallel(calls(True), cache, n_jobs=2)
     assert set(parallel.run_parallel(calls(False), cache, n_jobs=2)) == set(calls(False))
 
