@@ -217,7 +217,12 @@ def confirmed(told: str, do: str, ways: str) -> bool:
 
 def run_reproduce(options: argparse.Namespace) -> int:
     """Run the notebooks; 1 if any failed."""
-    from memlens.experiments.reproduce import reproduce
+    try:
+        from memlens.experiments.reproduce import reproduce
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"notebooks need {error.name}: pip install 'memlens[notebooks,confident]'"
+        ) from error
 
     asked = {"scale": options.scale, "n_samples": options.samples}
     asked = {name: value for name, value in asked.items() if value is not None}

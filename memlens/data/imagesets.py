@@ -211,8 +211,13 @@ def download(name: str, path: Path) -> Arrays:
     FileNotFoundError
         If that fails; the message says which file to put where.
     """
-    from torchvision import datasets  # it takes a second, which other data sets do not pay
-
+    try:
+        from torchvision import datasets  # it takes a second, which other data sets do not pay
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{name} is not at {path}, and torchvision would download it: pip install "
+            "'memlens[notebooks]', or put a file there"
+        ) from error
     kind, arrays = getattr(datasets, SETS[name].torchvision), {}
     try:
         for part in PARTS:

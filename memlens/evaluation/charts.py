@@ -12,7 +12,6 @@ from functools import partial
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
@@ -61,6 +60,8 @@ def heatmap(
     for several panels. Where cells are narrow, numbers are small: .50 for 0.50, and 1.0 for 1.00.
     ``digits=None`` writes none and draws a colour bar instead. ``figsize(2, 2)`` fits 35 x 35.
     """
+    import seaborn as sns  # here alone: it is an extra, [notebooks]
+
     low, high = common_limits([frame], signed=signed) if limits is None else limits
     named = frame.rename(index=label_of, columns=label_of)
     text, size = (None, None) if digits is None else _numbers(ax, frame, digits)

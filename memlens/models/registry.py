@@ -103,4 +103,9 @@ def build(
         model = MODELS[model]
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
         torch.manual_seed(seed)
-        return model(n_classes, in_shape)
+        try:
+            return model(n_classes, in_shape)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"this net needs {error.name}: pip install 'memlens[audit]' adds torchvision"
+            ) from error
