@@ -1,5 +1,7 @@
 """The package as a whole: its public names, its layers, and what importing it costs."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,3 +58,19 @@ def test_importing_memlens_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_core_needs_no_package_of_an_extra(tmp_path):
+    """A loop of one's own, a training on digits and an audit; what else needs which extra."""
+    script = ROOT / "tests" / "without_extras.py"
+    environment = os.environ | {"MEMLENS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for what in ("own loop", "training", "audit"):
+        assert f"{what} works" in done.stdout, done.stdout
+    needing = re.findall(r"needs an extra: memlens\.(\S+)\.\w+", done.stdout)
+    assert set(needing) == {"experiments", "tracking.integrations"}
+    named = re.findall(r"error: .*pip install '?memlens\[(\w+)", done.stderr)
+    assert named == ["notebooks", "audit", "notebooks"], done.stderr
