@@ -1,5 +1,6 @@
 # One word per task. Each makes .venv first if it is not there: with uv where it is found,
-# with venv and pip where it is not (tools/setup_env.py).
+# with venv and pip where it is not (tools/setup_env.py). The tests need more packages than the
+# notebooks: those are added to it when tests are first run.
 #
 #   make figures ARGS="--only 02 04"     only these notebooks
 #   make test ARGS="-k recorder"         only these tests
@@ -13,6 +14,7 @@ RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
 .PHONY: help figures test test-elsewhere lab notebooks claims env clean
+.PHONY: env-figures
 
 help:
 	@echo "make figures    run all notebooks; figures and their numbers in figures/digits/"
@@ -21,10 +23,10 @@ help:
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
 	@echo "make claims     write the claims of figures/digits/ into CLAIMS.md"
-	@echo "make env        only make .venv (6 GB on disk; the others do it by themselves)"
+	@echo "make env        only make .venv, for all of these (6 GB; the others do it by themselves)"
 	@echo "make clean      remove .venv and what the tools left; data/ and figures/ stay"
 
-figures: env
+figures: env-figures
 	$(RUN) memlens reproduce $(ARGS)
 
 # one pytest for all three, so that a failure anywhere fails it and hides nothing after it
@@ -36,18 +38,18 @@ test: env
 test-elsewhere: env
 	$(RUN) tools.elsewhere $(ARGS)
 
-lab: env
+lab: env-figures
 	JUPYTER_PREFER_ENV_PATH=1 $(RUN) jupyterlab notebooks $(ARGS)
 
-notebooks: env
+notebooks: env-figures
 	$(RUN) memlens reproduce --save $(ARGS)
 
-claims: env
+claims: env-figures
 	$(RUN) memlens claims --write $(ARGS)
 
-env:
+env env-figures:
 	@command -v $(PYTHON) >/dev/null || { echo "memlens needs Python 3.11 or newer; there is no $(PYTHON)"; exit 1; }
-	@$(PYTHON) tools/setup_env.py --installer $(INSTALLER)
+	@$(PYTHON) tools/setup_env.py --installer $(INSTALLER) --for $(if $(findstring figures,$@),figures,test)
 
 clean:
 	rm -rf .venv .venv.lock .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from sklearn.datasets import load_digits
+from without_extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "[test,confident,adversarial,lightning,huggingface,cluster]"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EVERY = sorted(PROJECT["optional-dependencies"])
 
 
 def pins():
@@ -61,15 +63,19 @@ def test_what_runs_here_is_what_was_pinned():
     assert found == {name: exact[name] for name in found}
 
 
+def test_the_script_without_extras_refuses_the_packages_of_every_extra():
+    commands = {"ruff", "import-linter"}  # nothing imports them
+    extras = {name_of(text) for text in sum(PROJECT["optional-dependencies"].values(), [])}
+    assert extras - commands <= set(EXTRAS)
+    assert set(EXTRAS).isdisjoint(map(name_of, PROJECT["dependencies"]))
+
+
 def test_environment_yml_lists_what_pyproject_lists():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     *from_conda, pip = dependencies
     assert [name_of(text) for text in from_conda] == ["python", "pip"]
     first, *names, last = pip["pip"]
-    assert (first, last) == (
-        "-c constraints.txt",
-        f"-e .{EXTRAS}",
-    )
+    assert (first, last) == ("-c constraints.txt", f"-e .[{','.join(EVERY)}]")
     assert names == [name_of(text) for text in PROJECT["dependencies"]]
 
 
@@ -136,6 +142,17 @@ def test_help_is_the_default_and_names_every_target():
         assert f"make {target} " in text
 
 
+@pytest.mark.parametrize(
+    ("targets", "purpose"),
+    [("figures lab notebooks claims", "figures"), ("test test-elsewhere env", "test")],
+)
+def test_each_command_sets_up_what_it_needs(targets, purpose):
+    for target in targets.split():
+        plan = ["make", "-n", "-C", ROOT, target]
+        shown = subprocess.run(plan, capture_output=True, text=True, check=True).stdout
+        assert re.findall(r"setup_env.py .*--for (\w+)", shown) == [purpose], target
+
+
 def test_make_test_stops_at_a_failure():
     plan = subprocess.run(
         ["make", "-n", "-C", ROOT, "test"], capture_output=True, text=True, check=True
@@ -167,11 +184,18 @@ def setup_env(tmp_path, monkeypatch):
     return module
 
 
+def make(setup_env, purpose):
+    """What a command of the Makefile has set up: the commands that ran."""
+    setup_env.sys.argv[1:] = ["--for", purpose]
+    setup_env.ran.clear()
+    assert setup_env.main() == 0
+    return setup_env.ran.copy()
+
+
 def test_a_finished_environment_is_left_alone(setup_env):
-    assert setup_env.main() == 0
-    assert len(setup_env.ran) == 3  # make, fill, check
-    assert setup_env.main() == 0
-    assert len(setup_env.ran) == 3
+    for purpose in ("figures", "test"):
+        assert make(setup_env, purpose)
+        assert make(setup_env, purpose) == []
 
 
 def test_a_half_made_environment_is_removed_and_made_again(setup_env):
@@ -179,9 +203,55 @@ def test_a_half_made_environment_is_removed_and_made_again(setup_env):
     (setup_env.VENV / "bin" / "python").touch()
     leftover = setup_env.VENV / "half-installed"
     leftover.touch()
-    setup_env.main()
+    make(setup_env, "figures")
     assert not leftover.exists()
-    assert setup_env.is_ready()
+    assert setup_env.is_ready(["notebooks"])
+
+
+def test_the_notebooks_get_the_extras_that_they_need_and_the_tests_get_all(setup_env):
+    for purpose, extras in (("figures", ["confident", "notebooks"]), ("test", EVERY)):
+        shutil.rmtree(setup_env.VENV, ignore_errors=True)
+        _, fill, _ = make(setup_env, purpose)
+        assert fill[-4:] == ["-c", "constraints.txt", "-e", f".[{','.join(extras)}]"]
+        assert setup_env.installed() == extras
+
+
+def test_the_rest_is_added_to_the_environment_of_the_notebooks(setup_env):
+    make(setup_env, "figures")
+    kept = setup_env.VENV / "installed for the notebooks"
+    kept.touch()
+    (added,) = make(setup_env, "test")  # no new environment, and memlens itself is not touched
+    missing = set(EVERY) - {"confident", "notebooks"}
+    further = [text for name in missing for text in PROJECT["optional-dependencies"][name]]
+    assert added[-2 - len(further) :] == ["-c", "constraints.txt", *sorted(further)]
+    assert kept.exists()
+    assert setup_env.installed() == EVERY
+    assert make(setup_env, "figures") == []  # a part of what is there
+
+
+@pytest.mark.parametrize(("code", "usable"), [(1, True), (-9, False)])
+def test_an_environment_that_could_not_be_added_to_is_kept_unless_that_was_killed(
+    setup_env, monkeypatch, code, usable
+):
+    make(setup_env, "figures")
+    monkeypatch.setattr(setup_env.subprocess, "call", lambda command, **_: code)
+    with pytest.raises(SystemExit, match=f"(?s)failed .{code}.*network"):
+        make(setup_env, "test")
+    assert setup_env.is_ready(["confident", "notebooks"]) == usable
+    assert not setup_env.is_ready(EVERY)
+
+
+def test_there_is_no_stamp_while_something_is_added(setup_env, monkeypatch):
+    make(setup_env, "figures")
+
+    def die(command, **_):
+        assert not setup_env.STAMP.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_env.subprocess, "call", die)
+    setup_env.sys.argv[1:] = ["--for", "test"]
+    assert setup_env.main() == 130
+    assert setup_env.installed() is None
 
 
 @pytest.mark.parametrize(
@@ -196,11 +266,11 @@ def test_a_half_made_environment_is_removed_and_made_again(setup_env):
 def test_a_new_pin_asks_for_a_new_environment_and_a_lint_setting_does_not(
     setup_env, name, old, new, remade
 ):
-    setup_env.main()
+    make(setup_env, "figures")
     path = setup_env.ROOT / name
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    assert setup_env.is_ready() != remade
+    assert setup_env.is_ready(["notebooks"]) != remade
 
 
 def test_a_failed_install_leaves_no_stamp_and_says_what_to_do(setup_env, monkeypatch):
@@ -211,10 +281,10 @@ def test_a_failed_install_leaves_no_stamp_and_says_what_to_do(setup_env, monkeyp
         return 2 if "install" in command else 0
 
     monkeypatch.setattr(setup_env.subprocess, "call", fail)
-    with pytest.raises(SystemExit, match="(?s)failed .2.*network.*Running make again") as stop:
+    with pytest.raises(SystemExit, match="(?s)failed .2.*Running make again.*network") as stop:
         setup_env.main()
     assert stop.value.code != 0
-    assert not setup_env.is_ready()
+    assert setup_env.installed() is None
 
 
 def test_uv_is_used_where_it_is_and_pip_where_it_is_not(setup_env, monkeypatch):
@@ -224,13 +294,7 @@ def test_uv_is_used_where_it_is_and_pip_where_it_is_not(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env.shutil, "which", lambda name: None)
     assert setup_env.commands("auto")[1][1:4] == ["-m", "pip", "install"]
     for installer in ("uv", "pip"):
-        what = setup_env.commands(installer)[1][-4:]
-        assert what == [
-            "-c",
-            "constraints.txt",
-            "-e",
-            f".{EXTRAS}",
-        ]
+        assert setup_env.commands(installer)[1][-2:] == ["-c", "constraints.txt"]
 
 
 def test_an_old_python_is_told_what_is_needed(setup_env, monkeypatch):

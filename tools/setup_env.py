@@ -1,4 +1,4 @@
-"""Make ``.venv`` with everything memlens needs; do nothing when it is already right.
+"""Make ``.venv`` with what a command of the Makefile needs; do nothing when it is already right.
 
 It runs before anything is installed, on whatever ``python3`` the machine has: so it uses the
 standard library only, lies outside the package, and even an old Python can read it (and be told
@@ -6,7 +6,7 @@ what to do). uv does the work where it is found, venv and pip where it is not.
 
 An install that is killed half-way can look finished to the next one. So a stamp, the hash of all
 that shapes the environment, is written last, and a ``.venv`` without the right stamp is removed
-and made again.
+and made again. The stamp also names the extras that are in; others are added to them.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "memlens.stamp"
+FIGURES = ("confident", "notebooks")  # the extras that running the notebooks needs
 OLDEST = (3, 11)
 SPACE_GB = 6.0  # the stock torch wheels for Linux bring the CUDA libraries along
 
@@ -35,15 +36,26 @@ def find_newer_python() -> "str | None":
     return None
 
 
-def wanted_stamp() -> str:
+def read_pyproject() -> dict:
+    """The contents of pyproject.toml."""
+    import tomllib  # from 3.11 on
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def extras_of(purpose: str) -> "list[str]":
+    """The sorted extras for a purpose: "figures", or "test" for all that there are."""
+    every = read_pyproject()["project"]["optional-dependencies"]
+    return sorted(FIGURES if purpose == "figures" else every)
+
+
+def wanted_hash() -> str:
     """Hash of the dependencies, the exact versions, the Python, the machine and the place.
 
     The place, because an environment does not survive a move. Settings of ruff or pytest in
     pyproject.toml are left out: changing them asks for no new install.
     """
-    import tomllib  # from 3.11 on
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = read_pyproject()
     keys = ("requires-python", "dependencies", "optional-dependencies", "scripts")
     shaping = [project["build-system"], [project["project"].get(key) for key in keys]]
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -52,11 +64,18 @@ def wanted_stamp() -> str:
     return hashlib.sha256(json.dumps([shaping, pins, where]).encode()).hexdigest()
 
 
-def is_ready() -> bool:
-    """Whether ``.venv`` was finished for exactly what is wanted now."""
+def installed() -> "list[str] | None":
+    """The extras in a ``.venv`` that was finished for what is wanted now; None without one."""
     if not (VENV / "bin" / "python").exists() or not STAMP.is_file():
-        return False
-    return STAMP.read_text(encoding="utf-8") == wanted_stamp()
+        return None
+    stamp, _, extras = STAMP.read_text(encoding="utf-8").partition("\n")
+    return extras.split() if stamp == wanted_hash() else None
+
+
+def is_ready(extras: "list[str]") -> bool:
+    """Whether ``.venv`` was finished for exactly what is wanted now, with at least these extras."""
+    found = installed()
+    return found is not None and set(extras) <= set(found)
 
 
 def remove() -> None:
@@ -69,63 +88,99 @@ def remove() -> None:
 
 
 def commands(installer: str) -> "tuple[list[str], list[str]]":
-    """The two commands that make the environment and fill it."""
+    """The command that makes the environment, and the one that installs what is put after it."""
     # inside an active environment, the Python that it was made from
     base = getattr(sys, "_base_executable", None) or sys.executable
     inside = str(VENV / "bin" / "python")
-    extras = "[test,confident,adversarial,lightning,huggingface,cluster]"
-    what = ["-c", "constraints.txt", "-e", "." + extras]
+    pins = ["-c", "constraints.txt"]
     if installer == "auto":
         installer = "uv" if shutil.which("uv") else "pip"
     if installer == "uv":
         make = ["uv", "venv", "--quiet", "--python", base, str(VENV)]
         # compiled once here (a minute), or again in every process: importing torch takes 3 s, not 9
-        return make, ["uv", "pip", "install", "--compile-bytecode", "--python", inside] + what
+        return make, ["uv", "pip", "install", "--compile-bytecode", "--python", inside] + pins
     pip = [inside, "-m", "pip", "install", "--disable-pip-version-check"]
-    return [base, "-m", "venv", str(VENV)], pip + what
+    return [base, "-m", "venv", str(VENV)], pip + pins
+
+
+def call(command: "list[str]") -> "int | OSError":
+    """Run a command in the checkout; its exit code, or why it did not start."""
+    print("memlens: " + " ".join(command).replace(str(ROOT) + os.sep, ""), flush=True)
+    try:
+        return subprocess.call(command, cwd=str(ROOT))
+    except OSError as error:
+        return error
+
+
+def give_up(code: "int | OSError", advice: str) -> None:
+    """End the script with what to do about a command that failed."""
+    free = shutil.disk_usage(str(ROOT)).free / 1e9
+    sys.exit(
+        "memlens: the command above failed (%s). %s\n"
+        "It needs a network and about %.0f GB of disk (%.1f GB are free here)."
+        % (code, advice, SPACE_GB, free)
+    )
 
 
 def run(command: "list[str]", advice: str) -> None:
-    """Run a command in the checkout; a failure ends the script with what to do about it."""
-    print("memlens: " + " ".join(command).replace(str(ROOT) + os.sep, ""), flush=True)
-    try:
-        code = subprocess.call(command, cwd=str(ROOT))
-    except OSError as error:
-        code = error
+    """Run a command of `build`; a failure ends the script with what to do about it."""
+    code = call(command)
     if code != 0:
-        free = shutil.disk_usage(str(ROOT)).free / 1e9
-        sys.exit(
-            "memlens: the command above failed (%s). %s\n"
-            "It needs a network and about %.0f GB of disk (%.1f GB are free here). "
-            "Running make again starts afresh." % (code, advice, SPACE_GB, free)
-        )
+        give_up(code, advice + " Running make again starts afresh.")
 
 
-def build(installer: str) -> None:
-    """Make the environment from nothing, check that torch loads, write the stamp last."""
-    remove()
-    print("memlens: making .venv, %.0f GB; uv takes 2 minutes, pip 5" % SPACE_GB, flush=True)
-    make, fill = commands(installer)
-    run(make, "On Debian and Ubuntu, python3-venv has to be installed first.")
-    run(fill, "Its own message says why.")
-    check = [str(VENV / "bin" / "python"), "-c", "import torch, torchvision, sklearn"]
-    run(check, "The packages are there but do not load.")
+def write_stamp(extras: "list[str]") -> None:
+    """Say, in one step, that the environment is finished with these extras."""
     part = STAMP.with_suffix(".part")
     with open(str(part), "w", encoding="utf-8") as file:
-        file.write(wanted_stamp())
+        file.write(wanted_hash() + "\n" + " ".join(extras))
         file.flush()
         os.fsync(file.fileno())
     os.replace(str(part), str(STAMP))
 
 
-def build_alone(installer: str) -> None:
-    """`build`, while a second make in another terminal waits for the first."""
+def build(installer: str, extras: "list[str]") -> None:
+    """Make the environment from nothing, check that torch loads, write the stamp last."""
+    remove()
+    print("memlens: making .venv, %.0f GB; uv takes 2 minutes, pip 5" % SPACE_GB, flush=True)
+    make, fill = commands(installer)
+    run(make, "On Debian and Ubuntu, python3-venv has to be installed first.")
+    run(fill + ["-e", ".[%s]" % ",".join(extras)], "Its own message says why.")
+    check = [str(VENV / "bin" / "python"), "-c", "import torch, torchvision, sklearn"]
+    run(check, "The packages are there but do not load.")
+    write_stamp(extras)
+
+
+def add(installer: str, extras: "list[str]", found: "list[str]") -> None:
+    """Add what further extras require to a finished environment, and touch nothing else in it.
+
+    There is no stamp meanwhile, so that a kill leaves an environment that is made again. But an
+    installer that ends by itself, without a network say, has left alone what was there.
+    """
+    missing = [name for name in extras if name not in found]
+    print("memlens: adding to .venv: " + ", ".join(missing), flush=True)
+    known = read_pyproject()["project"]["optional-dependencies"]
+    STAMP.unlink()
+    further = sorted({text for name in missing for text in known[name]})
+    code = call(commands(installer)[1] + further)
+    if code != 0:
+        if not isinstance(code, int) or code > 0:  # below 0 it was killed
+            write_stamp(found)
+        give_up(code, "Its own message says why.")
+    write_stamp(sorted(set(found) | set(extras)))
+
+
+def prepare(installer: str, extras: "list[str]") -> None:
+    """`build` or `add` what is missing, while a second make in another terminal waits."""
     import fcntl
 
     with open(str(ROOT / ".venv.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_ready():
-            build(installer)
+        found = installed()
+        if found is None:
+            build(installer, extras)
+        elif not is_ready(extras):
+            add(installer, extras, found)
 
 
 def main() -> int:
@@ -138,10 +193,12 @@ def main() -> int:
         os.execv(newer, [newer] + sys.argv)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--installer", choices=["auto", "uv", "pip"], default="auto")
-    installer = parser.parse_args().installer
+    parser.add_argument("--for", dest="purpose", choices=["figures", "test"], default="test")
+    options = parser.parse_args()
+    extras = extras_of(options.purpose)
     try:
-        if not is_ready():
-            build_alone(installer)
+        if not is_ready(extras):
+            prepare(options.installer, extras)
     except KeyboardInterrupt:
         return 130
     return 0
