@@ -61,12 +61,16 @@ def plain(
     divisor=None,
     by_items=False,
     kind=CountingRecorder,
+    net=None,
+    low=None,
+    scaler=None,
 ):
     """A recorder and a net from a loop as short as it can be.
 
     Accumulated losses are divided by their number, by ``divisor``, or weighted by their samples.
+    ``low`` is a dtype for autocast, ``scaler`` a GradScaler.
     """
-    net, recorder = build(), kind(N)
+    net, recorder = net or build(), kind(N)
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     batches = in_order() if batches is None else batches
     for _ in range(epochs):
@@ -78,10 +82,18 @@ def plain(
                 if by_items:
                     factor = len(index) / sum(map(len, group))
                 x = recorder.watch(X[index])
-                logits = net(x)
-                (F.cross_entropy(logits, Y[index]) * factor).backward()
+                with torch.autocast("cpu", low, enabled=low is not None):
+                    logits = net(x)
+                    loss = F.cross_entropy(logits, Y[index]) * factor
+                if scaler:
+                    loss, factor = scaler.scale(loss), scaler.scale(torch.tensor(float(factor)))
+                loss.backward()
                 recorder.update(index, x, logits, Y[index], loss_scale=factor)
-            optimizer.step()
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
         recorder.end_epoch()
     return recorder, net
 

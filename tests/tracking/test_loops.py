@@ -206,20 +206,8 @@ def test_a_grad_scaler_leaves_the_scores_as_they_are(low):
 
     recorder = loop(DataLoader(dataset(), SIZE), step)
     assert len(used) > 2  # it grew on the way
-    assert_same(recorder, plain()[0], rtol=0.15, atol=0.02)
-    again = Loop()
-
-    def unscaled(index, x, y):
-        x = again.recorder.watch(x)
-        with torch.autocast("cpu", low):
-            logits = again.net(x)
-            loss = F.cross_entropy(logits.float(), y)
-        again.optimizer.zero_grad()
-        loss.backward()
-        again.optimizer.step()
-        again.recorder.update(index, x, logits, y)
-
-    assert_same(recorder, again(DataLoader(dataset(), SIZE), unscaled), rtol=0.02, atol=0.002)
+    # without a scaler small gradients are rounded once more; a power of two changes nothing else
+    assert_same(recorder, plain(low=low)[0], rtol=torch.finfo(low).eps)
 
 
 def test_a_scaler_that_overflows_leaves_a_gap_and_goes_on():
@@ -260,8 +248,9 @@ def test_two_processes_record_what_one_does(tmp_path):
         assert_same(recorder, expected)
         assert result["share"] == [(N + 1) // 2] * EPOCHS
     assert results[0]["values"] == results[1]["values"]  # both stop at one epoch
-    means = np.nanmean(expected.trace.grad_l2, axis=1)
-    assert results[0]["values"][0] == pytest.approx(means, rel=0.1)
+    means = np.average(expected.trace.grad_l2, axis=1, weights=expected.visits[0])
+    # not equal: the trace averages the two visits of sample 0 as squares, 1 of 38 visits
+    assert results[0]["values"][0] == pytest.approx(means, rel=2e-4)
     assert len(results[0]["values"][1]) == EPOCHS
 
 

@@ -83,13 +83,13 @@ def test_what_auto_means_is_part_of_a_key(monkeypatch, tiny):
 
 
 def test_a_container_may_have_less_than_its_machine(monkeypatch, tmp_path):
-    cpu, free = torch.device("cpu"), devices.free_memory(torch.device("cpu"))
+    cpu = torch.device("cpu")
     monkeypatch.setattr(devices, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("2000000\n")
     assert devices.free_memory(cpu) == 3_000_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert devices.free_memory(cpu) == pytest.approx(free, rel=0.2)
+    assert 3_000_000 < devices.free_memory(cpu) <= devices.total_memory(cpu)
 
 
 def test_bytes_of_a_sample_are_its_layers_outputs():
