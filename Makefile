@@ -13,12 +13,13 @@ ARGS ?=
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-elsewhere lab notebooks claims env clean
+.PHONY: help figures test test-fast test-elsewhere lab notebooks claims env clean
 .PHONY: env-figures
 
 help:
 	@echo "make figures    run all notebooks; figures and their numbers in figures/digits/"
 	@echo "make test       ruff, the tests, and every notebook against its stored outputs"
+	@echo "make test-fast  ruff, and the tests that are not slow: two minutes, while you write"
 	@echo "make test-elsewhere  every notebook as three other processors would run it (an hour)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
@@ -34,6 +35,11 @@ test: env
 	$(RUN) ruff check .
 	$(RUN) pytest memlens tests notebooks --doctest-modules \
 	  --nbval-lax --nbval-current-env --color=no --durations=20 $(ARGS)
+
+# while you write: no notebook runs, nothing is killed, and no other process trains
+test-fast: env
+	$(RUN) ruff check .
+	$(RUN) pytest memlens tests --doctest-modules -m "not slow" --color=no --durations=10 $(ARGS)
 
 test-elsewhere: env
 	$(RUN) tools.elsewhere $(ARGS)

@@ -234,6 +234,7 @@ def test_a_sweep_goes_on_with_the_nets_it_has(bench, tmp_path):
     np.testing.assert_array_equal(again.correct, kept.correct)
 
 
+@pytest.mark.slow
 def test_every_part_runs_in_miniature_and_fills_its_goals(tmp_path, capsys):
     out, work = tmp_path / "out", tmp_path / "work"
     assert gpu.main(["all", "--tiny", "--out", str(out), "--work", str(work)]) == 0

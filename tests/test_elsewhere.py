@@ -44,6 +44,7 @@ def stored(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_fact_that_moves_from_machine_to_machine_is_named(stored, tmp_path, capsys):
     books = notebook(tmp_path / "books", LEAVE)
     assert elsewhere.main(["--machines", "sse", "--notebooks", str(books)]) == 1
@@ -56,6 +57,7 @@ def test_a_fact_that_moves_from_machine_to_machine_is_named(stored, tmp_path, ca
     assert joined.loc["safe", "margin"] == float("inf")
 
 
+@pytest.mark.slow
 def test_an_output_that_differs_elsewhere_is_found(stored, tmp_path, capsys):
     books = notebook(tmp_path / "books", LEAVE + '\nprint("but", threads)')
     assert elsewhere.main(["--machines", "avx2", "--notebooks", str(books)]) == 1

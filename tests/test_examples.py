@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import memlens as ml
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+pytestmark = pytest.mark.slow
 
 
 def _run(name, arguments, folder):

@@ -13,6 +13,8 @@ import memlens as ml
 from memlens.models import registry
 from memlens.storage import checkpoints, store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def victims():

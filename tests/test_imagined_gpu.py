@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def test_what_needs_a_gpu_works_on_one_that_is_imagined():

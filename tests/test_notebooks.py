@@ -400,6 +400,7 @@ def test_a_slash_in_a_formula_is_no_path(tmp_path):
     assert no_absolute_paths(tmp_path) == no_random_output(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_notebook_that_is_tested_alone_draws_elsewhere():
     alone = [sys.executable, "-m", "pytest", "--collect-only", "--nbval-lax", "00_primer.ipynb"]
     told = subprocess.run(alone, cwd=FOLDER, capture_output=True, text=True, check=True).stdout

@@ -144,7 +144,7 @@ def test_help_is_the_default_and_names_every_target():
 
 @pytest.mark.parametrize(
     ("targets", "purpose"),
-    [("figures lab notebooks claims", "figures"), ("test test-elsewhere env", "test")],
+    [("figures lab notebooks claims", "figures"), ("test test-fast test-elsewhere env", "test")],
 )
 def test_each_command_sets_up_what_it_needs(targets, purpose):
     for target in targets.split():
@@ -160,6 +160,17 @@ def test_make_test_stops_at_a_failure():
     assert "ruff check" in plan and "--nbval-lax --nbval-current-env" in plan
     config = (ROOT / "Makefile").read_text().split("\ntest:")[1].split("\n\n")[0]
     assert not re.search(r"^\t-|\|\||; *true", config, re.MULTILINE)
+
+
+def test_make_test_runs_all_and_make_test_fast_what_is_not_slow():
+    def plan(target):
+        command = ["make", "-n", "-C", ROOT, target]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return shown[shown.index("ruff check") :]
+
+    assert "pytest memlens tests notebooks" in plan("test") and "slow" not in plan("test")
+    fast = plan("test-fast")
+    assert '-m "not slow"' in fast and "--doctest-modules" in fast and "notebooks" not in fast
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def memorizing(noise, tmp_path_factory):
         )
 
 
+@pytest.mark.slow
 def test_networks_that_memorize_everything_leak_everything(memorizing):
     assert memorizing.correct[memorizing.masks].mean() > 0.99
     setup = privacy.attack_setup(memorizing, augmentations=["identity"], **SETTING)
@@ -57,6 +58,7 @@ def test_networks_that_memorize_everything_leak_everything(memorizing):
     assert memorizing.memorization()["memorization"].mean() > 0.7
 
 
+@pytest.mark.slow
 def test_random_members_are_at_chance(memorizing):
     """The same attacks and networks, but members independent of the training."""
     setup = privacy.attack_setup(memorizing, augmentations=["identity"], **SETTING)
@@ -67,6 +69,7 @@ def test_random_members_are_at_chance(memorizing):
         assert low < 0.5 < high, name
 
 
+@pytest.mark.slow
 def test_networks_that_memorize_nothing_leak_nothing(noise):
     """Labels are drawn anew after each epoch, so that nothing can be memorized."""
     masks = subset_masks(N_MODELS, 200, 0.5)
@@ -87,6 +90,7 @@ def test_networks_that_memorize_nothing_leak_nothing(noise):
         assert low < 0.5 < high, name
 
 
+@pytest.mark.slow
 def test_longer_training_leaks_more(memorizing):
     table = privacy.evaluate_snapshots(
         memorizing, augmentations=["identity"], attacks={"lira": membership.lira}, **SETTING
@@ -96,6 +100,7 @@ def test_longer_training_leaks_more(memorizing):
     assert auroc[1] < 0.7 < auroc["last"]
 
 
+@pytest.mark.slow
 def test_targets_and_shadows_are_disjoint_networks_of_one_sweep(memorizing):
     targets, members, known = privacy.attack_setup(memorizing, "peak", n_targets=3, n_shadows=24)
     assert np.array_equal(members, memorizing.masks[-3:])
@@ -112,6 +117,7 @@ def test_targets_and_shadows_are_disjoint_networks_of_one_sweep(memorizing):
     assert "curvature" not in privacy.run_attacks(early)
 
 
+@pytest.mark.slow
 def test_shadows_of_another_snapshot_are_refused_unless_requested(memorizing):
     options = {"n_targets": 2, "n_shadows": 24, "augmentations": ["identity"]}
     here, there = (privacy.attack_setup(memorizing, stop, **options) for stop in ("peak", "last"))
@@ -123,6 +129,7 @@ def test_shadows_of_another_snapshot_are_refused_unless_requested(memorizing):
     membership.lira(posing.targets[0], posing.shadows)
 
 
+@pytest.mark.slow
 def test_masks_that_leak_the_members_are_refused(memorizing):
     setup = privacy.attack_setup(memorizing, **SETTING)
     privacy.check_leak(setup.members, setup.shadows)  # independent ones pass
@@ -142,6 +149,7 @@ def test_masks_that_leak_the_members_are_refused(memorizing):
         privacy.run_attacks(planted)
 
 
+@pytest.mark.slow
 def test_a_target_among_the_shadows_is_refused(memorizing):
     setup = privacy.attack_setup(memorizing, n_targets=2, n_shadows=24)
     mixed = replace(setup.shadows, logits=memorizing.logits_at("last")[-24:])
@@ -197,6 +205,7 @@ def test_auroc_by_groups_is_auroc_of_each_group():
     assert privacy.auroc_by(rest, members, scores, edges)["n_samples"].sum() < 300
 
 
+@pytest.mark.slow
 def test_the_c_score_is_held_out_accuracy(memorizing):
     table = memorizing.memorization()
     assert np.array_equal(memorizing.c_score(), table["out_accuracy"], equal_nan=True)
@@ -205,6 +214,7 @@ def test_the_c_score_is_held_out_accuracy(memorizing):
     assert np.isnan(replace(memorizing, masks=never_out).c_score().iloc[0])
 
 
+@pytest.mark.slow
 def test_held_out_predictions_are_those_of_networks_without_the_sample(memorizing):
     pairs = memorizing.held_out("peak")
     assert len(pairs.sample) == (~memorizing.masks).sum() == 44 * 100
@@ -231,6 +241,7 @@ def test_queries_are_part_of_the_key(noise, tmp_path, monkeypatch):
     assert np.array_equal(first.logits, again.logits)  # the config's seed is not used
 
 
+@pytest.mark.slow
 def test_impossible_setups_are_refused(memorizing):
     with pytest.raises(ValueError, match="40 targets and 8 shadows of a sweep of 44 networks"):
         privacy.attack_setup(memorizing, n_targets=40, n_shadows=8)
@@ -246,6 +257,7 @@ def test_impossible_setups_are_refused(memorizing):
         privacy.attack_setup(memorizing, n_targets=4, n_shadows=3)
 
 
+@pytest.mark.slow
 def test_shadows_with_other_augmentations_are_refused(memorizing):
     here, there = (
         privacy.attack_setup(memorizing, augmentations=[v], **SETTING) for v in ("identity", "left")
@@ -290,6 +302,7 @@ def test_arguments_are_part_of_the_key(noise, tmp_path, monkeypatch, change):
     assert not np.array_equal(first.logits, other.logits)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_snapshots_does_not_depend_on_processes(noise, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
     queries = Queries(("peak", "best_val", "last", 1), ("identity", "left"), 1)

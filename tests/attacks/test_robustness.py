@@ -410,6 +410,7 @@ def test_without_bisection_it_equals_deepfool_of_foolbox(digits, foolbox):
     assert np.median(shortened) < 0.99 * np.median(ours)
 
 
+@pytest.mark.slow
 def test_distances_are_close_to_those_of_a_stronger_attack(digits, foolbox):
     ddn, correct = by_foolbox(foolbox, foolbox.attacks.DDNAttack(), *digits)
     ours = adversarial_distance(*digits)[correct]

@@ -322,6 +322,7 @@ def test_images_that_do_not_fit_are_refused_before_they_are_decoded(tmp_path, mo
         load_audit_data(root)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_are_listed_fast(tmp_path):
     """The listing alone: every file is opened later, by all cores."""
     from memlens.audit import listings

@@ -22,6 +22,7 @@ from memlens.training import loop, progress
 
 EPOCHS, N, FLIPS = 12, 500, 25
 FEW = 150  # where it does not matter what is found
+pytestmark = pytest.mark.slow
 
 
 def plant(root, n=N):

@@ -120,6 +120,7 @@ def test_a_fast_step_is_the_plain_one_within_its_precision(tiny, masks, changes,
 
 
 @pytest.mark.parametrize("n_nets", [1, 3])
+@pytest.mark.slow
 def test_compiled_nets_are_the_plain_ones_and_the_next_stack_needs_no_new_graph(
     double, masks, traced, n_nets
 ):

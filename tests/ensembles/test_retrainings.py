@@ -229,6 +229,7 @@ def test_the_composition_of_ensembles_does_not_matter(double, noisy, monkeypatch
         same(retrain(kind, "mlp", [data], config, seeds=[seed], n_jobs=1)[0], left, **CLOSE)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_does_not_matter(tiny, monkeypatch, tmp_path):
     data, found = [tiny, tiny.with_noise(0.2)], []
     monkeypatch.setattr(retrainings, "CPU_ENSEMBLE_SIZE", 2)

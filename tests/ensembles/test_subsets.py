@@ -76,6 +76,7 @@ def test_a_sweep_equals_its_networks_trained_alone(double, train_alone, tmp_path
         assert np.array_equal(sweep.correct, sweep.logits.argmax(2) == sweep.y_true)
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_depend_on_processes_and_is_cached(small, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 4)
     sweeps = []

@@ -341,6 +341,7 @@ def papermill_run(folder, *cells, **parameters):
     return nbformat.read(folder / "out.ipynb", as_version=4)
 
 
+@pytest.mark.slow
 def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     draw = (
@@ -366,6 +367,7 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
     assert list(pd.read_csv(folder / "00_line.csv", comment="#")["y"]) == [3, 2]
 
 
+@pytest.mark.slow
 def test_in_a_kernel_an_unknown_parameter_is_refused(tmp_path):
     with pytest.raises(PapermillExecutionError, match=r"unknown parameter sede; .*profile, seeds"):
         papermill_run(tmp_path, sede=2)

@@ -144,6 +144,7 @@ def test_the_closing_lines_tell_what_differs_from_the_stored_numbers(folder, cap
     assert [line.strip() for line in capsys.readouterr().out.splitlines()][-3:] == told[-3:]
 
 
+@pytest.mark.slow
 def test_a_second_call_runs_only_what_would_come_out_differently(folder, capsys):
     source = notebook(folder, "00_primer", CLAIMS, "import os; os.mkdir('ran')")
     figure = folder.parent / "figures" / "digits" / "00_a.png"
@@ -185,6 +186,7 @@ def test_fresh_empties_the_cache(folder, capsys):
     assert store.Store().get("0" * 16) is None
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_cleanly(folder, tmp_path):
     source = notebook(folder, "00_primer", "import time\nopen('started', 'w')\ntime.sleep(60)")
     before = source.read_bytes()
@@ -328,6 +330,7 @@ def test_an_unknown_command_is_told_which_there_are(name, capsys):
     assert found == ["audit", "train", "reproduce", "claims", "catalogue", "cache"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_gets_no_traceback():
     command = f"{sys.executable} -m memlens catalogue | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
@@ -361,6 +364,7 @@ def nbval(*paths):
     return subprocess.run(command, capture_output=True, text=True, cwd=at)
 
 
+@pytest.mark.slow
 def test_a_broken_score_makes_nbval_fail(folder):
     """The same notebook twice: beside the score that it was saved with, and beside another."""
     (folder / "score.py").write_text(SCORE.replace("SIGN", "+1"))
@@ -378,6 +382,7 @@ def test_a_broken_score_makes_nbval_fail(folder):
     assert "the hard sample scores highest: NO" in done.stdout
 
 
+@pytest.mark.slow
 def test_nbval_passes_a_notebook_without_outputs_and_our_gate_does_not(folder):
     from test_notebooks import executed
 
@@ -388,6 +393,7 @@ def test_nbval_passes_a_notebook_without_outputs_and_our_gate_does_not(folder):
     assert executed(folder) == []
 
 
+@pytest.mark.slow
 def test_the_notebooks_take_a_first_look_in_a_moment(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEMLENS_FIGURES", str(tmp_path / "figures"))

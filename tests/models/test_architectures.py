@@ -243,6 +243,7 @@ def test_small_inception_starts_from_sonnets_weights():
 
 
 @every_net
+@pytest.mark.slow
 def test_samples_touch_each_other_only_by_batch_norm_in_train_mode(name):
     torch.manual_seed(0)
     net = as_after_training(registry.build(name, 5, SHAPES[name])).double().eval()
@@ -260,6 +261,7 @@ def test_samples_touch_each_other_only_by_batch_norm_in_train_mode(name):
 
 
 @every_net
+@pytest.mark.slow
 def test_gradient_flows_to_every_parameter(name):
     """In eval mode: a bias before batch norm has none in train mode."""
     torch.manual_seed(0)
@@ -271,6 +273,7 @@ def test_gradient_flows_to_every_parameter(name):
 
 
 @every_net
+@pytest.mark.slow
 def test_weights_follow_the_seed(name):
     nets = [registry.build(name, 5, SHAPES[name], seed=seed) for seed in (1, 1, 2)]
     first, again, other = (net.state_dict() for net in nets)

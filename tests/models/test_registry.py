@@ -50,6 +50,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
         registry.build("resnet", 10, (1, 8, 8))
 
 
+@pytest.mark.slow
 def test_small_nets_do_not_wait_for_torchvision():
     code = (
         "import sys; from memlens.models import registry; registry.build('mlp', 2, (1, 8, 8))\n"

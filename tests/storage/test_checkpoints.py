@@ -217,6 +217,7 @@ def _train(folder):
     (folder / "end.txt").write_text(end)
 
 
+@pytest.mark.slow
 def test_killed_for_real_it_goes_on(tmp_path, ready):
     """SIGKILL at three moments of a real process; the end is that of an undisturbed one."""
 

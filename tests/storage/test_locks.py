@@ -160,6 +160,7 @@ print(run.trace.loss.sum(dtype=float).hex(), sweep.logits.sum(dtype=float).hex()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_want_the_same_train_it_once(tmp_path):
     environment = os.environ | {"MEMLENS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-c", SCRIPT, str(tmp_path / "log")]

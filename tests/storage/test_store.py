@@ -189,6 +189,7 @@ def _write_for_ever(folder):
         cache.put(f"run-{time.monotonic_ns()}", big)
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_whole_pieces_only(tmp_path, ready):
     for attempt in range(5):
         writer = ready.Process(target=_write_for_ever, args=(tmp_path,))

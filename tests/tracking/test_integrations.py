@@ -30,6 +30,7 @@ QUICK = {"patience": 1, "min_rise": 0.0}
 @pytest.mark.parametrize(
     ("room", "needs"), [("lightning", "lightning"), ("huggingface", "transformers")]
 )
+@pytest.mark.slow
 def test_a_framework_is_imported_when_used_and_its_absence_is_named(room, needs):
     code = f"""
 import sys
@@ -120,6 +121,7 @@ def test_lightnings_loss_scaler_is_divided_out(lightning):
         assert_same(found, plain(low=low, scaler=scalers[1])[0], rtol=rounding)
 
 
+@pytest.mark.slow
 def test_lightning_compiles_the_module(lightning):
     torch.compiler.reset()
     net = torch.compile(lightning.Classifier(), backend="aot_eager")
@@ -262,6 +264,7 @@ def test_batches_of_dicts_are_understood(lightning):
         index_and_labels([X, Y, Y])
 
 
+@pytest.mark.slow
 def test_lightning_in_two_processes_records_what_one_does(lightning, tmp_path):
     gathered, results = run_processes("lightning", tmp_path)
     expected, _ = plain(global_batches())
@@ -320,6 +323,7 @@ def test_the_trainer_in_bfloat16_gives_what_a_plain_loop_in_bfloat16_gives(huggi
     assert_same(callback.recorder, plain(low=torch.bfloat16)[0])
 
 
+@pytest.mark.slow
 def test_a_net_of_transformers_is_recorded_in_any_precision(huggingface, tmp_path):
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -349,6 +353,7 @@ def test_a_net_of_transformers_is_recorded_in_any_precision(huggingface, tmp_pat
         assert_same(callback.recorder, expected)
 
 
+@pytest.mark.slow
 def test_the_trainer_compiles_the_net(huggingface, tmp_path):
     torch.compiler.reset()
     callback = huggingface.fit(tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
@@ -369,6 +374,7 @@ def test_the_trainer_stops_at_the_peak(huggingface, tmp_path):
     [({"save_strategy": "epoch"}, 5), ({"save_strategy": "steps", "save_steps": 3}, 3),
      ({"save_strategy": "steps", "save_steps": 5}, 5)],
 )  # fmt: skip
+@pytest.mark.slow
 def test_the_trainer_resumes_from_a_checkpoint(huggingface, tmp_path, settings, step):
     callback = huggingface.TrainerRecorder(N, stop=PeakStop(patience=9))
     huggingface.fit(tmp_path, callback, num_train_epochs=2, **settings)
@@ -446,6 +452,7 @@ def test_what_the_trainer_does_not_tell_is_asked_for(huggingface, tmp_path):
         huggingface.fit(tmp_path, net=huggingface.Classifier(), loss=loss)
 
 
+@pytest.mark.slow
 def test_the_trainer_in_two_processes_records_what_one_does(huggingface, tmp_path):
     gathered, results = run_processes("huggingface", tmp_path)
     order = torch.cat([torch.arange(N), torch.arange(11)])  # accelerate fills up from the start

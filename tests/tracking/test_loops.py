@@ -240,6 +240,7 @@ def test_a_compiled_net_gives_the_same_scores():
     assert_same(loop(DataLoader(dataset(), SIZE), loop.step), plain()[0])
 
 
+@pytest.mark.slow
 def test_two_processes_record_what_one_does(tmp_path):
     gathered, results = run_processes("ddp", tmp_path)
     expected, _ = plain(global_batches())
@@ -342,6 +343,7 @@ def test_keywords_are_found_and_the_index_is_taken_away():
 
 
 @pytest.mark.parametrize("how", ["around", "within", "in_place"])
+@pytest.mark.slow
 def test_hooks_work_on_compiled_nets(how):
     torch.compiler.reset()
     net = build()

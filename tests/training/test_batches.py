@@ -102,6 +102,7 @@ def folder_of(data, root):
 
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.slow
 def test_a_training_from_a_folder_is_that_from_memory(colour, tmp_path, augment):
     folder_of(colour, tmp_path)
     streamed = folders.folder_dataset("folder", tmp_path, size=16, resize=16)

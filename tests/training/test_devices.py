@@ -161,6 +161,7 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("case", ENGINES)
+@pytest.mark.slow
 def test_a_step_is_the_plain_float32_step(case):
     engine, bound = ENGINES[case]
     if engine.compiled and not COMPILER:
@@ -195,6 +196,7 @@ def test_who_sums_in_float32_is_known():
     assert near == devices.sums_in_float32(torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_scores_measured_in_bfloat16_rank_as_those_in_float32():
     """Twenty epochs; at every step both precisions measure the same weights."""
     for name, alike in measured(ml.load("digits"), TrainConfig(epochs=20)).items():
@@ -215,6 +217,7 @@ def test_a_training_in_bfloat16_learns_as_one_in_float32():
 
 
 @pytest.mark.parametrize("model", sorted(set(registry.MODELS) - set(registry.SMALL)))
+@pytest.mark.slow
 def test_a_large_net_is_one_graph_and_the_next_net_needs_no_new_one(model, traced):
     """A profile trains hundreds of them in one process."""
     graphs = traced("eager")

@@ -99,6 +99,7 @@ def assert_close(found, run):
     ("name", "model", "config"),
     [("uneven", "mlp", rank_tasks.UNEVEN), ("stopped", "small_cnn", rank_tasks.STOPPED)],
 )
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(both, name, model, config):
     """Crops, an ascent, an empty share of the last batch; a stop that both have to call alike."""
     run = train(model, rank_tasks.few(), config)
@@ -107,6 +108,7 @@ def test_two_processes_train_as_one_does(both, name, model, config):
         assert_close(part(found, name), run)
 
 
+@pytest.mark.slow
 def test_both_processes_hold_the_same(both):
     for key, values in both[0].items():
         if not key.endswith("history/seconds"):
@@ -143,6 +145,7 @@ def plant(root, n, side=40):
             Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i:05}.jpg")
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_a_folder_in_two_processes(started, tmp_path, monkeypatch):
     folder, said = started
     assert said.count("in 2 processes, learning rate 0.0125, cpu") == 1  # one of them speaks

@@ -260,6 +260,7 @@ def test_jobs_are_done_once_and_found_again(small, tmp_path, monkeypatch):
     assert same(weights(first[1]), weights(again[1]))
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_give_the_same_bits(small, tmp_path, monkeypatch):
     jobs = [Job("mlp", small, replace(SHORT, seed=s)) for s in range(2)]
     results = []

@@ -57,6 +57,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
 @pytest.mark.parametrize("work", ["score", "save"])
+@pytest.mark.slow
 def test_300_epochs_of_50_000_samples_take_less_than_a_gigabyte(tmp_path, work):
     """As the system counts it: rows, trace and every score; or all rows and a checkpoint."""
     environment = {**os.environ, "MEMLENS_CACHE": str(tmp_path)}

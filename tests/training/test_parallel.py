@@ -23,6 +23,7 @@ from memlens.training.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+pytestmark = pytest.mark.slow
 SHORT = TrainConfig(epochs=3, batch_size=16)
 
 
