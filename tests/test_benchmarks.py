@@ -127,7 +127,7 @@ def test_a_kill_in_a_write_leaves_the_old_table(tmp_path, monkeypatch):
     [(1, "<= 1", "met"), (1.1, "<= 1", "missed"), (2, ">= 2", "met"), (math.nan, ">= 2", "missed"),
      (1, "", ""), (1, "printed 0.84", "")],
 )  # fmt: skip
-def test_verdicts(value, target, verdict):
+def test_a_value_meets_or_misses_its_target(value, target, verdict):
     assert met(value, target) == verdict
 
 
@@ -199,7 +199,7 @@ def test_flops_of_a_net_that_can_be_counted_by_hand():
     assert gpu_speed.flops_per_sample("mlp", data) == 2 * (3 * weights - inputs * 128)
 
 
-def test_first_minimum():
+def test_the_first_minimum_is_that_which_lasts_as_long_as_the_patience():
     assert gpu_science.first_minimum(np.array([3.0, 2, 4, 1, 5]), patience=1) == 1
     assert gpu_science.first_minimum(np.array([3.0, 2, 4, 1, 5]), patience=2) == 3
 

@@ -82,20 +82,20 @@ def test_the_readmes_five_lines_run_as_they_stand():
     assert not torch.equal(model[0].weight, before)
 
 
-def test_lightning(said):
+def test_the_lightning_example_prints_its_peak_and_its_scores(said):
     pytest.importorskip("lightning")
     text = said("lightning_loop.py")
     assert re.match(r"\d+ epochs, Peak\(", text) and "forgetting" in text
 
 
-def test_huggingface(said):
+def test_the_huggingface_example_prints_its_epochs_and_its_scores(said):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     text = said("huggingface_trainer.py")
     assert "4 epochs" in text and "forgetting" in text
 
 
-def test_handing_over(said, tmp_path):
+def test_cleanlab_uses_the_scores_that_the_example_hands_over(said, tmp_path):
     pytest.importorskip("cleanlab")
     text = said("hand_over.py", tmp_path)
     table = pd.read_csv(tmp_path / "scores.csv")

@@ -183,7 +183,7 @@ def test_results_among_the_classes_are_no_class(tmp_path):
         load_audit_data(parts, beside=parts / "results")
 
 
-def test_nothing_there(tmp_path):
+def test_a_path_where_nothing_is_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is nothing at"):
         load_audit_data(tmp_path / "pets")
 
@@ -261,7 +261,7 @@ def test_colour_arrays_with_the_channel_last_and_labels_of_text(tmp_path):
     assert load_audit_data(path, size=5).data.in_shape == (3, 5, 5)
 
 
-def test_arrays_of_other_kinds(tmp_path):
+def test_arrays_of_16_bits_of_booleans_and_with_transparency_are_read(tmp_path):
     x = RNG.integers(65536, size=(30, 6, 5), dtype=np.uint16)
     own = load_audit_data(arrays(tmp_path, x, (np.arange(30) % 2)[:, None].astype(float)))
     assert np.array_equal(own.data.train.images[:, 0].numpy(), x // 257)

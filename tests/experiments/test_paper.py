@@ -324,7 +324,7 @@ def test_doubt_a_constant_has_a_cosine():
         (np.False_, "does not hold here"),
     ],
 )
-def test_verdict(parts, expected):
+def test_a_claim_holds_wholly_in_part_or_not_as_its_parts_do(parts, expected):
     assert paper.verdict(parts) == expected
 
 

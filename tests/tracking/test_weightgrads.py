@@ -186,7 +186,7 @@ def test_every_parameter_against_single_samples(net, batch):
     assert torch.allclose(weight_gradient_norm(net, *batch), whole, rtol=1e-9, atol=1e-12)
 
 
-def test_only_some_parameters(net, batch):
+def test_the_norm_over_some_parameters_is_theirs_alone(net, batch):
     truth = one_by_one(net, *batch)
     for start in {*truth, *(name.split(".")[0] for name in truth)}:
         own = sum(values for name, values in truth.items() if name.startswith(start))
@@ -249,7 +249,7 @@ def test_both_ways_over_places_are_taken_and_agree(batch, monkeypatch):
     groups=st.sampled_from([1, 2, 4]),
     bias=st.booleans(),
 )
-def test_any_convolution(kernel, stride, padding, dilation, groups, bias):
+def test_any_convolution_has_the_norms_of_autograd(kernel, stride, padding, dilation, groups, bias):
     assume(all(8 + 2 * p > d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True)))
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias)
