@@ -192,7 +192,8 @@ CALLS = [
          _tuples(vectors, frames)),
     *(Call(f"detection.{f.__name__}", f, _two)
       for f in (detection.auroc, detection.average_precision, detection.balanced_accuracy,
-                detection.equal_error_accuracy, detection.auroc_interval, detection.evaluate_detectors)),
+                detection.equal_error_accuracy, detection.auroc_interval,
+                 detection.evaluate_detectors)),
     *(Call(f"detection.{f.__name__}", f, _tuples(vectors, vectors, scalars))
       for f in (detection.precision_at, detection.tpr_at_fpr, detection.fpr_at_tpr)),
     *(Call(f"calibration.{f.__name__}", f, _tuples(vectors, vectors, counts))

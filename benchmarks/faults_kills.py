@@ -214,10 +214,10 @@ def kills(
     Returns
     -------
     dict
-        kills; corrupt (damaged artifacts, parts and checkpoints, seen after each kill), lost (finished
-        artifacts gone), finished (jobs that came to their end), differ (of them, those with one bit
-        other than the undisturbed one), leftovers (at an end), seconds (of the
-        shortest undisturbed life).
+        kills; corrupt (damaged artifacts, parts and checkpoints, seen after each kill), lost
+        (finished artifacts gone), finished (jobs that ended), differ (those of them with another
+        bit than the undisturbed one), leftovers (at an end), seconds (of the shortest undisturbed
+        life).
     """
     rng, counts = np.random.default_rng(seed), dict.fromkeys(("kills", "corrupt", "lost"), 0)
     counts |= {"finished": 0, "differ": 0, "leftovers": 0}

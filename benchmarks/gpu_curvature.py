@@ -55,7 +55,7 @@ def authors_curvature(
 
 
 def authors_epoch(net: nn.Module, data: ml.Dataset, rows: int, epoch: int) -> Tensor:
-    """Curvature of all training samples by their scheme, along the directions of `PosthocEvaluator`."""
+    """Curvature of all training samples as the authors compute it, along our directions."""
     device, found = next(net.parameters()).device, []
     for number, (images, y) in enumerate(sequential_batches(data.train, rows, device)):
         seed = mixed_seed(0, epoch, *((number,) if number else ()))

@@ -1,6 +1,6 @@
 """The papers' trainings on CIFAR-100, beside what they print: part `science` of `gpu.py`.
 
-Each training is a unit that later calls go on with, from the checkpoint of its last epochs; finished, it
+Each training is a unit that later calls resume from the checkpoint of its last epochs; finished, it
 leaves its scores and history in the work folder. How many epochs it takes is decided once: as many
 as a call has time for, going by a few that are timed first, and no more than the papers' 200.
 """

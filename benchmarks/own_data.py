@@ -89,8 +89,8 @@ def draw(out: Path, flipped: set[str]) -> None:
         "the label they came with, and what nets that never saw them say. Framed: planted flips."
     )
     columns = ["file", "label", "predicted_label", "p_label", "p_predicted", "aum"]
-    NotebookReport("own", "fashion_mnist").figure(figure, "labels", first[columns].assign(planted=wrong),
-                                        caption)  # fmt: skip
+    report = NotebookReport("own", "fashion_mnist")
+    report.figure(figure, "labels", first[columns].assign(planted=wrong), caption)
 
 
 def main() -> int:

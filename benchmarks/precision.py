@@ -41,7 +41,8 @@ def measured(data: ml.Dataset, config: ml.TrainConfig) -> dict[str, float]:
     for epoch in range(config.epochs):
         for group in optimizer.param_groups:
             group["lr"] = config.lr_at(epoch)
-        for index, x, y in batches.of_epoch(shuffled(n, 0, epoch).split(config.batch_size), 0, epoch):
+        order = shuffled(n, 0, epoch).split(config.batch_size)
+        for index, x, y in batches.of_epoch(order, 0, epoch):
             statistics = [buffer.clone() for buffer in net.buffers()]
             beside = low.watch(x)
             logits = rounded(beside)

@@ -33,7 +33,8 @@ class Loop:
         recorder = Recorder(len(train)) if self.record else None
         for index in shuffled(len(train), 0, 0).split(self.size):
             x = self.data.normalise(train.images[index])
-            train_step(self.net, self.optimizer, x, train.labels[index], recorder=recorder, index=index)
+            y = train.labels[index]
+            train_step(self.net, self.optimizer, x, y, recorder=recorder, index=index)
         if recorder:
             recorder.end_epoch()
 

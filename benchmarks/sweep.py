@@ -1,4 +1,4 @@
-"""ModelEnsemble trained together over the same nets one by one, with the same cores.
+"""Networks trained together over the same nets one by one, with the same cores.
 
     python benchmarks/sweep.py [N_MODELS]
 

@@ -1,5 +1,7 @@
 """On a GPU nothing waits, and the numbers are those of the CPU. Without one: skipped, counted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,7 +109,8 @@ def test_reading_the_scale_off_the_loss_does_not_wait_either(place):
 
 
 def test_the_numbers_are_those_of_the_cpu(tiny):
-    runs = [train("small_cnn_bn", tiny, TrainConfig(epochs=3, batch_size=20, device=device), EVERYTHING)
+    config = TrainConfig(epochs=3, batch_size=20)
+    runs = [train("small_cnn_bn", tiny, replace(config, device=device), EVERYTHING)
             for device in ("cpu", "cuda")]  # fmt: skip
     for name in runs[0].arrays:
         if name.startswith(("trace/", "posthoc/")) and "curvature" not in name:

@@ -149,7 +149,8 @@ def test_a_stop_beyond_the_training_is_named(tiny):
 
 @pytest.mark.parametrize("queries", [Queries(), Queries(("peak", "last"))])
 def test_nets_that_diverge_are_named(tiny, queries):
-    with pytest.raises(FloatingPointError, match=r"\d of 3 networks .* diverged by epoch .* is number"):
+    message = r"\d of 3 networks .* diverged by epoch .* is number"
+    with pytest.raises(FloatingPointError, match=message):
         asked("mlp", tiny, queries, replace(RECIPE, lr=1e12))
 
 
