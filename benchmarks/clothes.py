@@ -16,7 +16,7 @@ import pandas as pd
 from common import save
 
 import memlens as ml
-from memlens.evaluation import charts, detection, metrics, plots
+from memlens.evaluation import detection, metrics, plots
 from memlens.experiments import paper
 from memlens.experiments.notebook import NotebookReport
 
@@ -46,8 +46,8 @@ def draw_noise(page: NotebookReport, noisy: dict, runs: dict) -> pd.DataFrame:
     mean = mean.sort_values(mean.columns[-1], ascending=False)
     printed = paper.printed(mean.index, "csg_table4_mislabel_auroc", dataset="cifar10", noise=0.1)
     drawn = mean.assign(printed=printed["mean"])
-    fig, ax = plt.subplots(figsize=charts.listsize(len(drawn) + 2))
-    charts.heatmap(ax, drawn, limits=(0.5, 1), digits=3)
+    fig, ax = plt.subplots(figsize=plots.listsize(len(drawn) + 2))
+    plots.heatmap(ax, drawn, limits=(0.5, 1), digits=3)
     leader = plots.label_of(mean.index[0])
     called = sum(run.peak.detected_epoch is not None for run in runs.values())
     caption = (
@@ -85,7 +85,7 @@ def draw_tone(
         ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the key
     axes[0].legend(title="CSG", loc="upper right")
     effect = tests["spearman"].unstack(sort=False)[list(TONE)]
-    charts.dots(axes[2], effect)
+    plots.dots(axes[2], effect)
     axes[2].set_xlabel("Spearman of CSG with\nbrightness or contrast")
     pooled = tests.loc["all"]
     told = ", ".join(f"{k} {pooled.spearman[k]:.2f}" for k in TONE)

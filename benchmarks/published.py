@@ -22,7 +22,7 @@ from gpu_science import NOISE, TABLE_1, TABLE_4, first_minimum
 
 import memlens as ml
 from memlens.ensembles import proxies
-from memlens.evaluation import charts, detection, metrics, plots
+from memlens.evaluation import detection, metrics, plots
 from memlens.experiments import paper
 from memlens.experiments.notebook import NotebookReport
 from memlens.experiments.profiles import Profile
@@ -78,10 +78,10 @@ def draw(page: NotebookReport, tables: pd.DataFrame) -> None:
     order = ours["pearson"].sort_values(ascending=False).index
     plain = plain.reindex(order)
     panels = {"pearson": "Pearson with published memorization", "auroc": "AUROC of flipped labels"}
-    fig, axes = plt.subplots(1, 2, figsize=charts.listsize(len(order) + 2, 2))
+    fig, axes = plt.subplots(1, 2, figsize=plots.listsize(len(order) + 2, 2))
     for ax, (measure, text) in zip(axes, panels.items(), strict=True):
         shown = ours.loc[order].assign(mean=ours[measure])[["mean", f"printed_{measure}"]]
-        charts.bars(ax, shown, printed=f"printed_{measure}")
+        plots.bars(ax, shown, printed=f"printed_{measure}")
         look = {"marker": "|", "color": "black", "zorder": 5, "label": "no crops and flips"}
         ax.scatter(plain[measure], range(len(order)), **look)
         left = min(0.0, 1.1 * tables[measure].min()) if measure == "pearson" else 0.5
