@@ -1,8 +1,9 @@
-"""Axes-level plots in one look: each takes axes and a table, draws the table, returns the axes.
+"""Axes-level plots in one style: each function takes axes and a table, and returns the axes.
 
-Nothing here shows or closes a figure, or alters what it is given. A plot of something computed has
-a partner that returns the table (`bands`, `binned`, `counts`, `roc_points`), so that one table goes
-to the plot and into the figure's CSV twin. A marker, hatch or line style doubles each colour.
+No function shows or closes a figure, or modifies its input. Where the plotted values are computed,
+a second function returns them as a table (`bands`, `binned`, `counts`, `roc_points`), so that the
+same table is drawn and saved as the figure's CSV file. Each colour is doubled by a marker, a hatch
+or a line style.
 """
 
 import re
@@ -27,11 +28,11 @@ from sklearn.metrics import roc_curve
 from memlens.evaluation import metrics
 
 COLUMN, FULL = 3.4, 6.9  # inches: one column of a page, the whole width
-LINE, LETTER = 0.12, 0.042  # inches: height of a line of small print, width of a letter
+LINE, LETTER = 0.12, 0.042  # inches: line height and letter width of a footnote
 MARKED, CHANCE, INK, FILL, GAP = "#E69F00", "0.6", "0.25", "#9FB8CC", "#882255"
 
-# Scores wear Okabe and Ito's colours, everything else Tol's muted ones, so that no loss curve can
-# be taken for a score. Variants of a score share its colour and differ in marker and line.
+# Scores have Okabe and Ito's colours, everything else Tol's muted ones, so that a loss curve cannot
+# be mistaken for a score. Variants of a score share its colour and differ in marker and line style.
 PALETTE: dict[str, tuple[str, str, str]] = {
     "csg": ("#0072B2", "o", "-"), "early_csg": ("#0072B2", "p", "--"),
     "csg_plain": ("#0072B2", "h", ":"), "memorization": ("#000000", "D", "-"),
@@ -54,63 +55,67 @@ _OTHERS = (
     ("#332288", "o", "-"), ("#44AA99", "s", "--"), ("#882255", "^", "-."), ("#999933", "D", ":"),
     ("#CC6677", "v", "-"), ("#117733", "X", "--"), ("#AA4499", "P", "-."), ("#88CCEE", "<", ":"),
 )  # fmt: skip
-_WRITTEN = ["CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
-            "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd",
-            "TracIn", "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR"]  # fmt: skip
+_SPELLINGS = [
+    "CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
+    "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd", "TracIn",
+    "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR",
+]  # fmt: skip
 
 
 STYLE = Path(__file__).with_name("memlens.mplstyle")
 
 
 def apply_style() -> None:
-    """Make the house style, ``memlens.mplstyle``, matplotlib's default."""
+    """Make the project's style, ``memlens.mplstyle``, matplotlib's default."""
     mpl.style.use(STYLE)
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Inside, the house style is the default, and as before outside."""
-    # A backend that is loaded inside would be undone with the style: a notebook would show no
-    # figure any more.
+    """Use the project's style inside a ``with`` block."""
+    # Leaving the context would also undo a backend that was loaded inside it, and a notebook would
+    # then show no more figures: load the backend first.
     plt.draw_if_interactive()
     with mpl.style.context(STYLE):
         yield
 
 
 def figsize(columns: int = 1, rows: int = 1, aspect: float = 0.62) -> tuple[float, float]:
-    """Inches for so many panels of height ``aspect`` x width: one column wide, else full width."""
+    """Return (width, height) in inches for a grid of panels, each ``aspect`` times as high as wide.
+
+    One column of panels gets the width of a text column, more columns the full page width.
+    """
     width = COLUMN if columns == 1 else FULL
     return width, round(width / columns * aspect * rows, 3)
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """Lines of small print below everything that is drawn, which makes room for them."""
+    """Write a footnote in small print below the whole figure, which grows by its height."""
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(text, int(width / LETTER))
-    room = LINE * len(lines)
-    figure.set_size_inches(width, height := height + room)
+    added = LINE * len(lines)
+    figure.set_size_inches(width, height := height + added)
     if engine := figure.get_layout_engine():
-        engine.set(rect=(0, room / height, 1, 1 - room / height))
-    for legend in figure.legends:  # of the whole figure: the layout leaves them at its lower edge
-        legend.borderaxespad += 72 * room / legend.prop.get_size_in_points()
-    place = 0.2 * LINE / height
-    figure.text(0.01, place, "\n".join(lines), size=5.5, color=INK, va="bottom")
+        engine.set(rect=(0, added / height, 1, 1 - added / height))
+    for legend in figure.legends:  # the layout engine does not move legends of the whole figure
+        legend.borderaxespad += 72 * added / legend.prop.get_size_in_points()
+    figure.text(0.01, 0.2 * LINE / height, "\n".join(lines), size=5.5, color=INK, va="bottom")
 
 
 def style_of(name: str, position: int = 0) -> dict[str, str]:
-    """Color, marker and linestyle of a series; one without a look of its own is numbered."""
-    look = PALETTE.get(name, _OTHERS[position % len(_OTHERS)])
-    return dict(zip(("color", "marker", "linestyle"), look, strict=True))
+    """Return color, marker and linestyle of a series: from `PALETTE`, or else by its position."""
+    style = PALETTE.get(name, _OTHERS[position % len(_OTHERS)])
+    return dict(zip(("color", "marker", "linestyle"), style, strict=True))
 
 
 def label_of(name: object) -> str:
-    """How a name is written in a figure: ``early_csg`` becomes ``early CSG``."""
-    words = {word.lower(): word for word in _WRITTEN}
+    """Return the spelling of a name in figures: ``early_csg`` becomes ``early CSG``."""
+    words = {word.lower(): word for word in _SPELLINGS}
     return " ".join(words.get(word, word) for word in str(name).split("_"))
 
 
 def shortened(name: str, n_letters: int) -> str:
-    """A name of at most so many letters, to be written as it is: a $ begins no formula."""
+    """Cut a name to ``n_letters`` and escape each $, which would begin a formula."""
     short = name if len(name) <= n_letters else f"{name[: n_letters - 1]}…"
     return short.replace("$", r"\$")
 
@@ -121,32 +126,47 @@ def panels(
     tables: Mapping[str, pd.DataFrame],
     **options: object,
 ) -> pd.DataFrame:
-    """Draw a table a panel, its name as the title; returns all tables as one, for the CSV twin.
+    """Draw one table per panel, titled by its name; return all tables as one, to save as CSV.
 
-    ``draw(ax, table, **options)`` is a function of this module or of this module; ``axes`` are as many
-    as there are tables, in order. The first column, or level of the index, is "panel".
+    ``draw(ax, table, **options)`` is a function of this module; there is one of ``axes`` for each
+    table, in the same order. The first column, or index level, of the result is "panel".
     """
     for ax, (title, table) in zip(np.ravel(axes), tables.items(), strict=True):
         draw(ax, table, **options)
         ax.set_title(label_of(title))
     index = next(iter(tables.values())).index
     drawn = pd.concat(tables, names=["panel", *(name or "row" for name in index.names)])
-    if isinstance(index, pd.RangeIndex) and index.name is None:  # which only counts
+    if isinstance(index, pd.RangeIndex) and index.name is None:  # mere row numbers
         drawn = drawn.reset_index("panel").reset_index(drop=True)
     return drawn
 
 
 def bands(values: Mapping[str, ArrayLike], x: ArrayLike, x_name: str = "epoch") -> pd.DataFrame:
-    """Mean and spread over seeds, for `curves`, of arrays (n_seeds, n) or (n,) by series name.
+    """Return mean and standard deviation over seeds, the table that `curves` draws.
 
-    Returns columns x_name, series, mean, std (divisor n_seeds - 1, NaN for one seed), n_seeds.
-    ValueError when an array's last axis is not as long as x, (n,).
+    Parameters
+    ----------
+    values : mapping of series name to array (n_seeds, n) or (n,)
+    x : (n,)
+    x_name : str
+
+    Returns
+    -------
+    DataFrame
+        Columns x_name, series, mean, std (divisor n_seeds - 1; NaN for one seed) and n_seeds.
+
+    Raises
+    ------
+    ValueError
+        If the last axis of an array does not have the length of x.
     """
     x, parts = np.asarray(x), []
     for name, value in values.items():
         runs = np.atleast_2d(np.asarray(value, dtype=float))  # (n_seeds, n)
         if runs.shape[1:] != x.shape:
-            raise ValueError(f"{name} has shape {np.shape(value)}: x asks for (n_seeds, {x.size})")
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}: expected (n_seeds, {x.size}), as x"
+            )
         std = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.nan
         part = {x_name: x, "series": name, "mean": runs.mean(axis=0), "std": std}
         parts.append(pd.DataFrame(part).assign(n_seeds=len(runs)))
@@ -154,26 +174,26 @@ def bands(values: Mapping[str, ArrayLike], x: ArrayLike, x_name: str = "epoch") 
 
 
 def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
-    """Mean line and a band of ± one standard deviation for each series of a `bands` table.
+    """Draw the mean of each series of a `bands` table, with a band of ± one standard deviation.
 
-    The first column is x, beside series, mean and optionally std. ``labels`` is "direct" (names at
-    the line ends, up to about five; set limits and log scale before), "legend" or "none". On a log
-    axis a band that reaches 0 or less goes on to the lower limit, or to half the least mean. Where
-    the mean is NaN nothing was measured: the line goes from one value to the next.
+    The first column is x; the others are series, mean and, optionally, std. ``labels`` is "direct"
+    (names at the line ends, for up to about five lines; set limits and log scale before), "legend"
+    or "none". On a log axis, a band that reaches 0 or less is cut at the lower limit, or at half
+    the smallest mean. Values whose mean is NaN are skipped and the line joins their neighbours.
     """
     if labels not in ("direct", "legend", "none"):
         raise ValueError(f"labels is {labels!r}: pass 'direct', 'legend' or 'none'")
     x, lines, floor = frame.columns[0], [], _floor(ax, frame)
     for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
         part = part[part["mean"].notna()]
-        look, every = style_of(str(name), i), max(1, len(part) // 7)
+        style, every = style_of(str(name), i), max(1, len(part) // 7)
         lines += ax.plot(
-            part[x], part["mean"], **look, label=label_of(name), markevery=(i % every, every)
+            part[x], part["mean"], **style, label=label_of(name), markevery=(i % every, every)
         )
         if "std" in part and part["std"].notna().any():
             low, high = part["mean"] - part["std"], part["mean"] + part["std"]
             ax.fill_between(
-                part[x], low.clip(lower=floor), high, color=look["color"], alpha=0.2, linewidth=0
+                part[x], low.clip(lower=floor), high, color=style["color"], alpha=0.2, linewidth=0
             )
     ax.set_xlabel(label_of(x))
     if labels == "direct":
@@ -184,7 +204,7 @@ def curves(ax: Axes, frame: pd.DataFrame, *, labels: str = "direct") -> Axes:
 
 
 def _floor(ax: Axes, frame: pd.DataFrame) -> float | None:
-    """Where a band ends that has no logarithm: a corner at 0 would lie infinitely far below."""
+    """Return the value at which bands are cut on a log axis, where 0 is infinitely far below."""
     if ax.get_yscale() != "log":
         return None
     if not ax.get_autoscaley_on():  # limits were set
@@ -193,14 +213,14 @@ def _floor(ax: Axes, frame: pd.DataFrame) -> float | None:
 
 
 def _label_ends(ax: Axes, lines: list) -> None:
-    """Write each line's name at its right end, pushed apart where two names would touch."""
+    """Write each line's name at its right end; move names apart that would overlap."""
     size = mpl.rcParams["legend.fontsize"]
     lines = [line for line in lines if len(line.get_xdata())]
     ends = [tuple(line.get_xydata()[-1]) for line in lines]
     points = 72 / ax.get_figure(root=True).dpi
     wanted = ax.transData.transform(np.reshape(ends, (-1, 2)))[:, 1] * points
-    placed, gap = wanted.copy(), 1.5 * size  # more than a line: the layout shrinks the axes later
-    for _ in range(100):  # neighbours that are too close each give way by half, until none is
+    placed, gap = wanted.copy(), 1.5 * size  # above 1: the layout engine shrinks the axes later
+    for _ in range(100):  # move neighbours that are too close apart, each by half the overlap
         order = np.argsort(placed, kind="stable")
         push = np.clip(gap - np.diff(placed[order]), 0, None) / 2
         placed[order[1:]] += push
@@ -219,7 +239,7 @@ def _label_ends(ax: Axes, lines: list) -> None:
 
 
 def mark_epoch(ax: Axes, epoch: float, label: str, *, height: float = 0.97) -> Axes:
-    """Draw a dashed upright line at an epoch, its label at ``height`` (share of the axes)."""
+    """Draw a dashed vertical line at an epoch, labelled at ``height`` (in axes coordinates)."""
     ax.axvline(epoch, color=INK, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1.5)
     box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
     ax.annotate(
@@ -245,10 +265,10 @@ CURVES = {
 
 
 def training_figure(history: pd.DataFrame, peaks: Mapping[str, int] | None = None) -> Figure:
-    """Loss, mean input gradient and weight norm by epoch, on a figure of its own.
+    """Draw loss, mean input gradient and weight norm by epoch on a new figure.
 
-    ``history`` is as ``Run.history``; columns that it lacks, or that are NaN, are left out.
-    ``peaks`` gives the epoch to mark on a curve, by the curve's column.
+    ``history`` is ``Run.history``; absent columns and columns of NaN are skipped. ``peaks`` maps
+    a column to the epoch to mark on its curve.
     """
     with styled():
         figure, axes = plt.subplots(1, len(CURVES), figsize=figsize(3, 1, 0.8))
@@ -266,16 +286,16 @@ def _draw_training(
             curves(ax, bands(values, history["epoch"]), labels=labels)
         for name in set(names) & set(peaks):
             mark_epoch(ax, peaks[name], f"peak: {peaks[name]}", height=0.2)
-    plt.close(figure)  # a notebook would show it twice: once as it is, once as what is returned
+    plt.close(figure)  # else a notebook shows it twice: as an open figure and as the cell's value
     return figure
 
 
 def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = False) -> pd.DataFrame:
-    """Means of y in equal-width bins of x and the line through them, for `binned_scatter`.
+    """Return means of y in equal-width bins of x and a line through them, for `binned_scatter`.
 
-    x and y are (n_samples,). ``weighted`` fits with the bins' counts; the papers weigh bins alike.
-    Returns the columns of `metrics.binned_mean`, then fit (the line at x_mean) and r2 (one value),
-    which are NaN where all samples are in one bin.
+    x and y are (n_samples,). ``weighted`` weights the bins by their counts; the papers weight them
+    equally. The columns are those of `metrics.binned_mean`, then fit (the line at x_mean) and r2
+    (one value), both NaN if all samples are in one bin.
     """
     frame = metrics.binned_mean(x, y, n_bins=n_bins)
     if len(frame) == 1:
@@ -285,7 +305,7 @@ def binned(x: ArrayLike, y: ArrayLike, *, n_bins: int = 15, weighted: bool = Fal
 
 
 def binned_scatter(ax: Axes, frame: pd.DataFrame, *, color: str = "#0072B2") -> Axes:
-    """Bin means (a larger dot for more samples), the line and its R², from a `binned` table."""
+    """Draw the bin means of a `binned` table (larger dots: more samples), its line and its R²."""
     size = 12 + 60 * np.sqrt(frame["n"] / frame["n"].max())
     ax.plot(
         frame["x_mean"],
@@ -302,9 +322,9 @@ def binned_scatter(ax: Axes, frame: pd.DataFrame, *, color: str = "#0072B2") -> 
 
 
 def counts(values: ArrayLike, marked: ArrayLike | None = None, *, n_bins: int = 40) -> pd.DataFrame:
-    """Count in equal-width bins, for `histogram`: columns left, right, n (all), n_marked.
+    """Return counts in equal-width bins, for `histogram`: columns left, right, n (all), n_marked.
 
-    values are (n_samples,), finite; marked is bool of that shape, such as ``is_noisy``.
+    values are (n_samples,), finite; marked is bool of the same shape, such as ``is_noisy``.
     """
     values = np.asarray(values, dtype=float)
     mask = np.zeros(values.shape, bool) if marked is None else np.asarray(marked)
@@ -318,7 +338,7 @@ def counts(values: ArrayLike, marked: ArrayLike | None = None, *, n_bins: int = 
 def histogram(
     ax: Axes, frame: pd.DataFrame, *, label: str = "all samples", marked_label: str = "mislabelled"
 ) -> Axes:
-    """Draw a `counts` table on a log axis, with the marked ones hatched in orange."""
+    """Draw a `counts` table on a log axis, the marked samples hatched in orange."""
     width = frame["right"] - frame["left"]
     ax.bar(frame["left"], frame["n"], width, align="edge", color=FILL, label=label)
     if frame["n_marked"].any():
@@ -348,15 +368,15 @@ def image_grid(
     pixel_max: float = 255,
     marked: ArrayLike | None = None,
 ) -> np.ndarray:
-    """Show images in rows on a figure of their own; returns its axes, (rows, columns).
+    """Show images in a grid on an empty figure; return its axes, (rows, columns).
 
-    images are (n, 1 or 3, h, w), uint8 arrays or tensors; ``pixel_max`` is drawn white; ``marked``,
-    bool (n,), puts an orange frame around an image; ``rows`` names each row at its left.
-    ``figsize(columns, rows, 1.25)`` fits.
+    images are (n, 1 or 3, h, w), uint8 arrays or tensors, and ``pixel_max`` is white. ``titles``
+    has one entry per image, ``rows`` one label per row. ``marked``, bool (n,), frames images in
+    orange. ``figsize(columns, rows, 1.25)`` is a suitable size.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images have shape {images.shape}: (n, 1 or 3, h, w) needed")
+        raise ValueError(f"images have shape {images.shape}: expected (n, 1 or 3, h, w)")
     titles = [""] * len(images) if titles is None else titles
     marked = np.zeros(len(images), bool) if marked is None else np.asarray(marked)
     n_rows, bare = -(-len(images) // columns), {"xticks": [], "yticks": [], "frame_on": False}
@@ -374,9 +394,9 @@ def image_grid(
 
 
 def reliability_diagram(ax: Axes, frame: pd.DataFrame) -> Axes:
-    """Accuracy by bin of confidence (bars), and its gap to the mean confidence there (dots).
+    """Draw accuracy by bin of confidence (bars) and its gap to the mean confidence (dots).
 
-    The table is `calibration.reliability`'s: left, right, confidence, accuracy, n.
+    The table is that of `calibration.reliability`: left, right, confidence, accuracy, n.
     """
     used = frame[frame["n"] > 0]
     ax.bar(
@@ -397,14 +417,17 @@ def reliability_diagram(ax: Axes, frame: pd.DataFrame) -> Axes:
 
 
 def roc_points(y_true: ArrayLike, scores: Mapping[str, ArrayLike] | pd.DataFrame) -> pd.DataFrame:
-    """ROC curves for `roc`: columns series, fpr, tpr; y_true is bool, scores (n_samples,) each."""
-    found = {name: roc_curve(np.asarray(y_true, bool), score) for name, score in scores.items()}
-    parts = [pd.DataFrame({"series": k, "fpr": v[0], "tpr": v[1]}) for k, v in found.items()]
+    """Return ROC curves, for `roc`, of scores (n_samples,): columns series, fpr and tpr."""
+    y_true = np.asarray(y_true, bool)
+    parts = []
+    for name, score in scores.items():
+        fpr, tpr, _ = roc_curve(y_true, score)
+        parts.append(pd.DataFrame({"series": name, "fpr": fpr, "tpr": tpr}))
     return pd.concat(parts, ignore_index=True)
 
 
 def roc(ax: Axes, frame: pd.DataFrame) -> Axes:
-    """ROC curves of a `roc_points` table, the area under each in the legend, the chance line."""
+    """Draw the ROC curves of a `roc_points` table, their areas in the legend, and chance."""
     ax.plot([0, 1], [0, 1], color=CHANCE, linestyle="--", linewidth=1)
     for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
         ax.plot(
@@ -419,32 +442,32 @@ def roc(ax: Axes, frame: pd.DataFrame) -> Axes:
     return ax
 
 
-# Plots with names along an axis ------------------------------------------------------------------
+# Plots with names along an axis: one row per index entry, in order. ------------------------------
 
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "||||", "----", "oooo")  # double the colours
 
 
 def listsize(n_rows: int, columns: int = 1) -> tuple[float, float]:
-    """Inches for `bars` or a `forest` of so many rows: one column wide, else full width.
+    """Return (width, height) in inches for `bars` or a `forest` of ``n_rows``.
 
-    A key of groups takes the height of a row or two, and of one more for every two groups.
+    For a legend of groups, add a row or two, and another row for every two groups.
     """
     return (COLUMN if columns == 1 else FULL), round(0.55 + 0.155 * n_rows, 3)
 
 
 def largest_rows(values: pd.Series, n: int = 10) -> pd.Index:
-    """The n index entries with the largest sizes, in the order in which they stand; NaN is least.
+    """Return the n index entries with the largest absolute values, in their original order.
 
-    Which rows to draw where all would be too many, such as a hundred classes; up to n, all.
+    Use it to choose rows to draw where all would be too many, such as 100 classes. NaN comes last.
     """
     largest = values.abs().fillna(-1).nlargest(n).index
     return values.index[values.index.isin(largest)]
 
 
 def common_limits(tables: Iterable[pd.DataFrame], *, signed: bool = False) -> tuple[float, float]:
-    """Lowest and highest value of all tables, for heat maps that are to share their colours.
+    """Return the lowest and highest value of all tables, so that heat maps can share one scale.
 
-    ``signed`` takes the largest size to both sides of 0. NaN is left out; ValueError if all are.
+    ``signed`` makes the limits symmetric about 0. NaN is ignored; all NaN is a ValueError.
     """
     values = np.concatenate([table.to_numpy(dtype=np.float64).ravel() for table in tables])
     if np.isnan(values).all():
@@ -459,14 +482,14 @@ def heatmap(
 ) -> Axes:  # fmt: skip
     """Draw a table as coloured cells with their numbers; a NaN cell stays empty.
 
-    ``signed`` centres the colours at 0; ``limits`` (low, high) fixes them, as `common_limits` gives
-    for several panels. Where cells are narrow, numbers are small: .50 for 0.50, and 1.0 for 1.00.
-    ``digits=None`` writes none and draws a colour bar instead. ``figsize(2, 2)`` fits 35 x 35.
+    ``signed`` centres the colours at 0; ``limits`` (low, high) fixes them, see `common_limits`. In
+    narrow cells numbers are shortened: .50 for 0.50, and 1.0 for 1.00. ``digits=None`` draws a
+    colour bar instead of numbers. ``figsize(2, 2)`` is enough for 35 x 35 cells.
     """
     low, high = common_limits([frame], signed=signed) if limits is None else limits
     named = frame.rename(index=label_of, columns=label_of)
     text, size = (None, None) if digits is None else _numbers(ax, frame, digits)
-    import seaborn as sns  # loaded here: no training needs it
+    import seaborn as sns  # slow to import, and training imports this module
 
     sns.heatmap(
         named,
@@ -484,19 +507,19 @@ def heatmap(
     )
     width, height = _cell(ax, frame)
     long = max(map(len, named.columns)) * 4.5 > width  # points: a letter of a tick label takes 4.5
-    turned = 0 if not long else 30 if width > 25 else 90
-    ax.set_xticklabels(named.columns, rotation=turned, ha="right" if turned == 30 else "center")
+    angle = 0 if not long else 30 if width > 25 else 90
+    ax.set_xticklabels(named.columns, rotation=angle, ha="right" if angle == 30 else "center")
     ax.set_yticklabels(named.index, rotation=0)
-    for axis, room in (("x", width), ("y", height)):
+    for axis, space in (("x", width), ("y", height)):
         usual = mpl.rcParams[f"{axis}tick.labelsize"]
-        fits = usual if axis == "x" and turned < 90 else min(usual, 0.8 * room)
-        ax.tick_params(axis, length=0, labelsize=fits)
+        size = usual if axis == "x" and angle < 90 else min(usual, 0.8 * space)
+        ax.tick_params(axis, length=0, labelsize=size)
     ax.set(xlabel="", ylabel="")
     return ax
 
 
 def _cell(ax: Axes, frame: pd.DataFrame) -> tuple[float, float]:
-    """Points that a cell is wide and high, before the layout makes room for the labels."""
+    """Return width and height of a cell in points, before the layout makes space for labels."""
     figure, spec = ax.get_figure(), ax.get_subplotspec()
     box = ax.get_position() if spec is None else spec.get_position(figure)
     points = 72 / figure.dpi
@@ -505,19 +528,19 @@ def _cell(ax: Axes, frame: pd.DataFrame) -> tuple[float, float]:
 
 
 def _numbers(ax: Axes, frame: pd.DataFrame, digits: int) -> tuple[np.ndarray, float]:
-    """The numbers as they are written into the cells, and the font size at which they fit."""
+    """Return the text of the cells and the font size at which it fits."""
     (width, height), usual = _cell(ax, frame), mpl.rcParams["font.size"]
     for short in (False, True):
-        text = frame.map(partial(_written, digits=digits, short=short)).to_numpy()
+        text = frame.map(partial(_format, digits=digits, short=short)).to_numpy()
         ems = max(0.36 * len(t) + 0.28 * sum(map(str.isdigit, t)) for t in text.ravel())
-        fits = min(usual, 0.93 * width / max(ems, 0.1), 0.8 * height)
-        if fits == usual:
+        size = min(usual, 0.93 * width / max(ems, 0.1), 0.8 * height)
+        if size == usual:
             break
-    return text, fits
+    return text, size
 
 
-def _written(value: float, digits: int, short: bool) -> str:
-    """A number with so many digits; short, a letter less: .50 for 0.50 and 1.0 for 1.00."""
+def _format(value: float, digits: int, short: bool) -> str:
+    """Format a number; ``short`` saves one character: .50 for 0.50 and 1.0 for 1.00."""
     if pd.isna(value):
         return ""
     number = f"{value:z.{digits}f}"  # z: no -0.00
@@ -528,7 +551,7 @@ def _written(value: float, digits: int, short: bool) -> str:
 
 
 def _name_rows(ax: Axes, index: pd.Index) -> np.ndarray:
-    """Name the rows on the y axis, the first on top; returns their positions."""
+    """Label the rows on the y axis, the first at the top; return their positions."""
     ax.set_yticks(range(len(index)), [label_of(name) for name in index])
     ax.set_ylim(len(index) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
@@ -537,14 +560,14 @@ def _name_rows(ax: Axes, index: pd.Index) -> np.ndarray:
 
 def bars(
     ax: Axes, frame: pd.DataFrame, *, printed: str | None = None,
-    groups: Mapping[str, str] | pd.Series | None = None, digits: int = 2,
+    groups: Mapping[str, str] | pd.Series | None = None,
 ) -> Axes:  # fmt: skip
-    """Bars from 0 to the column mean, numbered, a row for each index entry; std is an error bar.
+    """Draw a bar from 0 to the column mean for each index entry, with its number; std: error bars.
 
-    A row whose mean is NaN keeps its place, empty. ``printed`` names a column with the paper's
-    numbers, drawn as hollow diamonds; ours then stand in a column of their own, so that none of
-    them is read as a diamond's. ``groups``, index entry -> group, colours by group, such as a
-    family of scores, with a key below; else each score has its own colour of `plots.PALETTE`.
+    A row whose mean is NaN stays empty. ``printed`` names a column with the paper's numbers, drawn
+    as hollow diamonds; our numbers are then aligned at the right, so that none is taken for a
+    diamond's. ``groups`` maps an index entry to its group: bars are then coloured by group, with a
+    legend below; otherwise each score has its colour of `PALETTE`.
     """
     rows = _name_rows(ax, frame.index)
     spread = frame["std"].fillna(0) if "std" in frame else pd.Series(0.0, frame.index)
@@ -557,8 +580,8 @@ def bars(
         error_kw={"ecolor": INK, "elinewidth": 0.8},
     )
     handles = [] if groups is None else _paint(drawn.patches, [groups[n] for n in frame.index])
-    # Beside a bar, also of one to the left, or in a column at the right border.
-    ends, across = np.fmax(frame["mean"] + spread, 0), ax.transData
+    # Numbers are beside the bars (of negative ones, right of 0), or aligned at the right border.
+    ends, transform = np.fmax(frame["mean"] + spread, 0), ax.transData
     if printed is not None:
         handles.append(
             ax.scatter(
@@ -573,12 +596,12 @@ def bars(
                 label="paper",
             )
         )
-        ends, across = pd.Series(1.0, frame.index), ax.get_yaxis_transform()
+        ends, transform = pd.Series(1.0, frame.index), ax.get_yaxis_transform()
     for row, mean, end in zip(rows, frame["mean"], ends, strict=True):
         if not np.isnan(mean):
-            beside = {"textcoords": "offset points", "xycoords": across, "va": "center"}
-            ax.annotate(f"{mean:z.{digits}f}", (end, row), (5, 0), **beside)
-    if groups is not None:  # a key of many lines has its place below the label of the axis
+            beside = {"textcoords": "offset points", "xycoords": transform, "va": "center"}
+            ax.annotate(f"{mean:z.2f}", (end, row), (5, 0), **beside)
+    if groups is not None:  # a legend of many rows: below the label of the x axis
         below = ScaledTranslation(0, -32 / 72, ax.get_figure(root=True).dpi_scale_trans)
         ax.legend(
             handles=handles,
@@ -594,29 +617,29 @@ def bars(
 
 
 def _paint(patches: Iterable[Patch], groups: list[str]) -> list[Patch]:
-    """Colour and hatch each bar by its group; returns a key for each group, in order."""
-    looks = {
+    """Colour and hatch each bar by its group; return a legend handle per group, in order."""
+    styles = {
         group: (style_of("", i)["color"], _HATCHES[i % len(_HATCHES)])
         for i, group in enumerate(dict.fromkeys(groups))
     }
     for patch, group in zip(patches, groups, strict=True):
-        color, hatch = looks[group]
+        color, hatch = styles[group]
         patch.set(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0)
     return [
         Patch(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0, label=group)
-        for group, (color, hatch) in looks.items()
+        for group, (color, hatch) in styles.items()
     ]
 
 
-def forest(ax: Axes, frame: pd.DataFrame, *, zero: float = 0.0) -> Axes:
-    """Effect sizes (first column) with intervals low to high, as `metrics.associations` gives.
+def forest(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """Draw effect sizes (first column) with intervals low to high, see `metrics.associations`.
 
-    A filled dot is a finding: p_holm below 0.05 where there is one, else an interval without zero.
+    Dots are filled for p_holm < 0.05 or, without that column, for intervals that exclude 0.
     """
     rows, effect = _name_rows(ax, frame.index), frame.columns[0]
-    found = (frame["low"] > zero) | (frame["high"] < zero)
+    found = (frame["low"] > 0) | (frame["high"] < 0)
     found = frame["p_holm"] < 0.05 if "p_holm" in frame else found
-    ax.axvline(zero, color=CHANCE, linestyle="--", linewidth=0.8)
+    ax.axvline(0, color=CHANCE, linestyle="--", linewidth=0.8)
     ax.hlines(rows, frame["low"], frame["high"], color=INK, linewidth=1.2)
     ax.scatter(frame[effect], rows, 26, c=np.where(found, INK, "white"), edgecolor=INK, zorder=3)
     ax.set_xlabel(label_of(effect))
@@ -626,21 +649,21 @@ def forest(ax: Axes, frame: pd.DataFrame, *, zero: float = 0.0) -> Axes:
 def dots(
     ax: Axes, mean: pd.DataFrame, std: pd.DataFrame | None = None, *, reference: float = 0.0
 ) -> Axes:
-    """A dot for each cell, a row for each index entry, a look for each column, with a key.
+    """Draw a dot for each cell: a row for each index entry, a colour and marker for each column.
 
-    The columns of a row stand one below the other; ``std``, of the same shape, is an error bar.
-    ``reference`` is a value to compare with, such as chance, drawn as a dashed line.
+    The dots of a row are drawn one below the other; ``std``, of the same shape, gives error bars.
+    ``reference``, such as chance level, is drawn as a dashed line.
     """
     rows = _name_rows(ax, mean.index)
     gap = 0.66 / mean.shape[1]
     for i, name in enumerate(mean.columns):
-        look = style_of(str(name), i) | {"linestyle": "none"}
+        style = style_of(str(name), i) | {"linestyle": "none"}
         places = rows + gap * (i - (mean.shape[1] - 1) / 2)
         ax.errorbar(
             mean[name],
             places,
             xerr=None if std is None else std[name].fillna(0),
-            **look,
+            **style,
             elinewidth=0.9,
             label=label_of(name),
         )

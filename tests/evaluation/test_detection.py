@@ -1,4 +1,4 @@
-"""The detection measures on ties, against scikit-learn and by hand; the interval by simulation."""
+"""Detection measures, also with ties, against scikit-learn; the interval by simulation."""
 
 import numpy as np
 import pandas as pd
@@ -143,11 +143,11 @@ def test_precision_at_counts_ties_by_their_mean_in_any_order():
     ],
 )
 def test_detection_refuses_bad_input(measure):
-    with pytest.raises(ValueError, match=r"y_true holds \[0.0\].*both classes"):
+    with pytest.raises(ValueError, match=r"y_true holds \[0.0\]; expected both 0 and 1"):
         measure([0, 0, 0], [1, 2, 3])
-    with pytest.raises(ValueError, match=r"y_true holds \[1.0\].*both classes"):
+    with pytest.raises(ValueError, match=r"y_true holds \[1.0\]; expected both 0 and 1"):
         measure([True, True], [1, 2])
-    with pytest.raises(ValueError, match=r"y_true holds \[-1.0, 1.0\].*as 0 and 1"):
+    with pytest.raises(ValueError, match=r"y_true holds \[-1.0, 1.0\]; expected both 0 and 1"):
         measure([-1, 1, 1], [1, 2, 3])
     with pytest.raises(ValueError, match="y_true has 3 samples, y_score 2"):
         measure([0, 1, 1], [1, 2])
@@ -160,7 +160,7 @@ def test_detection_refuses_bad_input(measure):
 )
 @pytest.mark.parametrize("percent", [95, -0.1])
 def test_a_percentage_is_no_share(measure, percent):
-    with pytest.raises(ValueError, match=f" is {percent}: pass a share between 0 and 1"):
+    with pytest.raises(ValueError, match=f" is {percent}; expected a share between 0 and 1"):
         measure([0, 1], [1, 2], percent)
 
 
@@ -210,12 +210,12 @@ def test_the_interval_is_close_to_that_of_delong_where_samples_are_many():
 def test_the_interval_covers_the_true_auroc_as_often_as_it_says(n_positive, n_negative, distance):
     # the AUROC of two normals at this distance is Phi(distance / sqrt 2)
     true, y_true = ndtr(distance / np.sqrt(2)), np.repeat([1, 0], [n_positive, n_negative])
-    rng, hits, n_directions = np.random.default_rng(0), 0, 400
-    for _ in range(n_directions):
+    rng, hits, n_trials = np.random.default_rng(0), 0, 400
+    for _ in range(n_trials):
         score = rng.normal(size=y_true.size) + distance * y_true
         low, high = detection.auroc_interval(y_true, score)
         hits += low <= true <= high
-    assert 0.91 <= hits / n_directions <= 0.995  # 0.95, within 4 standard errors to the low side
+    assert 0.91 <= hits / n_trials <= 0.995  # 0.95, within 4 standard errors to the low side
 
 
 def test_a_perfect_order_and_a_constant_score_have_an_interval_too():
@@ -237,11 +237,11 @@ def test_the_interval_widens_with_confidence_and_shrinks_with_samples():
     assert widths == sorted(widths) and widths[0] > 0
     assert np.ptp(detection.auroc_interval(y_true[:250], y_score[:250])) > 1.5 * widths[2]
     for confidence in (0, 1, 95):
-        with pytest.raises(ValueError, match=f"confidence is {confidence}: .* such as 0.95"):
+        with pytest.raises(ValueError, match=f"confidence is {confidence}; .* such as 0.95"):
             detection.auroc_interval(y_true, y_score, confidence=confidence)
 
 
-# judge --------------------------------------------------------------------------------------------
+# evaluate_detectors -------------------------------------------------------------------------------
 
 
 def frame_of_scores(n=300):
@@ -259,7 +259,7 @@ def frame_of_scores(n=300):
     return y_true, scores.set_axis(rng.permutation(1000)[:n])
 
 
-def test_judge_matches_scikit_learn_on_ties_too():
+def test_evaluate_detectors_matches_scikit_learn_on_ties_too():
     y_true, scores = frame_of_scores()
     table = detection.evaluate_detectors(y_true, scores)
     assert table.index.tolist() == list(scores) and table.index.name == "score"
@@ -274,7 +274,7 @@ def test_judge_matches_scikit_learn_on_ties_too():
     assert table.loc["good", "precision_at_1_percent"] == y_true[first].mean()
 
 
-def test_judge_ranks_what_was_planted():
+def test_evaluate_detectors_ranks_what_was_planted():
     y_true, scores = frame_of_scores()
     table = detection.evaluate_detectors(y_true, scores)
     assert table["auroc"].idxmax() == "good" and table["auroc"].idxmin() == "backwards"
@@ -283,7 +283,7 @@ def test_judge_ranks_what_was_planted():
     assert table.loc["good", "auroc"] + table.loc["backwards", "auroc"] == pytest.approx(1)
 
 
-def test_judge_does_not_depend_on_the_order_of_samples():
+def test_evaluate_detectors_does_not_depend_on_the_order_of_samples():
     y_true, scores = frame_of_scores()
     table = detection.evaluate_detectors(y_true, scores, confidence=0.9)
     truth = pd.Series(y_true, index=scores.index)
@@ -299,7 +299,7 @@ def test_judge_does_not_depend_on_the_order_of_samples():
     assert by_position.loc["good", "auroc"] < 0.65 < table.loc["good", "auroc"]
 
 
-def test_judge_adds_intervals_and_takes_other_measures():
+def test_evaluate_detectors_adds_intervals_and_takes_other_measures():
     y_true, scores = frame_of_scores()
     table = detection.evaluate_detectors(
         y_true, scores, metrics={"auroc": detection.auroc}, confidence=0.9
@@ -310,14 +310,14 @@ def test_judge_adds_intervals_and_takes_other_measures():
         assert tuple(table.loc[name, ["auroc_low", "auroc_high"]]) == bounds
 
 
-def test_judge_refuses_bad_input():
+def test_evaluate_detectors_refuses_bad_input():
     y_true, scores = frame_of_scores()
     for hole in (np.nan, np.inf):
         with pytest.raises(ValueError, match="score column 'chance' holds 1 non-finite"):
             detection.evaluate_detectors(y_true, scores.assign(chance=np.r_[hole, np.zeros(299)]))
     with pytest.raises(TypeError, match="score column 'name' is not numeric"):
         detection.evaluate_detectors(y_true, scores.assign(name="cat"))
-    with pytest.raises(ValueError, match=r"y_true holds \[0.0\].*both classes"):
+    with pytest.raises(ValueError, match=r"y_true holds \[0.0\]; expected both 0 and 1"):
         detection.evaluate_detectors(np.zeros(300), scores)
     with pytest.raises(ValueError, match=r"y_true has shape \(299,\): pass \(300,\)"):
         detection.evaluate_detectors(y_true[1:], scores)

@@ -162,7 +162,7 @@ def test_one_seed_has_no_band():
 
 
 def test_bands_refuses_another_length():
-    with pytest.raises(ValueError, match=r"csg has shape \(3, 29\): x asks for \(n_seeds, 30\)"):
+    with pytest.raises(ValueError, match=r"csg has shape \(3, 29\): expected \(n_seeds, 30\)"):
         plots.bands({"csg": np.zeros((3, 29))}, X)
 
 
@@ -555,8 +555,8 @@ def test_bars_without_spread_or_paper_are_just_bars(ax):
 
 def test_a_bar_to_the_left_has_its_number_beside_it_and_nan_keeps_its_row(ax):
     names = ["csg", "csl", "aum", "el2n"]
-    plots.bars(ax, pd.DataFrame({"mean": [0.5, -0.4, np.nan, -0.04]}, index=names), digits=1)
-    assert [text.get_text() for text in ax.texts] == ["0.5", "-0.4", "0.0"]
+    plots.bars(ax, pd.DataFrame({"mean": [0.5, -0.4, np.nan, -0.04]}, index=names))
+    assert [text.get_text() for text in ax.texts] == ["0.50", "-0.40", "-0.04"]
     assert [text.xy for text in ax.texts] == [(0.5, 0), (0, 1), (0, 3)]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["CSG", "CSL", "AUM", "EL2N"]
 
