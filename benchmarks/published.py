@@ -61,7 +61,8 @@ def judged(run: ml.Run, noisy: ml.Run, extra: pd.DataFrame, truth: pd.Series) ->
     """Similarity with the truth and AUROC of flips, a row a score, beside what is printed."""
     whole = run.posthoc_trace is not None
     scores = proxies.every_score(run, extra) if whole else run.scores
-    table = paper.compare(scores, truth, table=TABLE_1, n_resamples=200)
+    printed = paper.printed_similarity(scores, TABLE_1)
+    table = metrics.compare(scores, truth, printed=printed, n_resamples=200)
     flipped = noisy.data.train.is_noisy.numpy()
     area = {name: detection.auroc(flipped, score) for name, score in noisy.scores.items()}
     theirs = paper.printed(table.index, TABLE_4, dataset="cifar100", noise=NOISE)["mean"]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlens.evaluation import metrics
+import memlens as ml
 from memlens.experiments import paper
 
 ROWS = {
@@ -452,49 +452,47 @@ def test_printed_refuses_tables_without_one_row_a_score():
         paper.printed(["csl"], "csl_table")
 
 
-def test_compare_puts_the_printed_numbers_beside_ours(scores):
+def test_compare_takes_the_printed_similarity(scores):
     frame, truth = scores
-    table = paper.compare(frame, truth, n_resamples=20)
-    ours = metrics.compare(frame, truth, n_resamples=20)
-    pd.testing.assert_frame_equal(table[ours.columns], ours)
-    assert list(table.columns[-3:]) == ["printed_cosine", "printed_pearson", "gap"]
+    table = ml.compare(frame, truth, printed=paper.printed_similarity(frame), n_resamples=20)
     assert table.loc["csl", ["printed_cosine", "printed_pearson"]].tolist() == [0.87, 0.79]
     assert table.loc["early_csg", "printed_pearson"] == 0.72  # the papers' cheap CSG
     assert table.loc["vog", ["printed_cosine", "printed_pearson"]].tolist() == [0.80, 0.67]
     assert table.loc["csg_plain", ["printed_cosine", "printed_pearson", "gap"]].isna().all()
-    assert table.loc["csg", "gap"] == pytest.approx(ours.loc["csg", "pearson"] - 0.72, abs=1e-12)
+    gap = table.loc["csg", "pearson"] - 0.72
+    assert table.loc["csg", "gap"] == pytest.approx(gap, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"dataset": "imagenet"}, 0.52),
-        ({"top_k": 50}, np.nan),
-        ({"table": "csg_table6_optimizers", "where": {"optimizer": "adam"}}, 0.74),
-        ({"table": "csg_table6_optimizers", "where": {"optimizer": "adam"}, "top_k": 50}, 0.64),
+        ({"top": True}, np.nan),
+        ({"name": "csg_table6_optimizers", "optimizer": "adam"}, 0.74),
+        ({"name": "csg_table6_optimizers", "optimizer": "adam", "top": True}, 0.64),
     ],
 )
-def test_compare_picks_data_set_subset_and_optimizer(scores, options, expected):
-    table = paper.compare(*scores, n_resamples=5, **options)
-    assert table.loc["csg", "printed_pearson"] == pytest.approx(expected, nan_ok=True)
+def test_printed_similarity_selects_data_set_subset_and_optimizer(options, expected):
+    table = paper.printed_similarity(["csg"], **options)
+    assert table.loc["csg", "pearson"] == pytest.approx(expected, nan_ok=True)
+    assert list(table) == ["cosine", "pearson"] and table.index.name == "score"
 
 
-def test_compare_takes_the_poster_s_top_rows(scores):
-    table = paper.compare(*scores, table="csl_poster_similarity", top_k=50, n_resamples=5)
-    assert table.loc["csl", "printed_pearson"] == 0.4
-    assert table.loc["csl", "n_samples"] == 50
+def test_printed_similarity_has_the_poster_s_top_rows():
+    table = paper.printed_similarity(["csl"], "csl_poster_similarity", top=True)
+    assert table.loc["csl", "pearson"] == 0.4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"table": "csg_table6_optimizers"}, "several rows for one score"),
-        ({"table": "csg_table2_calibration"}, "prints no similarity of scores"),
+        ({"name": "csg_table6_optimizers"}, "several rows for one score"),
+        ({"name": "csg_table2_calibration"}, "prints no similarity of scores"),
         ({"dataset": "mnist"}, "no similarity for the data set 'mnist'"),
-        ({"table": "csg_table6_optimizers", "dataset": "imagenet"}, "data set 'imagenet'"),
-        ({"table": "csl_poster_similarity", "dataset": "mnist"}, "no row with dataset = 'mnist'"),
+        ({"name": "csg_table6_optimizers", "dataset": "imagenet"}, "data set 'imagenet'"),
+        ({"name": "csl_poster_similarity", "dataset": "mnist"}, "no row with dataset = 'mnist'"),
     ],
 )
-def test_compare_refuses_a_table_without_one_number_for_a_score(scores, options, message):
+def test_printed_similarity_refuses_a_table_without_one_number_for_a_score(options, message):
     with pytest.raises(ValueError, match=message):
-        paper.compare(*scores, n_resamples=5, **options)
+        paper.printed_similarity(["csg"], **options)

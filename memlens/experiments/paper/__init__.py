@@ -1,7 +1,8 @@
 """The numbers that the papers print, ours beside them, and verdicts on what they claim.
 
-One CSV a table lies in this folder; `tables` lists them, `table` reads one, `printed` and `compare`
-put the printed numbers beside ours, and `discrepancies` says what does not add up in them.
+This folder has one CSV file per table. `tables` lists them, `table` reads one, `printed` and
+`printed_similarity` return the printed numbers under our names, and `discrepancies` lists what does
+not add up in them.
 A number here is what was printed, right or wrong: nothing is corrected.
 """
 
@@ -11,8 +12,6 @@ from importlib.resources import files
 
 import numpy as np
 import pandas as pd
-
-from memlens.evaluation import metrics
 
 PAPERS = {
     "CSG": "Memorization Through the Lens of Sample Gradients",
@@ -220,64 +219,45 @@ def _rows(frame: pd.DataFrame, where: Mapping[str, object], name: str) -> pd.Dat
     return frame.reset_index(drop=True)
 
 
-def compare(
-    scores: pd.DataFrame,
-    truth: pd.Series | np.ndarray,
+def printed_similarity(
+    scores: Iterable[str],
+    name: str = "csg_table1_similarity",
     *,
-    table: str = "csg_table1_similarity",
     dataset: str = "cifar100",
-    top_k: int | None = None,
-    where: Mapping[str, object] | None = None,
-    **options: object,
+    top: bool = False,
+    **where: object,
 ) -> pd.DataFrame:
-    """Similarity of our scores to memorization, beside what a paper prints.
+    """Return the printed cosine and Pearson of our scores, for ``compare(..., printed=)``.
 
     Parameters
     ----------
-    scores : DataFrame of shape (n_samples, n_scores)
-        One column a score, higher = more memorized.
-    truth : array-like of shape (n_samples,)
-        Memorization of each sample; NaN where it was never left out.
-    table : str
+    scores : iterable of str
+        Our names; of a DataFrame, its columns.
+    name : str
         A printed table with cosine and pearson for each ``proxy``.
     dataset : str
-        Whose printed numbers: ``"cifar100"`` or ``"imagenet"``.
-    top_k : int, optional
-        Only the ``top_k`` most memorized; the printed side is then the table's top 5k or 50k,
-        NaN where the table has none.
-    where : mapping, optional
-        More columns to fix, such as ``{"optimizer": "adam"}``.
-    **options
-        Handed on to `metrics.compare`.
+        ``"cifar100"`` or ``"imagenet"``.
+    top : bool
+        The table's most memorized 5,000 (50,000 of ImageNet), instead of all samples.
+    **where
+        More columns and their values, such as ``optimizer="adam"``.
 
     Returns
     -------
-    DataFrame
-        The columns of `metrics.compare`, then printed_cosine, printed_pearson and
-        gap = pearson - printed_pearson. NaN for a score that the table does not have.
+    DataFrame, index "score"
+        Columns cosine and pearson; NaN for a score that is not in the table.
 
     Raises
     ------
     ValueError
-        If the table prints no similarity, or several for one score.
+        If the table has no similarity, or several for one score.
     """
-    ours = metrics.compare(scores, truth, top_k=top_k, **options)
-    theirs = _printed_similarity(table, dataset, top_k is not None, where or {})
-    beside = _by_score(theirs, ours.index, table).add_prefix("printed_")
-    out = ours.assign(**{column: beside[column].to_numpy() for column in beside})
-    return out.assign(gap=out["pearson"] - out["printed_pearson"])
-
-
-def _printed_similarity(
-    name: str, dataset: str, top: bool, where: Mapping[str, object]
-) -> pd.DataFrame:
-    """Read proxy, cosine and pearson of one data set and one subset."""
     frame = _of_dataset(table(name, **where), dataset, name)
     if "subset" in frame:
         frame = frame[frame["subset"].str.startswith("top") == top]
     elif top:
         frame = frame.iloc[:0]
-    return frame[["proxy", "cosine", "pearson"]]
+    return _by_score(frame[["proxy", "cosine", "pearson"]], scores, name)
 
 
 def _of_dataset(frame: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
