@@ -55,7 +55,7 @@ def measure(seed: int, work: Path) -> dict[str, float]:
     subprocess.run([*map(str, command), "--seed", str(seed)], check=True)
     seconds = time.perf_counter() - start
     table = pd.read_csv(out / "scores.csv", keep_default_na=False)
-    suspects = table[table["reading"].str.contains("mislabelled?", regex=False)]
+    suspects = table[table["finding"].str.contains("mislabelled?", regex=False)]
     suspects = suspects.sort_values("aum_rank")["file"].isin(flipped).to_numpy()
     pairs = pd.read_csv(out / "duplicates.csv")
     found = {frozenset(pair) for pair in zip(pairs["file_a"], pairs["file_b"])}
@@ -82,7 +82,7 @@ def draw(out: Path, flipped: set[str]) -> None:
     wrong = first["file"].isin(flipped)
     plots.apply_style()
     figure = plt.figure(figsize=plots.figsize(SHOWN, 2, 1.5))
-    images = scored.own.data.train.images[rows.tolist()]
+    images = scored.audit_data.dataset.train.images[rows.tolist()]
     plots.image_grid(figure, images, titles=titles, columns=SHOWN, marked=wrong.to_numpy())
     caption = (
         f"The first {len(first)} labels that memlens audit suggests to look at, of {N:,} clothes: "

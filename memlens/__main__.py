@@ -176,7 +176,7 @@ def run_audit(options: argparse.Namespace) -> int:
     scored = audit_path(
         options.path, options.out, classes=classes, **settings,
         confirm=lambda told: options.yes or ask(told),
-        tell=lambda text: print(text, flush=True),
+        log=lambda text: print(text, flush=True),
     )  # fmt: skip
     return int(scored is None)
 

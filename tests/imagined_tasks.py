@@ -168,7 +168,7 @@ def test_images_of_ones_own_are_scored_there(tmp_path, monkeypatch, model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two epochs: no peak
         scored = outputs.audit_path(
-            tmp_path / "images", tmp_path / "out", epochs=2, model=model, tell=lambda _: None
+            tmp_path / "images", tmp_path / "out", epochs=2, model=model, log=lambda _: None
         )
     assert len(scored.table) == 90
     assert scored.table["csl"].notna().all()

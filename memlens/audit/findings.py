@@ -1,71 +1,70 @@
-"""What the numbers of a sample suggest, with the evidence: mislabelled, duplicate, rare, easy.
+"""Findings: samples that may be mislabelled, duplicate, rare or easy, with the evidence.
 
-A reading is a suggestion for a person to look at, never a verdict, and says what it rests on: what
-nets that never saw the sample make of it, and how the net that trained on it went along. How often
-it is right depends on the data; `precision` measures it on flips planted there.
+A finding is a suggestion to review, not a verdict. It is based on held-out predictions, from
+networks trained without the sample and its duplicates, and on how the network trained with the
+sample learned it. The precision depends on the data; `precision` measures it on planted flips.
 """
-
-import operator
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from memlens.evaluation.validation import aligned
 
-# Ours, and plain enough to be checked by eye: no sample is called wrong for being hard alone.
-ODDS = 10.0  # another class must be so many times as likely as the label, to nets that never saw it
+# Ours, and simple enough to check by eye. A sample is not called mislabelled only for being hard.
+ODDS = 10.0  # held-out probability of another class over that of the label, at least
 MEMORIZED = 0.25  # memorization from which Feldman and Zhang 2020 call a sample memorized
 CERTAIN = 0.95  # held-out probability of its label from which a sample is easy
-READINGS = ("mislabelled?", "duplicate?", "rare?", "easy")
-CUTS = (0.1, 0.25, 0.5, 1.0)  # shares of the list of suggestions whose precision is told
+FINDINGS = ("mislabelled?", "duplicate?", "rare?", "easy")
+CUTS = (0.1, 0.25, 0.5, 1.0)  # shares of the list of suspects whose precision is measured
 
 
 def mislabelled(table: pd.DataFrame) -> pd.Series:
-    """Which labels to look at, bool, a row a sample.
+    """Return which labels to review, bool, one per row of the table, see `suggest`.
 
-    ModelEnsemble that never saw the sample hold another class for ``ODDS`` times as likely as its label, and
-    the net that trained on it preferred another class on average over the training (AUM, negated,
-    is above 0; Pleiss et al. 2020). Samples without a held-out prediction are not called.
+    The held-out predictions make another class ``ODDS`` times as likely as the label, and the
+    network trained with the sample preferred another class on average over the training (negated
+    AUM above 0; Pleiss et al. 2020). False without a held-out prediction.
     """
     odds = table["p_predicted"] >= ODDS * table["p_label"]
     return odds & (table["predicted_label"] != table["label"]) & (table["aum"] > 0)
 
 
 def suggest(table: pd.DataFrame) -> pd.DataFrame:
-    """A reading and its evidence for every sample.
+    """Return the findings and the evidence for every sample.
 
     Parameters
     ----------
-    table : DataFrame, a row a sample
-        label, predicted_label (text, "" where no net was kept from the sample), p_label,
-        p_predicted (held out, [0, 1] or NaN), aum (negated: higher = more suspicious),
-        memorization ([-1, 1] or NaN), duplicate_of (text, "" where there is none), class_size.
+    table : DataFrame, one row per sample
+        label, predicted_label (text, "" without a held-out prediction), p_label, p_predicted (held
+        out, [0, 1] or NaN), aum (negated: higher = more suspicious), memorization ([-1, 1] or NaN),
+        duplicate_of (text, "" without a duplicate), class_size.
 
     Returns
     -------
-    DataFrame, the same index
-        reading: one of `READINGS`, two of them joined by ", " (a duplicate can be mislabelled,
-        too), or "" for an ordinary sample; evidence: a sentence with the numbers.
+    DataFrame, same index
+        finding: one of `FINDINGS`, two joined by ", " (a duplicate can also be mislabelled), or ""
+        for an ordinary sample; evidence: a sentence with the numbers.
     """
     wrong, copy = mislabelled(table), table["duplicate_of"] != ""
-    judged = table["predicted_label"] != ""
-    rare = ~wrong & ((table["memorization"] >= MEMORIZED) | ~judged)
+    is_held_out = table["predicted_label"] != ""
+    rare = ~wrong & ((table["memorization"] >= MEMORIZED) | ~is_held_out)
     easy = ~wrong & ~rare & ~copy & (table["p_label"] >= CERTAIN)
-    chosen = zip(*(mask.to_numpy() for mask in (wrong, copy, rare, easy)), strict=True)
-    reading = [", ".join(r for r, on in zip(READINGS, row) if on) for row in chosen]
+    masks = pd.concat([wrong, copy, rare, easy], axis=1).to_numpy()
+    found = [", ".join(np.array(FINDINGS)[row]) for row in masks]
     evidence = [_evidence(row) for row in table.to_dict("records")]
-    return pd.DataFrame({"reading": reading, "evidence": evidence}, index=table.index)
+    return pd.DataFrame({"finding": found, "evidence": evidence}, index=table.index)
 
 
 def _evidence(row: dict) -> str:
     parts = []
     if not row["predicted_label"]:
-        parts.append(f"one of {row['class_size']} of its class: too few to judge it without itself")
+        parts.append(f"one of {row['class_size']} of its class: too few for a held-out prediction")
     elif row["predicted_label"] == row["label"]:
-        parts.append(f"nets that never saw it agree with its label ({row['p_label']:.2f})")
+        parts.append(f"held-out prediction: its label ({row['p_label']:.2f})")
     else:
         parts.append(
-            f"nets that never saw it say {row['predicted_label']!r} ({row['p_predicted']:.2f}), "
+            f"held-out prediction: {row['predicted_label']!r} ({row['p_predicted']:.2f}), "
             f"not {row['label']!r} ({row['p_label']:.2f})"
         )
     if row["aum"] > 0:
@@ -77,55 +76,49 @@ def _evidence(row: dict) -> str:
     return "; ".join(parts)
 
 
-def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """The samples called mislabelled, the most suspicious (by AUM, negated) first."""
+def sort_suspects(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the samples suggested as mislabelled, most suspicious (by negated AUM) first."""
     return table[mislabelled(table)].sort_values("aum", ascending=False, kind="stable")
 
 
-def precision(table: pd.DataFrame, planted: pd.Series, known: pd.Series) -> pd.DataFrame:
-    """How often the suggestions are right, at least and at most, measured on planted flips.
+def precision(table: pd.DataFrame, planted: pd.Series, already_suspect: pd.Series) -> pd.DataFrame:
+    """Measure lower and upper bounds of the precision of the suggestions, on planted flips.
 
-    Whether a label that is suspicious without the flips, too, is wrong is what the person wants to
-    know, and cannot be known from here: such samples make the two bounds.
+    A label that is suspicious without the flips may be right or wrong, which is what the user wants
+    to find out. Such samples make the difference between the bounds.
 
     Parameters
     ----------
     table : DataFrame
-        As `suggest` takes it, of the data with the flips.
-    planted : Series of bool, by the index of the table: what was flipped
-    known : Series of bool
-        What is suggested without the flips, too.
+        As for `suggest`, of the data with flips.
+    planted : Series of bool, by the index of the table
+        The flips.
+    already_suspect : Series of bool, by the index of the table
+        The suggestions without the flips.
 
     Returns
     -------
-    DataFrame, a row a `CUTS` share of the list, from its top
-        share, suggested (count), planted (of them), known (of them, not planted), precision (the
-        planted alone are right), low, high (its 95 % interval, Wilson's), at_most (the known are
-        right as well), recall (of all that was planted)
+    DataFrame, one row per share in `CUTS`, counted from the top of the list
+        share, suggested (count), planted (flips among them), already_suspect (of the others),
+        precision (only flips are right), low, high (its 95 % Wilson interval), at_most (the already
+        suspect are right as well), recall (of all flips); shares in [0, 1], NaN if none is
+        suggested.
     """
-    planted = pd.Series(aligned(planted, table, "planted").astype(bool), table.index)
-    known = pd.Series(aligned(known, table, "known").astype(bool), table.index)
-    called = in_order(table).index
-    hits = planted[called].to_numpy()
-    before = known[called].to_numpy() & ~hits
+    index = table.index
+    planted = pd.Series(aligned(planted, table, "planted").astype(bool), index)
+    before = pd.Series(aligned(already_suspect, table, "already_suspect").astype(bool), index)
+    suspects = sort_suspects(table).index
+    is_flip = planted[suspects].to_numpy()
+    is_open = before[suspects].to_numpy() & ~is_flip
     rows = []
     for share in CUTS:
-        n = max(1, round(share * len(called))) if len(called) else 0
-        right, open_ = int(hits[:n].sum()), int(before[:n].sum())
-        low, high = wilson(right, n)
-        rows.append({"share": share, "suggested": n, "planted": right, "known": open_,
-                     "precision": right / n if n else np.nan, "low": low, "high": high,
-                     "at_most": (right + open_) / n if n else np.nan,
-                     "recall": right / max(1, planted.sum())})  # fmt: skip
+        n = max(1, round(share * len(suspects))) if len(suspects) else 0
+        flips, open_ = int(is_flip[:n].sum()), int(is_open[:n].sum())
+        low, high = (np.nan, np.nan)
+        if n:
+            low, high = binomtest(flips, n).proportion_ci(method="wilson")
+        rows.append({"share": share, "suggested": n, "planted": flips, "already_suspect": open_,
+                     "precision": flips / n if n else np.nan, "low": low, "high": high,
+                     "at_most": (flips + open_) / n if n else np.nan,
+                     "recall": flips / max(1, planted.sum())})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Bounds of a share that was seen ``successes`` times in ``n`` (Wilson 1927); NaN for none."""
-    if not 0 <= operator.index(successes) <= operator.index(n):
-        raise ValueError(f"{successes} successes in {n}: pass counts, at most as many as there are")
-    if not n:
-        return np.nan, np.nan
-    share = successes / n
-    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    return float((centre - half) / (1 + z**2 / n)), float((centre + half) / (1 + z**2 / n))

@@ -1,4 +1,4 @@
-"""Pictures as arrays of one shape: files of every mode, size and depth, and ``.npz``."""
+"""Decoding of image files and ``.npz`` arrays into arrays of one shape."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,79 +13,79 @@ from PIL import Image, ImageOps
 
 from memlens.data.folders import some_of
 
-LARGEST = 64  # pixels: images of one size up to this are taken as they are
-ROUNDING = 0.01  # above 1, that pixels from 0 to 1 may reach by arithmetic
-SIDE = 64  # of the square that larger or mixed images become
-COMMON = 0.9  # of the images must have one size for it to be the size of the data
-SMALLEST = 5  # pixels: the nets halve an image twice, and something has to be left
+MAX_KEPT = 64  # pixels: images of one common size up to this keep it
+DEFAULT_SIDE = 64  # pixels, of the square that larger images, or images of many sizes, become
+COMMON_SHARE = 0.9  # of the images must have one size for it to be the common size
+MIN_SIDE = 5  # pixels: the networks halve an image twice
+TOLERANCE = 0.01  # by which pixels in [0, 1] may exceed 1 after arithmetic
 GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I")  # modes without a colour
-DEEP = ("I;16", "I;16B", "I;16L", "I")  # PNG's sixteen bits, of which eight are kept
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I")  # modes of PNG with 16 bits
 ARRAYS = (("x", "y"), ("X", "y"), ("images", "labels"), ("x_train", "y_train"),
           ("data", "target"))  # fmt: skip
 
 
-class Look(NamedTuple):
-    """What the head of an image file says."""
+class Header(NamedTuple):
+    """Size and mode from the header of an image file."""
 
-    size: tuple[int, int]  # width, height, as a person sees it
+    size: tuple[int, int]  # width, height after rotation by the camera's orientation
     mode: str
 
 
-def look(root: Path, name: str) -> Look:
-    """The head of a file, without decoding it; ValueError for pixels of floats."""
+def read_header(root: Path, name: str) -> Header:
+    """Read the header of a file without decoding it; pixels of floats are a ValueError."""
     with Image.open(root / name) as image:
         if image.mode == "F":
             raise ValueError("its pixels are floats of unknown range: save it with 8 bits")
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientation: on its side
+        rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation by 90 degrees
         mode = "RGB" if image.mode == "P" else image.mode
-        return Look(image.size[::-1] if turned else image.size, mode)
+        return Header(image.size[::-1] if rotated else image.size, mode)
 
 
-def each(
-    work: Callable[[str], object], names: Sequence[str]
+def map_files(
+    function: Callable[[str], object], names: Sequence[str]
 ) -> tuple[dict[int, object], dict[int, str]]:
-    """Results and reasons of failure by position; threads, as decoding lets go of Python's lock."""
+    """Apply a function to files, in threads: return results and reasons of failure by position."""
 
     def attempt(name: str) -> object:
         try:
-            return work(name)
+            return function(name)
         except MemoryError:
             raise
-        except Exception as error:  # a damaged file makes PIL raise nearly anything
-            return _Failed(f"cannot be decoded ({_short(error)})")
+        except Exception as error:  # PIL raises nearly any exception for a damaged file
+            return _Failure(f"cannot be decoded ({_shorten(error)})")
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:  # decoding releases the GIL
         results = dict(enumerate(pool.map(attempt, names, chunksize=64)))
-    failed = {i: str(r.reason) for i, r in results.items() if isinstance(r, _Failed)}
+    failed = {i: str(r.reason) for i, r in results.items() if isinstance(r, _Failure)}
     return {i: r for i, r in results.items() if i not in failed}, failed
 
 
-class _Failed(NamedTuple):
+class _Failure(NamedTuple):
     reason: str
 
 
-def _short(error: Exception) -> str:
-    # PIL's "cannot identify image file '/a/very/long/path'" says the path, which the table has.
-    return "no image that can be identified" if "identify" in str(error) else str(error)[:120]
+def _shorten(error: Exception) -> str:
+    # PIL's "cannot identify image file '/a/long/path'" repeats the path, which is in the table.
+    return "unknown image format" if "identify" in str(error) else str(error)[:120]
 
 
-def fitting(sizes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
-    """(height, width) that all images get; ``sizes`` are (width, height)."""
+def common_shape(sizes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
+    """Return the (height, width) for all images; ``sizes`` are (width, height)."""
     if size is not None or not sizes:
-        return (size or SIDE,) * 2
+        return (size or DEFAULT_SIDE,) * 2
     (width, height), n = Counter(sizes).most_common(1)[0]
-    if n < COMMON * len(sizes) or max(width, height) > LARGEST:
-        return SIDE, SIDE
-    if min(width, height) < SMALLEST:
+    if n < COMMON_SHARE * len(sizes) or max(width, height) > MAX_KEPT:
+        return DEFAULT_SIDE, DEFAULT_SIDE
+    if min(width, height) < MIN_SIDE:
         raise ValueError(
-            f"images are {width} x {height} pixels; expected {SMALLEST} x {SMALLEST} at least: "
+            f"images are {width} x {height} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}: "
             "pass a larger size to enlarge them"
         )
     return height, width
 
 
-def pixels(root: Path, name: str, *, height: int, width: int, grey: bool) -> np.ndarray:
-    """The image, (channels, height, width) uint8."""
+def decode(root: Path, name: str, *, height: int, width: int, grey: bool) -> np.ndarray:
+    """Return the image, (channels, height, width) uint8."""
     with Image.open(root / name) as file:
         image = ImageOps.exif_transpose(_eight_bits(file))
     if "A" in image.getbands() or "transparency" in image.info:
@@ -99,20 +99,20 @@ def pixels(root: Path, name: str, *, height: int, width: int, grey: bool) -> np.
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode not in DEEP:
+    if image.mode not in SIXTEEN_BIT:
         image.load()
         return image
     return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
 
 
 def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of an ``.npz``, as they are; ValueError if there are none."""
+    """Return images and labels of an ``.npz``, unchanged; ValueError if there are none."""
     try:
         with open(path, "rb") as source, np.load(source, allow_pickle=False) as file:
             for x, y in ARRAYS:
                 if x in file and y in file:
                     return file[x], file[y]
-            found = some_of(file.files)
+            names = some_of(file.files)
     except MemoryError:
         raise
     except (ValueError, OSError, EOFError) as error:
@@ -120,15 +120,15 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path} cannot be read ({error}); save it with numpy.savez(x=..., y=...), plain "
             "arrays without objects"
         ) from error
-    except Exception as error:  # zipfile's own, of a truncated file
+    except Exception as error:  # from zipfile, for a truncated file
         raise ValueError(f"{path} is damaged ({error}); save it again") from error
-    raise ValueError(f"{path} holds {found}; expected images x and labels y")
+    raise ValueError(f"{path} has the arrays {names}; expected images x and labels y")
 
 
 def channels_first(path: Path, x: np.ndarray) -> np.ndarray:
-    """Images (n, h, w), (n, h, w, c) or (n, c, h, w) as the last of them; c is 1 or 3.
+    """Return images (n, h, w), (n, h, w, c) or (n, c, h, w) as (n, c, h, w); c is 1 or 3.
 
-    A fourth channel, which says how transparent a pixel of uint8 is, is laid on white.
+    A fourth channel of uint8 images, their opacity, is composited on white.
     """
     if x.ndim == 4 and x.shape[3] == 4 and x.shape[1] not in (1, 3) and x.dtype == np.uint8:
         alpha = x[..., 3:] / np.float32(255)
@@ -146,7 +146,7 @@ def channels_first(path: Path, x: np.ndarray) -> np.ndarray:
 
 
 def pixel_range(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Images as uint8 or float32, and the value of white."""
+    """Return images as uint8 or float32, and the value of white."""
     if x.dtype.kind not in "buif":
         raise ValueError(f"pixels of {path} are {x.dtype}; expected numbers from 0 to 255")
     if x.dtype.kind == "b":
@@ -157,19 +157,19 @@ def pixel_range(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
     if x.dtype.kind in "ui" and low >= 0 and high <= 255:
         return x.astype(np.uint8), 255.0
     if x.dtype.kind == "f" and low >= 0 and high <= 255:
-        return x.astype(np.float32), 1.0 if high <= 1 + ROUNDING else 255.0
+        return x.astype(np.float32), 1.0 if high <= 1 + TOLERANCE else 255.0
     raise ValueError(
         f"pixels of {path} are {x.dtype} from {low:g} to {high:g}; expected 0 to 255, or 0 to 1 "
         "as floats: undo the normalisation"
     )
 
 
-def resized(x: np.ndarray, size: int) -> np.ndarray:
-    """Centre squares of side ``size``, (n, c, size, size), of (n, c, h, w); dtype kept."""
+def crop_and_resize(x: np.ndarray, size: int) -> np.ndarray:
+    """Return centre squares of images (n, c, h, w), resized to ``size``; the dtype is kept."""
     short = min(x.shape[2:])
     top, left = ((side - short) // 2 for side in x.shape[2:])
     square = torch.as_tensor(x[:, :, top : top + short, left : left + short])
-    fitted = torch.nn.functional.interpolate(
+    resized = torch.nn.functional.interpolate(
         square.float(), (size, size), mode="bilinear", antialias=True
     )
-    return (fitted.round() if x.dtype == np.uint8 else fitted).numpy().astype(x.dtype)
+    return (resized.round() if x.dtype == np.uint8 else resized).numpy().astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Which files of your own there are, and of which class: nothing is opened yet."""
+"""Listing of image files and their classes, before any file is opened."""
 
 import os
 import warnings
@@ -13,50 +13,54 @@ from memlens.data.folders import class_folders, image_names, some_of
 FILE_COLUMNS = ("file", "path", "filepath", "file_path", "filename", "file_name", "image",
                 "image_path")  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "target", "category", "y")
-PARTS = {"train", "training", "val", "valid", "validation", "test"}  # of a root, not classes
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}  # folders that are no classes
 
 
-class Listed(NamedTuple):
-    """Files and the names of their classes before anything is opened; what was passed over."""
+class Listing(NamedTuple):
+    """Files with their class names, and the skipped files as (file, reason)."""
 
     names: list[str]
     labels: list[str]
-    passed: list[tuple[str, str]]
+    skipped: list[tuple[str, str]]
 
 
-def list_folder(root: Path, beside: Path | None) -> Listed:
-    """All image files below the class folders, class by class, sorted."""
-    results = beside and beside.resolve()
-    found = [name for name in class_folders(root) if (root / name).resolve() != results]
-    if not found:
+def list_folder(root: Path, exclude: Path | None) -> Listing:
+    """List all image files in the class folders, sorted by class and name.
+
+    ``exclude`` is a folder that is no class although it may be in ``root``.
+    """
+    results = exclude and exclude.resolve()
+    classes = [name for name in class_folders(root) if (root / name).resolve() != results]
+    if not classes:
         raise ValueError(
-            f"{root} has no class folders; move each image into one named by its class"
+            f"{root} has no class folders; move the images of each class to a folder of its name"
         )
-    if len({name.lower() for name in found} & PARTS) > 1 or {n.lower() for n in found} <= PARTS:
+    lower = {name.lower() for name in classes}
+    if len(lower & SPLITS) > 1 or lower <= SPLITS:
         raise ValueError(
-            f"{root} holds {some_of(found)}: parts of a data set, not classes; pass one of them, "
-            f"such as {root / found[0]}"
+            f"{root} has the folders {some_of(classes)}, which are splits of a data set, not "
+            f"classes; pass one of them, such as {root / classes[0]}"
         )
-    names, labels, passed = [], [], []
-    for name in sorted(set(os.listdir(root)) - set(found)):
+    names, labels, skipped = [], [], []
+    for name in sorted(set(os.listdir(root)) - set(classes)):
         if not name.startswith(".") and (root / name).resolve() != results:
-            passed.append((name, "lies in no class folder"))
-    for label in found:
+            skipped.append((name, "not in a class folder"))
+    for label in classes:
         others: list[str] = []
-        own = image_names(root, label, others)
-        passed += [(name, "no image by its extension") for name in others]
-        if not own:
-            passed.append((f"{label}/", "a class folder without an image: the class is left out"))
-        names += own
-        labels += [label] * len(own)
-    return Listed(names, labels, passed)
+        images = image_names(root, label, others)
+        skipped += [(name, "not an image by its extension") for name in others]
+        if not images:
+            skipped.append((f"{label}/", "a class folder without images: the class is left out"))
+        names += images
+        labels += [label] * len(images)
+    return Listing(names, labels, skipped)
 
 
-def list_table(path: Path) -> Listed:
-    """The rows of a table that name a file and a class."""
+def list_table(path: Path) -> Listing:
+    """List the rows of a table that name an existing file and a class."""
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        with warnings.catch_warnings():  # of a separator too many in every row, which is no loss
+        with warnings.catch_warnings():  # a trailing separator in every row is harmless
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
             table = pd.read_csv(
                 path, sep=separator, dtype=str, keep_default_na=False, index_col=False,
@@ -67,22 +71,22 @@ def list_table(path: Path) -> Listed:
             f"{path} cannot be read as a table ({error}); save it as UTF-8 with a header"
         ) from error
     columns = [_column(path, table, known) for known in (FILE_COLUMNS, LABEL_COLUMNS)]
-    names, labels, passed = [], [], []
+    names, labels, skipped = [], [], []
     for name, label in zip(*(table[column].str.strip() for column in columns)):
         if not label:
-            passed.append((name, "no label in its row"))
+            skipped.append((name, "no label in its row"))
         elif not name or not _is_file(path.parent / name):
-            passed.append((name, "there is no such file"))
+            skipped.append((name, "no such file"))
         else:
             names.append(name)
             labels.append(label)
-    return Listed(names, labels, passed)
+    return Listing(names, labels, skipped)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that no file system takes
+    except OSError:  # a name that no file system allows
         return False
 
 
@@ -91,8 +95,8 @@ def _column(path: Path, table: pd.DataFrame, known: Sequence[str]) -> str:
     for name in known:
         if name in by_name:
             return by_name[name]
+    separator = "tabs" if path.suffix.lower() == ".tsv" else "commas"
     raise ValueError(
-        f"{path} has the columns {some_of([*map(str, table)])}, none of them one of "
-        f"{', '.join(known)}; name its first row so, and separate columns by "
-        f"{'tabs' if path.suffix.lower() == '.tsv' else 'commas'}"
+        f"{path} has the columns {some_of([*map(str, table)])}; expected one named "
+        f"{', '.join(known)}: rename one in its first row, and separate columns by {separator}"
     )

@@ -1,9 +1,9 @@
 """``memlens audit``: from a path to a folder of results, and back.
 
-The folder holds ``scores.csv`` (and ``.parquet`` where pyarrow is), ``report.html``,
-``duplicates.csv``, ``passed_over.csv``, ``calibration.csv`` if it was asked for, and ``run/``:
-the trainings and how they were asked for, so that `load_audit` finds all of it again and an
-interrupted call goes on.
+The folder has ``scores.csv`` (and ``scores.parquet``, if pyarrow is installed), ``report.html``,
+``duplicates.csv``, ``skipped.csv``, ``calibration.csv`` if a calibration was requested, and
+``run/`` with the trainings and the request. From ``run/``, `load_audit` loads the results and an
+interrupted call resumes.
 """
 
 import json
@@ -17,15 +17,15 @@ from typing import Any
 
 from memlens.audit import findings
 from memlens.audit.audit_data import AuditData, load_audit_data
-from memlens.audit.config import AuditConfig, choose_config, seconds_of
-from memlens.audit.pipeline import AuditResult, Work
+from memlens.audit.config import AuditConfig, choose_config, estimate_seconds
+from memlens.audit.pipeline import Audit, AuditResult
 from memlens.audit.report import write_report
 from memlens.storage import store
 from memlens.training.config import TrainConfig
 from memlens.training.progress import Progress
 
-LONG = 3600.0  # seconds from which a person is asked first
-ASKED = "asked.json"  # how a run was asked for
+LONG = 3600.0  # seconds above which a confirmation is needed
+REQUEST = "request.json"  # in run/: the arguments of the call, its configuration and its trainings
 
 
 def audit_path(
@@ -40,150 +40,160 @@ def audit_path(
     seed: int = 0,
     calibrate: bool = False,
     confirm: Callable[[str], bool] = lambda _: True,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> AuditResult | None:
-    """Read labelled images, score them, and write everything that was found into a folder.
+    """Read labelled images, score them, and write all findings to a folder.
 
     Parameters
     ----------
     path, size, classes
-        As in `owndata.load_audit_data`.
+        As in `load_audit_data`.
     out : str or Path
-        The folder of the results. What an interrupted call left there is gone on with.
+        The folder of the results. If an interrupted call left trainings there, it is resumed.
     model, epochs, device, seed
-        As in `plans.plan_for`.
+        As in `choose_config`.
     calibrate : bool
-        Whether to measure how often suggestions are right, on planted flips: twice the time.
+        Measure the precision of the suggestions on planted flips: twice the time.
     confirm : callable
-        Asked with a sentence before work that would take more than an hour.
-    tell : callable
-        Told, in sentences, what is going on.
+        Called with a sentence before more than an hour of work; False cancels it.
+    log : callable
+        Called with messages about the progress.
 
     Returns
     -------
-    AuditResult, or None if it was not confirmed
+    AuditResult, or None if it was cancelled
 
     Raises
     ------
     ValueError, FileNotFoundError, MemoryError
-        As `owndata.load_audit_data` and `plans.plan_for`.
+        As `load_audit_data` and `choose_config`.
     OSError
-        If the folder cannot be written: before any work.
+        If the folder cannot be written; raised before any work.
     """
-    out = _writable(Path(out).expanduser())
-    own = load_audit_data(path, size=size, classes=classes, beside=out)
-    tell(_read(own))
-    cache = store.Store(out / "run")
-    asked = {
+    out = _make_writable(Path(out).expanduser())
+    audit_data = load_audit_data(path, size=size, classes=classes, exclude=out)
+    log(_describe_data(audit_data))
+    request = {
         "path": str(Path(path).expanduser().resolve()), "size": size,
         "classes": None if classes is None else list(classes),
-        "data": store.fingerprint(own.data), "calibrate": calibrate,
+        "data": store.fingerprint(audit_data.dataset), "calibrate": calibrate,
         "options": {"model": model, "epochs": epochs, "device": device, "seed": seed},
     }  # fmt: skip
-    plan = _planned(out, asked) or choose_config(own.data, **asked["options"])
-    work = Work(own, plan, cache=cache, calibrate=calibrate)
-    if not _agreed(work, confirm, tell):
+    config = _earlier_config(out, request)
+    config = config or choose_config(audit_data.dataset, **request["options"])
+    audit = Audit(audit_data, config, cache=store.Store(out / "run"), calibrate=calibrate)
+    if not _confirmed(audit, confirm, log):
         return None
-    _record(out, asked | {"plan": asdict(plan)})
-    progress = Progress(plan.config.epochs)
-    scored = work.do(progress)
+    _write_request(out, request | {"config": asdict(config)})
+    progress = Progress(config.train_config.epochs)
+    result = audit.run(progress)
     progress.close()
-    write_outputs(scored, out)
-    _record(out, asked | {"plan": asdict(plan), "keys": work.keys})
-    tell(_found(scored, out))
-    return scored
+    write_outputs(result, out)
+    _write_request(out, request | {"config": asdict(config), "keys": audit.keys})
+    log(_describe_result(result, out))
+    return result
 
 
-def _agreed(work: Work, confirm: Callable[[str], bool], tell: Callable[[str], None]) -> bool:
-    """Say what is to be done; whether it may be, as a person is asked if it takes long."""
-    n, n_samples = work.missing()
+def _confirmed(audit: Audit, confirm: Callable[[str], bool], log: Callable[[str], None]) -> bool:
+    """Log the work to be done, and return whether it may start."""
+    n, n_samples = audit.missing()
     if not n:
-        tell("all trainings are done")
+        log("all trainings are done")
         return True
-    seconds = seconds_of(work.plan, work.own.data, n_samples)
-    config = work.plan.config
-    tell(f"{n} trainings of {work.plan.model} on {config.device}, up to {_time(seconds)}")
-    return seconds <= LONG or confirm(f"This takes up to {_time(seconds)}.")
+    seconds = estimate_seconds(audit.config, audit.audit_data.dataset, n_samples)
+    device = audit.config.train_config.device
+    log(f"{n} trainings of {audit.config.model} on {device}, up to {_duration(seconds)}")
+    return seconds <= LONG or confirm(f"This takes up to {_duration(seconds)}.")
 
 
-def _record(out: Path, asked: dict[str, Any]) -> None:
-    store.write_atomic(out / "run" / ASKED, json.dumps(asked, indent=1).encode())
+def _write_request(out: Path, request: dict[str, Any]) -> None:
+    store.write_atomic(out / "run" / REQUEST, json.dumps(request, indent=1).encode())
 
 
-def _recorded(out: Path) -> dict[str, Any] | None:
-    """How the run in a folder was asked for; None if there is none, or it cannot be read."""
+def _read_request(out: Path) -> dict[str, Any] | None:
+    """Return the request of the run in a folder; None if there is none, or it is not readable."""
     try:
-        return json.loads((out / "run" / ASKED).read_text(encoding="utf-8"))
+        return json.loads((out / "run" / REQUEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _plan_of(asked: dict[str, Any]) -> AuditConfig:
-    return AuditConfig(**asked["plan"] | {"config": TrainConfig(**asked["plan"]["config"])})
+def _config_of(request: dict[str, Any]) -> AuditConfig:
+    fields = request["config"]
+    return AuditConfig(**fields | {"train_config": TrainConfig(**fields["train_config"])})
 
 
-def _planned(out: Path, asked: dict[str, Any]) -> AuditConfig | None:
-    """The plan of an earlier call that asked for the same: it is gone on with.
+def _earlier_config(out: Path, request: dict[str, Any]) -> AuditConfig | None:
+    """Return the configuration of an earlier call with the same request.
 
-    Made anew it could be another one, by the memory or the cores that are free by now.
+    A new one could differ, because it depends on the available memory and cores.
     """
-    before = _recorded(out)
-    same = before and all(before.get(name) == asked[name] for name in ("data", "options"))
-    return _plan_of(before) if same and "plan" in before else None
+    earlier = _read_request(out)
+    same = earlier and all(earlier.get(name) == request[name] for name in ("data", "options"))
+    return _config_of(earlier) if same and "config" in earlier else None
 
 
 def load_audit(out: str | Path, *, path: str | Path | None = None) -> AuditResult:
-    """What `audit_path` found, from its folder; nothing is trained.
+    """Load the result of `audit_path` from its folder; nothing is trained.
 
     Parameters
     ----------
     out : str or Path
+        The folder of the results.
     path : str or Path, optional
-        Where the images lie now, if they were moved.
+        The new place of the images, if they were moved.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no results, or the images are gone.
+        If the folder has no results, or the images are not found.
     ValueError
-        If the work was not finished, or the images are not those that were scored.
+        If the audit was not finished, or the images have changed.
+
+    Examples
+    --------
+    >>> load_audit("no-such-folder")
+    Traceback (most recent call last):
+    FileNotFoundError: no-such-folder has no results of `memlens audit`: no run/request.json
     """
     out = Path(out).expanduser()
-    asked = _recorded(out)
-    if asked is None:
-        raise FileNotFoundError(f"{out} holds no results of `memlens audit`: no run/{ASKED}")
-    if "keys" not in asked:
-        raise ValueError(f"the work in {out} was not finished: call `memlens audit` again")
-    place = path or asked["path"]
-    own = load_audit_data(place, size=asked["size"], classes=asked["classes"], beside=out)
-    if store.fingerprint(own.data) != asked["data"]:
+    request = _read_request(out)
+    if request is None:
+        raise FileNotFoundError(f"{out} has no results of `memlens audit`: no run/{REQUEST}")
+    if "keys" not in request:
+        raise ValueError(f"the audit in {out} was not finished: run `memlens audit` again")
+    path = path or request["path"]
+    audit_data = load_audit_data(
+        path, size=request["size"], classes=request["classes"], exclude=out
+    )
+    if store.fingerprint(audit_data.dataset) != request["data"]:
         raise ValueError(
-            f"the images of {place} are not those that were scored: some were added, removed or "
-            "changed; score them again"
+            f"the images of {path} have changed since the audit (added, removed or edited): run "
+            "`memlens audit` again"
         )
-    cache = store.Store(out / "run")
-    work = Work(own, _plan_of(asked), cache=cache, calibrate=asked["calibrate"])
-    return work.found(asked["keys"])
+    cache, calibrate = store.Store(out / "run"), request["calibrate"]
+    audit = Audit(audit_data, _config_of(request), cache=cache, calibrate=calibrate)
+    return audit.load(request["keys"])
 
 
-def write_outputs(scored: AuditResult, out: Path) -> None:
-    """Write the tables and the report; each file is whole or as it was before."""
-    tables = {"scores": scored.table, "duplicates": scored.pairs,
-              "passed_over": scored.own.passed_over}  # fmt: skip
-    if scored.calibration is not None:
-        tables["calibration"] = scored.calibration
+def write_outputs(result: AuditResult, out: Path) -> None:
+    """Write the tables and the report, each file atomically."""
+    tables = {"scores": result.table, "duplicates": result.pairs,
+              "skipped": result.audit_data.skipped}  # fmt: skip
+    if result.calibration is not None:
+        tables["calibration"] = result.calibration
     for stale in ("calibration.csv", "scores.parquet"):  # of an earlier call
         (out / stale).unlink(missing_ok=True)
     for name, table in tables.items():
         store.write_atomic(out / f"{name}.csv", table.to_csv(index=name == "scores").encode())
     if find_spec("pyarrow"):
         file = BytesIO()
-        scored.table.to_parquet(file)
+        result.table.to_parquet(file)
         store.write_atomic(out / "scores.parquet", file.getvalue())
-    write_report(scored, out / "report.html")
+    write_report(result, out / "report.html")
 
 
-def _writable(out: Path) -> Path:
+def _make_writable(out: Path) -> Path:
     try:
         (out / "run").mkdir(parents=True, exist_ok=True)
         store.write_atomic(out / "run" / ".writable", b"")
@@ -195,37 +205,37 @@ def _writable(out: Path) -> Path:
     return out
 
 
-def _read(own: AuditData) -> str:
-    data = own.data
-    size = f"{data.in_shape[2]} x {data.in_shape[1]}"
-    told = f"{len(own):,} images in {data.n_classes:,} classes, {size} pixels"
-    told += "".join(f"; {note}" for note in own.notes)
-    if len(own.passed_over):
-        reasons = own.passed_over["reason"].value_counts()
-        parts = "; ".join(f"{n:,} {reason}" for reason, n in reasons.head(5).items())
-        told += f"\nleft out: {parts}"
-    return told
+def _describe_data(audit_data: AuditData) -> str:
+    dataset, skipped = audit_data.dataset, audit_data.skipped
+    size = f"{dataset.in_shape[2]} x {dataset.in_shape[1]}"
+    text = f"{len(audit_data):,} images in {dataset.n_classes:,} classes, {size} pixels"
+    text += "".join(f"; {note}" for note in audit_data.notes)
+    if len(skipped):
+        reasons = skipped["reason"].value_counts()
+        text += "\nskipped: " + "; ".join(
+            f"{n:,} {reason}" for reason, n in reasons.head(5).items()
+        )
+    return text
 
 
-def _found(scored: AuditResult, out: Path) -> str:
-    table = scored.table
-    told = [f"{len(scored.suspects):,} labels to look at"]
-    told += [f"{len(scored.pairs):,} pairs of duplicates"]
-    for name in findings.READINGS[2:]:
-        n = int(table["reading"].str.contains(name, regex=False).sum())
-        told.append(f"{n:,} {name.rstrip('?')}")
-    lines = [", ".join(told)]
-    if scored.calibration is not None:
-        last = scored.calibration.iloc[-1]
+def _describe_result(result: AuditResult, out: Path) -> str:
+    parts = [f"{len(result.suspects):,} labels to review"]
+    parts.append(f"{len(result.pairs):,} pairs of duplicates")
+    for name in findings.FINDINGS[2:]:
+        n = int(result.table["finding"].str.contains(name, regex=False).sum())
+        parts.append(f"{n:,} {name.rstrip('?')}")
+    lines = [", ".join(parts)]
+    if result.calibration is not None:
+        last = result.calibration.iloc[-1]
         lines.append(
-            f"with planted flips {last.precision:.0%} to {last.at_most:.0%} of such labels are "
+            f"with planted flips, {last.precision:.0%} to {last.at_most:.0%} of such labels are "
             f"wrong, and {last.recall:.0%} of the flips are among them"
         )
     lines.append(f"open {out / 'report.html'}; all scores are in {out / 'scores.csv'}")
     return "\n".join(lines)
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     if seconds < 5400:

@@ -81,7 +81,7 @@ def cache_of(folder: Path | None = None) -> Path:
     folder = folder.expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; pass one that holds finished work")
-    return folder / "run" if (folder / "run" / "asked.json").is_file() else folder
+    return folder / "run" if (folder / "run" / "request.json").is_file() else folder
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""What scores suggest: the rule by hand, the words, and how its precision is counted."""
+"""Findings: the rule by hand, the evidence, and the measured precision."""
 
 import numpy as np
 import pandas as pd
@@ -16,45 +16,48 @@ def row(**changes):
 WRONG = {"predicted_label": "dog", "p_label": 0.05, "p_predicted": 0.5, "aum": 0.1}
 
 
-def reading(**changes):
+def suggested(**changes):
     return findings.suggest(pd.DataFrame([row(**changes)])).iloc[0]
 
 
 def test_a_label_is_suspicious_only_if_all_three_speak_against_it():
-    assert reading(**WRONG).reading == "mislabelled?"
-    assert reading(**WRONG | {"aum": -0.1}).reading == ""  # the net that trained on it agrees
-    assert reading(**WRONG | {"p_label": 0.051}).reading == ""  # not ten times as likely
-    assert reading(p_label=0.0, p_predicted=0.9, aum=1.0).reading == ""  # predicted as labelled
+    assert suggested(**WRONG).finding == "mislabelled?"
+    assert suggested(**WRONG | {"aum": -0.1}).finding == ""  # the net that trained on it agrees
+    assert suggested(**WRONG | {"p_label": 0.051}).finding == ""  # not ten times as likely
+    assert suggested(p_label=0.0, p_predicted=0.9, aum=1.0).finding == ""  # predicted as labelled
 
 
 def test_rare_is_memorized_under_a_label_that_seems_right():
-    assert reading(memorization=0.25).reading == "rare?"
-    assert reading(memorization=0.24).reading == ""
-    assert reading(**WRONG | {"memorization": 0.9}).reading == "mislabelled?"
+    assert suggested(memorization=0.25).finding == "rare?"
+    assert suggested(memorization=0.24).finding == ""
+    assert suggested(**WRONG | {"memorization": 0.9}).finding == "mislabelled?"
 
 
-def test_easy_is_what_nets_know_without_having_seen_it():
-    assert reading(p_label=0.95).reading == "easy"
-    assert reading(p_label=0.95, memorization=0.3).reading == "rare?"
-    assert reading(p_label=0.99, duplicate_of="a.png").reading == "duplicate?"
+def test_easy_has_a_certain_held_out_prediction():
+    assert suggested(p_label=0.95).finding == "easy"
+    assert suggested(p_label=0.95, memorization=0.3).finding == "rare?"
+    assert suggested(p_label=0.99, duplicate_of="a.png").finding == "duplicate?"
 
 
-def test_two_readings_stand_side_by_side():
-    both = reading(**WRONG | {"duplicate_of": "b.png"})
-    assert both.reading == "mislabelled?, duplicate?" and "looks like b.png" in both.evidence
+def test_a_sample_can_have_two_findings():
+    both = suggested(**WRONG | {"duplicate_of": "b.png"})
+    assert both.finding == "mislabelled?, duplicate?" and "looks like b.png" in both.evidence
 
 
 def test_the_evidence_is_the_numbers():
-    told = reading(**WRONG | {"memorization": 0.6}).evidence
-    assert "'dog' (0.50), not 'cat' (0.05)" in told and "led by 0.1 on average" in told
-    assert "raises its probability by 0.60" in told
-    assert "agree with its label (0.80)" in reading().evidence
+    bounds = suggested(**WRONG | {"memorization": 0.6}).evidence
+    assert (
+        "held-out prediction: 'dog' (0.50), not 'cat' (0.05)" in bounds
+        and "led by 0.1 on average" in bounds
+    )
+    assert "raises its probability by 0.60" in bounds
+    assert "held-out prediction: its label (0.80)" in suggested().evidence
 
 
-def test_nothing_is_made_up_about_a_class_too_small_to_be_left_out():
-    alone = reading(predicted_label="", p_label=np.nan, p_predicted=np.nan, memorization=np.nan,
+def test_a_class_too_small_for_folds_has_no_held_out_evidence():
+    alone = suggested(predicted_label="", p_label=np.nan, p_predicted=np.nan, memorization=np.nan,
                     aum=3.0, class_size=2)  # fmt: skip
-    assert alone.reading == "rare?" and "one of 2 of its class" in alone.evidence
+    assert alone.finding == "rare?" and "one of 2 of its class" in alone.evidence
 
 
 def many(n_planted, n_called_wrongly, n_missed):
@@ -67,32 +70,33 @@ def many(n_planted, n_called_wrongly, n_missed):
 
 def test_precision_is_counted_from_the_top_of_the_list():
     table, planted = many(30, 10, 5)
-    told = findings.precision(table, planted, pd.Series(False, table.index))
-    assert (told["at_most"] == told["precision"]).all() and (told["known"] == 0).all()
-    assert told["suggested"].tolist() == [4, 10, 20, 40]
-    assert told["precision"].tolist() == [1.0, 1.0, 1.0, 0.75]
-    assert told["recall"].iloc[-1] == 30 / 35
-    assert (told["low"] < told["precision"]).all() and (told["high"] <= 1.0).all()
+    bounds = findings.precision(table, planted, pd.Series(False, table.index))
+    assert (bounds["at_most"] == bounds["precision"]).all() and (
+        bounds["already_suspect"] == 0
+    ).all()
+    assert bounds["suggested"].tolist() == [4, 10, 20, 40]
+    assert bounds["precision"].tolist() == [1.0, 1.0, 1.0, 0.75]
+    assert bounds["recall"].iloc[-1] == 30 / 35
+    assert (bounds["low"] < bounds["precision"]).all() and (bounds["high"] <= 1.0).all()
 
 
-def test_what_was_suspicious_without_the_flips_makes_two_bounds_and_no_confidence():
+def test_suspects_without_the_flips_make_two_bounds():
     table, planted = many(30, 300, 0)
     known = pd.Series([False] * 30 + [True] * 300)
-    told = findings.precision(table, planted, known).iloc[-1]
-    assert told.suggested == 330 and told.known == 300
-    assert told.precision == 30 / 330 and told.at_most == 1.0
+    row = findings.precision(table, planted, known).iloc[-1]
+    assert row.suggested == 330 and row.already_suspect == 300
+    assert row.precision == 30 / 330 and row.at_most == 1.0
     known.iloc[:5] = True  # flipped, and suspicious before: it is a flip all the same
-    assert findings.precision(table, planted, known).iloc[-1].known == 300
+    assert findings.precision(table, planted, known).iloc[-1].already_suspect == 300
 
 
 def test_no_suggestion_has_no_precision():
     table, planted = many(0, 0, 5)
-    told = findings.precision(table, planted, pd.Series(False, table.index))
-    assert told["precision"].isna().all() and (told["suggested"] == 0).all()
+    bounds = findings.precision(table, planted, pd.Series(False, table.index))
+    assert bounds["precision"].isna().all() and (bounds["suggested"] == 0).all()
 
 
-def test_wilson_interval_by_hand():
-    low, high = findings.wilson(8, 10)
-    assert low == pytest.approx(0.4901, abs=2e-4) and high == pytest.approx(0.9433, abs=2e-4)
-    assert findings.wilson(10, 10)[1] == pytest.approx(1.0)
-    assert np.isnan(findings.wilson(0, 0)).all()
+def test_the_interval_is_wilson_s():
+    table, planted = many(8, 2, 0)
+    row = findings.precision(table, planted, pd.Series(False, table.index)).iloc[-1]
+    assert (row.low, row.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # by hand

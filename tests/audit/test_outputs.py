@@ -41,25 +41,25 @@ def plant(root, n=N):
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    place = tmp_path_factory.mktemp("own")
-    flipped, told = plant(place / "digits"), []
+    place = tmp_path_factory.mktemp("audit")
+    flipped, messages = plant(place / "digits"), []
     found = outputs.audit_path(
-        place / "digits", place / "out", epochs=EPOCHS, calibrate=True, tell=told.append
+        place / "digits", place / "out", epochs=EPOCHS, calibrate=True, log=messages.append
     )
-    return place, flipped, found, "\n".join(told)
+    return place, flipped, found, "\n".join(messages)
 
 
 def test_flips_and_the_copy_are_found(scored):
-    _, flipped, found, told = scored
+    _, flipped, found, messages = scored
     table = found.table
     called = set(found.suspects["file"])
     assert len(called & flipped) >= 0.7 * FLIPS and len(called & flipped) >= 0.7 * len(called)
     by_aum = table.sort_values("aum_rank")["file"].head(FLIPS)
     assert len(set(by_aum) & flipped) >= 0.7 * FLIPS
     copy = table[table["file"] == "digit 1/copy.png"].iloc[0]
-    assert copy.duplicate_of.startswith("digit 7/") and "duplicate?" in copy.reading
-    assert f"{N + 1} images in 10 classes" in told and "1 cannot be decoded" in told
-    assert "with planted flips" in told
+    assert copy.duplicate_of.startswith("digit 7/") and "duplicate?" in copy.finding
+    assert f"{N + 1} images in 10 classes" in messages and "1 cannot be decoded" in messages
+    assert "with planted flips" in messages
 
 
 def test_the_table_has_each_sample_once_with_every_score_and_its_rank(scored):
@@ -67,7 +67,7 @@ def test_the_table_has_each_sample_once_with_every_score_and_its_rank(scored):
     table = pd.read_csv(place / "out" / "scores.csv", index_col="index", keep_default_na=False)
     assert len(table) == N + 1 and table["file"].is_unique
     assert [*table.columns[:8]] == ["file", "label", "predicted_label", "p_predicted", "p_label",
-                                    "reading", "evidence", "memorization"]  # fmt: skip
+                                    "finding", "evidence", "memorization"]  # fmt: skip
     for name in found.run.scores:
         values = table[name].astype(float)
         assert (table[f"{name}_rank"] == values.rank(ascending=False, method="min")).all()
@@ -78,13 +78,13 @@ def test_the_table_has_each_sample_once_with_every_score_and_its_rank(scored):
 def test_the_probability_of_a_sample_comes_from_a_net_that_never_saw_it(scored):
     *_, found, _ = scored
     place = scored[0]
-    work = pipeline.Work(found.own, found.plan, cache=store.Store(place / "out" / "run"))
-    jobs = list(work.jobs())[1:]
+    audit = pipeline.Audit(found.audit_data, found.config, cache=store.Store(place / "out" / "run"))
+    jobs = list(audit.jobs())[1:]
     left_out = [set(job.data.test.index.tolist()) for job in jobs]
     assert sum(map(len, left_out)) == N + 1 == len(set.union(*left_out))
     for job, out in zip(jobs, left_out):
         assert not out & set(job.data.train.index.tolist())
-    (run,) = ml.train_many([jobs[1]], n_jobs=1, cache=work.cache)  # found, not trained
+    (run,) = ml.train_many([jobs[1]], n_jobs=1, cache=audit.cache)  # found, not trained
     logits = loop.predict(run.snapshot("last"), run.data, run.data.test)
     rows = found.table.index.get_indexer(run.data.test.index.numpy())
     assert found.held_out[rows] == pytest.approx(logits.double().softmax(1).numpy())
@@ -100,17 +100,17 @@ def test_loaded_again_it_is_the_same_and_nothing_is_trained(scored, monkeypatch)
     pd.testing.assert_frame_equal(again.calibration, found.calibration)
     calls = []
     outputs.audit_path(place / "digits", place / "out", epochs=EPOCHS, calibrate=True,
-                       confirm=calls.append, tell=lambda _: None)  # fmt: skip
+                       confirm=calls.append, log=lambda _: None)  # fmt: skip
     assert not calls
 
 
 def test_changed_or_lost_images_are_told_when_loading(scored, tmp_path):
     place, *_ = scored
-    with pytest.raises(FileNotFoundError, match="holds no results"):
+    with pytest.raises(FileNotFoundError, match="has no results"):
         ml.load_audit(tmp_path)
     plant(tmp_path / "digits")
     (tmp_path / "digits" / "digit 1" / "copy.png").unlink()
-    with pytest.raises(ValueError, match="are not those that were scored"):
+    with pytest.raises(ValueError, match="have changed since the audit"):
         ml.load_audit(place / "out", path=tmp_path / "digits")
 
 
@@ -144,10 +144,10 @@ def test_the_report_is_one_page_that_needs_no_network(scored):
     pictures = [a for tag, a in page.tags if tag == "img"]
     assert len(pictures) > 20 and all(a["alt"] for a in pictures)
     text = "".join(page.text)
-    for title, _ in report.SECTIONS.values():
+    for title in report.SECTIONS.values():
         assert title in text
     assert "digit 0/broken.png" in text and found.suspects["file"].iloc[0] in text
-    assert "planted among them" in text
+    assert "flips among them" in text
 
 
 def test_names_of_files_and_classes_cannot_break_the_page(tmp_path):
@@ -160,11 +160,13 @@ def test_names_of_files_and_classes_cannot_break_the_page(tmp_path):
             image.save(root / name / f"<i>{i}.png")
     raw = os.fsencode(root / "猫 öl") + b"/caf\xe9.png"  # as old archives leave them
     os.rename(root / "猫 öl" / "<i>0.png", raw)
-    own = load_audit_data(root)
+    audit_data = load_audit_data(root)
     found = ml.run_audit(
-        own, config.choose_config(own.data, epochs=2), cache=store.Store(tmp_path / "run")
+        audit_data,
+        config.choose_config(audit_data.dataset, epochs=2),
+        cache=store.Store(tmp_path / "run"),
     )
-    assert "猫 öl/caf\\xe9.png" in own.files
+    assert "猫 öl/caf\\xe9.png" in audit_data.files
     outputs.write_outputs(found, tmp_path)
     page = HtmlPage((tmp_path / "report.html").read_text())
     assert not any(tag == "script" for tag, _ in page.tags)
@@ -175,16 +177,16 @@ def test_names_of_files_and_classes_cannot_break_the_page(tmp_path):
 def test_long_work_is_not_started_unasked(tmp_path, monkeypatch):
     plant(tmp_path / "digits", FEW)
     monkeypatch.setattr(outputs, "write_report", lambda *_: None)  # which takes most of the time
-    monkeypatch.setattr(outputs, "seconds_of", lambda *_: 20_000.0)
-    asked = []
-    out = outputs.audit_path(tmp_path / "digits", tmp_path / "out", tell=lambda _: None,
-                             confirm=lambda text: bool(asked.append(text)))  # fmt: skip
-    assert out is None and "5.6 hours" in asked[0]
+    monkeypatch.setattr(outputs, "estimate_seconds", lambda *_: 20_000.0)
+    questions = []
+    out = outputs.audit_path(tmp_path / "digits", tmp_path / "out", log=lambda _: None,
+                             confirm=lambda text: bool(questions.append(text)))  # fmt: skip
+    assert out is None and "5.6 hours" in questions[0]
     assert not list((tmp_path / "out" / "run").glob("run-*"))
     command = ["audit", str(tmp_path / "digits"), "--out", str(tmp_path / "out"), "--epochs", "1"]
     assert main(command) == 2  # nobody there to answer
     assert main([*command, "--yes"]) == 0
-    # What is done is done: a calibration is asked for by itself.
+    # What is done is done: a calibration is confirmed separately.
     assert main([*command, "--calibrate"]) == 2
     assert main(command) == 0
 
@@ -199,14 +201,16 @@ def test_wrong_labels_do_not_confirm_each_other_through_copies(tmp_path):
                 path.read_bytes()
             )
         path.unlink()
-    work = pipeline.Work(load_audit_data(tmp_path / "digits"), cache=store.Store(tmp_path / "run"))
-    masks = config.folds(work.own.data, work.alike)
-    for group in work.alike:
+    audit = pipeline.Audit(
+        load_audit_data(tmp_path / "digits"), cache=store.Store(tmp_path / "run")
+    )
+    masks = config.folds(audit.audit_data.dataset, audit.groups)
+    for group in audit.groups:
         assert all(mask[group].all() or not mask[group].any() for mask in masks)
-    assert sum(len(group) == 3 for group in work.alike) == 5
+    assert sum(len(group) == 3 for group in audit.groups) == 5
     assert np.sum(masks, axis=0).max() == 1 and np.mean(np.sum(masks, axis=0)) > 0.99
-    flipped = pipeline.Work(work.own, cache=work.cache, calibrate=True).flipped
-    assert not any(flipped.train.is_noisy.numpy()[group].any() for group in work.alike)
+    flipped = pipeline.Audit(audit.audit_data, cache=audit.cache, calibrate=True).flipped
+    assert not any(flipped.train.is_noisy.numpy()[group].any() for group in audit.groups)
 
 
 def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeypatch):
@@ -222,7 +226,7 @@ def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeyp
             raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr(outputs, "seconds_of", lambda *_: 1.0)
+    monkeypatch.setattr(outputs, "estimate_seconds", lambda *_: 1.0)
     monkeypatch.setattr("memlens.training.jobs.train", stopped)
     arguments = ["audit", str(tmp_path / "digits"), "--out", str(out), "--epochs", "1"]
     assert main(arguments) == 130
@@ -236,9 +240,9 @@ def test_an_unfinished_or_changed_call_is_told_and_not_trained(tmp_path, monkeyp
     moved = tmp_path / "moved"
     (tmp_path / "digits").rename(moved)
     assert len(ml.load_audit(out, path=moved).table) == FEW + 1
-    record = json.loads((out / "run" / "asked.json").read_text())
-    record["plan"]["config"]["device"] = "cuda:0"  # scored on another machine
-    (out / "run" / "asked.json").write_text(json.dumps(record))
+    record = json.loads((out / "run" / "request.json").read_text())
+    record["config"]["train_config"]["device"] = "cuda:0"  # scored on another machine
+    (out / "run" / "request.json").write_text(json.dumps(record))
     assert len(ml.load_audit(out, path=moved).table) == FEW + 1
 
 
@@ -255,7 +259,7 @@ def written(out):
 
 def _score(root, out):
     torch.set_num_threads(1)
-    outputs.audit_path(root, out, epochs=EPOCHS, tell=lambda _: None)
+    outputs.audit_path(root, out, epochs=EPOCHS, log=lambda _: None)
 
 
 def test_an_interrupted_call_goes_on_and_ends_as_it_would_have(tmp_path, scored, ready):
@@ -271,7 +275,7 @@ def test_an_interrupted_call_goes_on_and_ends_as_it_would_have(tmp_path, scored,
     process.join()
     first = written(out)
     assert not (out / "scores.csv").exists()
-    again = outputs.audit_path(root, out, epochs=EPOCHS, tell=lambda _: None)
+    again = outputs.audit_path(root, out, epochs=EPOCHS, log=lambda _: None)
     assert first and first.items() <= written(out).items()  # none was done again
     pd.testing.assert_frame_equal(again.table, found.table)
 
@@ -290,20 +294,22 @@ def test_a_class_smaller_than_the_folds_is_trained_on_and_not_judged(tmp_path):
     for path in sorted((tmp_path / "digits" / "digit 3").glob("*"))[:2]:
         (few / path.name).write_bytes(path.read_bytes()[:])
         path.unlink()
-    own = load_audit_data(tmp_path / "digits")
-    masks = config.folds(own.data)
-    ghost = own.data.train.labels == own.data.class_names.index("ghost")
+    audit_data = load_audit_data(tmp_path / "digits")
+    masks = config.folds(audit_data.dataset)
+    ghost = audit_data.dataset.train.labels == audit_data.dataset.class_names.index("ghost")
     assert not any(mask[ghost].any() for mask in masks)
-    assert sum(mask.sum() for mask in masks) == len(own) - 2
+    assert sum(mask.sum() for mask in masks) == len(audit_data) - 2
     found = ml.run_audit(
-        own, config.choose_config(own.data, epochs=2), cache=store.Store(tmp_path / "run")
+        audit_data,
+        config.choose_config(audit_data.dataset, epochs=2),
+        cache=store.Store(tmp_path / "run"),
     )
     rows = found.table[found.table["label"] == "ghost"]
     assert (rows["predicted_label"] == "").all() and rows["p_label"].isna().all()
     page = report.page(found)
-    assert HtmlPage(page) and "nan by training" not in page
-    with pytest.raises(ValueError, match="images that it takes to plant"):
-        pipeline.Work(load_audit_data(few_of_each(tmp_path / "few")), calibrate=True)
+    assert HtmlPage(page) and "memorization +nan" not in page and "memorization nan" not in page
+    with pytest.raises(ValueError, match="the minimum"):
+        pipeline.Audit(load_audit_data(few_of_each(tmp_path / "few")), calibrate=True)
 
 
 def few_of_each(root):
@@ -334,9 +340,9 @@ def test_what_the_page_needs_is_packed_with_the_code():
 
 def test_a_plan_fits_the_data_and_refuses_what_it_does_not_know():
     digits = ml.load("digits")
-    plan = config.choose_config(digits, device="cpu")
-    assert plan.config.stop == "weight_norm" and 30 <= plan.config.epochs <= 100
-    assert config.choose_config(digits.subset(20), device="cpu").config.batch_size == 10
+    choice = config.choose_config(digits, device="cpu")
+    assert choice.train_config.stop == "weight_norm" and 30 <= choice.train_config.epochs <= 100
+    assert config.choose_config(digits.subset(20), device="cpu").train_config.batch_size == 10
     with pytest.raises(ValueError, match="unknown model"):
         config.choose_config(digits, model="nothing")
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
@@ -346,7 +352,7 @@ def test_a_plan_fits_the_data_and_refuses_what_it_does_not_know():
 def test_the_batch_shrinks_until_it_fits(monkeypatch):
     digits = ml.load("digits")
     monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 10_000_000)
-    assert config.choose_config(digits, device="cpu").config.batch_size < config.BATCH
+    assert config.choose_config(digits, device="cpu").train_config.batch_size < config.BATCH_SIZE
     monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 1_000)
     with pytest.raises(MemoryError, match="GB"):
         config.choose_config(digits, device="cpu")
@@ -354,15 +360,15 @@ def test_the_batch_shrinks_until_it_fits(monkeypatch):
 
 def test_the_command_line_asks_for_what_it_needs(tmp_path, capsys):
     assert main(["audit", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
-    assert "there is nothing at" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     plant(tmp_path / "digits", FEW)
     (tmp_path / "known.txt").write_text("digit 1\ndigit 2\n\n")
     arguments = ["audit", str(tmp_path / "digits"), "--out", str(tmp_path / "out"),
                  "--epochs", "2", "--classes", str(tmp_path / "known.txt")]  # fmt: skip
     assert main(arguments) == 0
     assert "in 2 classes" in capsys.readouterr().out
-    asked = json.loads((tmp_path / "out" / "run" / "asked.json").read_text())
-    assert asked["classes"] == ["digit 1", "digit 2"]
+    request = json.loads((tmp_path / "out" / "run" / "request.json").read_text())
+    assert request["classes"] == ["digit 1", "digit 2"]
 
 
 def test_the_bar_counts_every_training_and_takes_early_stops_at_once(capsys):

@@ -18,7 +18,7 @@ BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the page with")
-# What a page cannot say of itself without a script, and the report has none: asked of a copy.
+# What a page cannot say of itself without a script, and the report has none: copy of a copy.
 QUESTIONS = """<script>addEventListener("load", () => {
   const images = [...document.images];
   parent.postMessage(JSON.stringify({
@@ -46,19 +46,19 @@ def page(tmp_path_factory):
     copied = next(folders[1].iterdir())
     (folders[2] / "copy.png").write_bytes(copied.read_bytes())
     (folders[2] / "broken.png").write_bytes(b"no")
-    own = load_audit_data(place / "digits")
-    plan = config.choose_config(own.data, epochs=8)
-    found = ml.run_audit(own, plan, cache=store.Store(place / "run"), calibrate=True)
+    audit_data = load_audit_data(place / "digits")
+    choice = config.choose_config(audit_data.dataset, epochs=8)
+    found = ml.run_audit(audit_data, choice, cache=store.Store(place / "run"), calibrate=True)
     report.write_report(found, place / "report.html")
     return place / "report.html"
 
 
 def opened(page, width):
     """Answers of the page to `QUESTIONS` in a window of that width; the browser's console."""
-    asked = page.with_name(f"asked{width}.html")
-    asked.write_text(page.read_text().replace("</body>", QUESTIONS + "</body>"))
+    copy = page.with_name(f"copy{width}.html")
+    copy.write_text(page.read_text().replace("</body>", QUESTIONS + "</body>"))
     frame = page.with_name(f"frame{width}.html")
-    frame.write_text(FRAME.format(width=width, name=asked.name))
+    frame.write_text(FRAME.format(width=width, name=copy.name))
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
          "--window-size=1500,1000", "--virtual-time-budget=5000", "--dump-dom",
@@ -73,9 +73,9 @@ def opened(page, width):
 @needs_browser
 @pytest.mark.parametrize("width", [400, 1400])
 def test_every_picture_is_shown_and_nothing_is_wider_than_the_window(page, width):
-    told, console = opened(page, width)
-    assert told["images"] > 20 and told["broken"] == 0 and told["small"] == 0
-    assert told["width"] <= told["window"] == width
+    measured, console = opened(page, width)
+    assert measured["images"] > 20 and measured["broken"] == 0 and measured["small"] == 0
+    assert measured["width"] <= measured["window"] == width
     assert console == []
 
 
@@ -85,5 +85,5 @@ def test_a_broken_picture_would_be_seen(page, tmp_path):
     text = page.read_text()
     at = text.index("data:image/png;base64,") + 30
     broken.write_text(text[:at] + "####" + text[at:])
-    told, _ = opened(broken, 500)
-    assert told["broken"] == 1
+    measured, _ = opened(broken, 500)
+    assert measured["broken"] == 1

@@ -15,7 +15,7 @@ from memlens.storage.store import Artifact, Store
 
 RUN, SWEEP, FOLDS = (f"{kind}-{k:016x}" for k, kind in enumerate(("run", "sweep", "second_split")))
 BEGUN, DRAFTED = f"sweep-{7:016x}", f"run-{8:016x}"  # unfinished
-OTHERS = ("notes.txt", "run-1", "run-xyz", "asked.json", ".hidden", "photos")
+OTHERS = ("notes.txt", "run-1", "run-xyz", "request.json", ".hidden", "photos")
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_what_a_process_is_at_work_on_is_left(cache, capsys):
 def test_the_folder_of_a_score_is_looked_into(cache, tmp_path, capsys):
     scored = tmp_path / "photos"
     Store(scored / "run").put(RUN, Artifact({}, {}))
-    (scored / "run" / "asked.json").write_text(json.dumps({}))
+    (scored / "run" / "request.json").write_text(json.dumps({}))
     for folder in (scored, scored / "run"):
         assert main(["cache", "--folder", str(folder)]) == 0
         assert "in all 1 entry" in capsys.readouterr().out
