@@ -233,12 +233,12 @@ CALLS = [
     Call("paper.verdict", paper.verdict, _tuples(vectors)),
     Call("folders.folder_dataset", lambda folder, n: folders.folder_dataset("x", folder / str(n)),
          _tuples(st.integers(0, 2)), in_folder=True),
-    Call("owndata.load_audit_data", _own, _tuples(
+    Call("audit_data.load_audit_data", _own, _tuples(
         st.sampled_from(["npz", "csv", "tsv", "folder"]),
         _rows | st.just(b"PK\x05\x06" + b"\0" * 18),
         st.text(max_size=60) | st.just("file,label\na.png,1\n"),
         st.none() | st.integers(-2, 70)), in_folder=True),
-    Call("owndata of arrays", _own_arrays, _tuples(arrays(), arrays()), in_folder=True),
+    Call("audit_data of arrays", _own_arrays, _tuples(arrays(), arrays()), in_folder=True),
     Call("store.get", _piece, _tuples(st.lists(_rows | st.sampled_from(
         [b"{}", b"[]", b"3", b'{"sha256": 1}', b'{"meta": {}}', b"["*9000]), max_size=3)),
         in_folder=True),

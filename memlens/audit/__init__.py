@@ -1,1 +1,1 @@
-"""Your own data: read it, score it, report what looks wrong."""
+"""Audit of labelled images: reading, duplicates, suspected labels, the report."""

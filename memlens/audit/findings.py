@@ -84,8 +84,8 @@ def sort_suspects(table: pd.DataFrame) -> pd.DataFrame:
 def precision(table: pd.DataFrame, planted: pd.Series, already_suspect: pd.Series) -> pd.DataFrame:
     """Measure lower and upper bounds of the precision of the suggestions, on planted flips.
 
-    A label that is suspicious without the flips may be right or wrong, which is what the user wants
-    to find out. Such samples make the difference between the bounds.
+    A label that is also suspicious without the flips may be right or wrong. Such samples make the
+    difference between the bounds.
 
     Parameters
     ----------
