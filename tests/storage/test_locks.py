@@ -1,11 +1,13 @@
-"""One process computes a artifact, however it ends, and the others find it."""
+"""One process computes an artifact, however it ends, and the others find it."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,19 +17,19 @@ from memlens.storage.store import Artifact, Store
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def _hold(path, told):
+def _hold(path, ready):
     with locks.locked(path, "it"):
-        told.set()
+        ready.set()
         time.sleep(600)
 
 
 @pytest.fixture
 def held(tmp_path):
     """A lock that another process holds, and that process."""
-    told, path = SPAWN.Event(), tmp_path / "a.lock"
-    owner = SPAWN.Process(target=_hold, args=(path, told))
+    ready, path = SPAWN.Event(), tmp_path / "a.lock"
+    owner = SPAWN.Process(target=_hold, args=(path, ready))
     owner.start()
-    assert told.wait(60)
+    assert ready.wait(60)
     yield path, owner
     owner.kill()
     owner.join()
@@ -44,46 +46,78 @@ def test_a_lock_is_gone_with_its_owner_however_it_ends(held):
     assert not path.exists()
 
 
-def test_who_waits_says_for_whom(held, monkeypatch, capsys):
+def test_a_process_that_waits_prints_a_message_once(held, monkeypatch, capsys):
     path, owner = held
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
-    real = time.sleep
+    monkeypatch.setattr(locks, "NOTICE_AFTER", 0.1)
+    calls = []
 
-    def patient(seconds):  # ends the owner once something was said
-        if "waiting" in (said := capsys.readouterr().err):
-            assert said == f"waiting for run-1: process {owner.pid} is at it\n"
+    def end_owner():
+        calls.append(time.monotonic())
+        if len(calls) == 5:
             owner.kill()
-        real(seconds)
 
-    monkeypatch.setattr(locks.time, "sleep", patient)
-    with locks.locked(path, "run-1") as is_lock:
-        assert is_lock
+    with locks.locked(path, "run-1", end_owner) as is_lock:
+        assert is_lock and len(calls) >= 5
+    assert capsys.readouterr().err == "waiting for run-1: another process computes it\n"
 
 
-@pytest.mark.parametrize("harm", ["no flock", "windows"])
-def test_without_locks_work_goes_on(tmp_path, monkeypatch, harm):
-    if harm == "windows":
-        monkeypatch.setattr(locks, "fcntl", None)
-    else:
-        monkeypatch.setattr(locks, "_try", lambda _: None)
+def _die_with_a_child(path, ready):
+    with locks.locked(path, "it"):
+        if not os.fork():  # as a worker of a data loader
+            ready.set()
+            time.sleep(600)
+        time.sleep(600)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
+    ready, path = SPAWN.Event(), tmp_path / "a.lock"
+    owner = SPAWN.Process(target=_die_with_a_child, args=(path, ready))
+    owner.start()
+    assert ready.wait(60) and locks.is_held(path)
+    children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
+    child = int(children.read_text().split()[0]) if children.exists() else None
+    owner.kill()
+    owner.join()
+    assert not locks.is_held(path)
+    if child:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_second_claim_of_the_same_thread_is_refused(tmp_path):
+    with (
+        locks.locked(tmp_path / "a.lock", "it"),
+        pytest.raises(RuntimeError, match="already held"),
+        locks.locked(tmp_path / "a.lock", "it"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_work_goes_on(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
     (tmp_path / ".run-1.77.part").mkdir()
     cache = Store(tmp_path)
     with cache.claim("run-1"), cache.claim("run-1"):
         cache.put("run-1", Artifact({}, {}))
     assert "run-1" in cache
-    assert (tmp_path / ".run-1.77.part").exists()  # it may be another's, who is at work
+    assert (tmp_path / ".run-1.77.part").exists()  # another process may be writing it
+    assert not locks.is_held(cache.lock_of("run-1"))
 
 
-def test_an_error_of_the_lock_that_is_no_want_of_locks_is_raised(tmp_path, monkeypatch):
+def test_other_errors_of_the_lock_are_raised(tmp_path, monkeypatch):
     (tmp_path / ".locks").write_text("")
     with (
-        pytest.raises(OSError, match="cannot write the work to .*run-1"),
+        pytest.raises(OSError, match="cannot write .*run-1"),
         Store(tmp_path).claim("run-1"),
     ):
         pass
 
 
-def test_what_killed_writers_left_is_removed_by_who_claims_the_piece(tmp_path):
+def test_a_claim_removes_what_killed_writers_left(tmp_path):
     left = [".run-1.77.part", ".checkpoints/.run-1.checkpoint.77.part", ".run-1.0-3.77.part"]
     kept = [".run-12.77.part", ".checkpoints/run-1.checkpoint", "run-1.0-3"]
     for name in (*left, *kept):
@@ -93,7 +127,7 @@ def test_what_killed_writers_left_is_removed_by_who_claims_the_piece(tmp_path):
         assert [name for name in kept if (tmp_path / name).exists()] == kept
 
 
-def test_what_is_left_of_a_finished_piece_is_removed_unless_somebody_is_at_work(tmp_path):
+def test_tidy_removes_leftovers_unless_the_artifact_is_claimed(tmp_path):
     cache = Store(tmp_path)
     cache.put("run-1", Artifact({}, {}))
     left = [
@@ -125,7 +159,7 @@ def _race(folder, name, barrier):
                 cache.put(f"run-{k}", Artifact({}, {}))
 
 
-def test_a_crowd_computes_each_piece_once(tmp_path):
+def test_many_processes_compute_each_artifact_once(tmp_path):
     barrier = SPAWN.Barrier(3)
     crowd = [SPAWN.Process(target=_race, args=(tmp_path, k, barrier)) for k in range(3)]
     for process in crowd:
@@ -161,7 +195,7 @@ print(run.trace.loss.sum(dtype=float).hex(), sweep.logits.sum(dtype=float).hex()
 
 
 @pytest.mark.slow
-def test_two_processes_that_want_the_same_train_it_once(tmp_path):
+def test_two_processes_with_the_same_job_train_it_once(tmp_path):
     environment = os.environ | {"MEMLENS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-c", SCRIPT, str(tmp_path / "log")]
     two = [subprocess.Popen(call, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
