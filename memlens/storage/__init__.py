@@ -1,1 +1,1 @@
-"""Files that survive kills, locks, the store of finished work, checkpoints of unfinished work."""
+"""Atomic files, locks, the cache of finished work, checkpoints of unfinished work."""

@@ -1,7 +1,7 @@
-"""Unfinished work, kept so that an interruption costs seconds and not hours.
+"""Checkpoints: the resumable state of unfinished work.
 
-A state is one file with its checksum: model, optimizer, accumulators and history together, so that
-no two of them can be of different epochs. Reading it runs no code.
+A checkpoint is one file with a checksum that holds model, optimizer, accumulators and history
+together, so that all of them are of the same epoch. Loading it runs no code.
 """
 
 import os
@@ -16,12 +16,13 @@ import torch
 
 from memlens.storage import files, store
 
-SECONDS = 1.0  # of work that an interruption may cost, or an epoch where that takes longer
-SHARE = 0.01  # of the time that saving may take: what takes long to save is saved less often
+# At most max(SECONDS, one epoch, the time of a save / SHARE) of work is lost by an interruption.
+SECONDS = 1.0
+SHARE = 0.01  # of the running time that saving may take
 
 
 class TrainingCheckpoint:
-    """Unfinished work: one file, replaced as a whole, which a kill leaves as it was or as it is.
+    """The checkpoint of one training: a file that each save replaces as a whole.
 
     Parameters
     ----------
@@ -30,82 +31,86 @@ class TrainingCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._begun = self._saved = time.perf_counter()
-        self._cost = self._before = 0.0
+        self._started = self._saved = time.perf_counter()
+        self._cost = self._earlier = 0.0
 
     @classmethod
     def of(cls, cache: store.Store, key: str) -> "TrainingCheckpoint":
-        """Where the unfinished artifact of that key is kept."""
-        return cls(cache.folder / store.DRAFTS / f"{key}.checkpoint")
+        """Return the checkpoint of the unfinished artifact with that key."""
+        return cls(cache.folder / store.CHECKPOINTS / f"{key}.checkpoint")
 
     def is_due(self) -> bool:
-        """Whether enough was done since the last `save` to be worth another."""
+        """Return True if the work since the last `save` is worth another one."""
         return time.perf_counter() - self._saved >= max(SECONDS, self._cost / SHARE)
 
     @property
     def seconds(self) -> float:
-        """How long the work has taken, that of interrupted processes up to their last save."""
-        return self._before + time.perf_counter() - self._begun
+        """Computing time so far, that of interrupted processes up to their last save included."""
+        return self._earlier + time.perf_counter() - self._started
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace what is kept.
+        """Replace the saved state.
 
         Parameters
         ----------
         state : mapping
             Tensors, numbers, text, None, and lists, tuples and dicts of them.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; the last saved state is intact.
         """
         start = time.perf_counter()
         whole = {"state": dict(state), "seconds": self.seconds, "by": store.software()}
         try:
-            # Into the file and not by a copy in memory: it may be a gigabyte.
-            with files.replacing(self.path) as file:
+            with files.replacing(self.path) as file:  # no copy in memory: it may be a gigabyte
                 files.begin_sealed(file)
                 torch.save(whole, file)
                 files.seal(file, self.path.name)
-        except (OSError, RuntimeError) as error:  # torch makes the one of the other
+        except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
             raise store.unwritable(self.path, error) from error
         self._saved = time.perf_counter()
         self._cost = self._saved - start
 
     def load(self) -> dict[str, Any] | None:
-        """What was kept, or None: nothing was, or it is damaged, and then set aside.
+        """Return the saved state; None if there is none, or if it is damaged and was set aside.
 
         Raises
         ------
         OSError
-            If it cannot be read for want of a permission, say: that is no damage.
+            If the file cannot be read for a reason other than damage, such as a permission.
         """
         try:
             with open(self.path, "rb") as file:
                 files.check_seal(file, self.path.name)
                 whole = torch.load(file, map_location="cpu", weights_only=True)
-            state, self._before = whole["state"], float(whole["seconds"])
-            self._tell_of_other(whole.get("by", {}))
+            state, self._earlier = whole["state"], float(whole["seconds"])
+            self._warn_of_other_software(whole.get("by", {}))
             return state
         except FileNotFoundError:
             return None
-        except Exception as error:  # whatever a foreign file makes its readers say
+        except Exception as error:  # a damaged file can raise almost anything
             if not store.is_damage(error):
                 raise
             aside = self.path.with_suffix(".damaged")
             with suppress(FileNotFoundError):  # another process found it at the same time
                 os.replace(self.path, aside)
             warnings.warn(
-                f"the unfinished work in {self.path} is damaged ({error}); set aside as "
-                f"{aside.name} and begun again",
+                f"the checkpoint {self.path} is damaged ({error}); it was renamed to {aside.name}, "
+                "and the work starts again",
                 stacklevel=2,
             )
             return None
 
-    def _tell_of_other(self, by: Mapping[str, str]) -> None:
+    def _warn_of_other_software(self, by: Mapping[str, str]) -> None:
         if other := {k: v for k, v in by.items() if v != store.software()[k]}:
             warnings.warn(
-                f"the unfinished work in {self.path} was begun with {other} and goes on with "
-                f"{store.software()}: its last bits may be neither's",
+                f"the checkpoint {self.path} was written with {other} and is continued with "
+                f"{store.software()}: the last digits of the results may equal those of neither",
                 stacklevel=4,
             )
 
     def discard(self) -> None:
-        """Remove what is kept: the work is finished."""
+        """Remove the checkpoint: the work is finished."""
         self.path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Files that are whole or not there: what a kill leaves is the old state or the new one.
+"""Files that are complete or absent: an interrupted write leaves the old state or the new one.
 
-A file is written under a temporary name, flushed and renamed, and the folder is flushed after it,
-so that the name is on the disk as well. A sealed file begins with the checksum of its name and
-content: one that was cut, changed or put in another's place does not open.
+A file is written under a temporary name, flushed and renamed; then its folder is flushed, so that
+the new name is on the disk. A sealed file starts with the SHA-256 of its name and content, which
+detects a file that was truncated, changed or renamed.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-SEAL = 32  # bytes of the checksum that a sealed file begins with
+SEAL = 32  # bytes of the checksum at the start of a sealed file
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
+    """Write ``data`` to ``path``; a reader sees the old file or the new one, never a part.
 
     Raises
     ------
@@ -31,12 +31,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """An empty file to write and read, which takes the place of ``path`` at the end, in one move.
+    """Open an empty file for writing and reading that replaces ``path`` when the block ends.
 
     Raises
     ------
     OSError
-        As `write_atomic`; then, or if the body raises, the old file is intact.
+        As `write_atomic`. If it is raised, or the block raises, the old file is intact.
     """
     make_folder(path.parent)
     part = part_of(path)
@@ -52,12 +52,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def part_of(path: Path) -> Path:
-    """The temporary name of what this process writes to ``path``."""
+    """Return the temporary name under which this process writes ``path``."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that their names are on the disk as well."""
+    """Create a folder and its parents, and flush their names to the disk."""
     missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -65,7 +65,7 @@ def make_folder(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; Windows knows no such call."""
+    """Wait until the names in a folder are on the disk (does nothing on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -76,15 +76,15 @@ def flush_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder: it is gone in one move, so that a kill leaves no half of it."""
+    """Remove a file or folder by renaming it first, so that a kill leaves no half of it."""
     part = part_of(path)
-    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+    with contextlib.suppress(FileNotFoundError):  # another process removed it first
         os.replace(path, part)
     remove_part(part)
 
 
 def remove_part(part: Path) -> None:
-    """Remove what has a temporary name, file or folder, if it is there."""
+    """Remove a temporary file or folder, if it exists."""
     if part.is_dir() and not part.is_symlink():
         shutil.rmtree(part, ignore_errors=True)
     else:
@@ -92,30 +92,30 @@ def remove_part(part: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def begin_sealed(file: BinaryIO) -> None:
-    """Leave room for the seal; the content follows."""
+    """Reserve space for the checksum; the content follows."""
     file.write(bytes(SEAL))
 
 
 def seal(file: BinaryIO, name: str) -> None:
-    """Seal what was written after `begin_sealed`, as the content of the file of that name."""
+    """Write the checksum of the file's name and of the content after `begin_sealed`."""
     digest = _seal_of(file, name)
     file.seek(0)
     file.write(digest)
 
 
 def check_seal(file: BinaryIO, name: str) -> None:
-    """Leave the file at its content, or say that it is not what was sealed under that name.
+    """Verify the checksum of a sealed file and move to the start of its content.
 
     Raises
     ------
     ValueError
-        If it was cut, changed, or belongs to another name.
+        If the file was truncated, changed or sealed under another name.
     """
     file.seek(0)
     if file.read(SEAL) != _seal_of(file, name):

@@ -1,7 +1,6 @@
-"""What lies in the store: finished artifacts, unfinished work, and what kills and damage left.
+"""Contents of a cache folder for ``memlens cache``: list, verify and clear.
 
-Only what the store itself has written there is seen, by its name: nothing else in the folder is
-listed or removed.
+Only files with names that memlens writes are listed, verified or removed.
 """
 
 import json
@@ -13,38 +12,42 @@ from pathlib import Path
 
 from memlens.storage import files, locks, store
 
-# What the names in the folder stand for; the second group is the artifact they belong to.
-_ARTIFACT = r"([a-z_]+)-[0-9a-f]{16}"
+# Names by kind. Group 1 is the key of the artifact, group 2 its kind.
+_KEY = r"(([a-z_]+)-[0-9a-f]{16})"
 _NAMES = {
-    "artifact": rf"({_ARTIFACT})",
-    "part": rf"({_ARTIFACT})\.[\w-]+",  # nets of a sweep or of retrainings that is not finished
-    "damaged": rf"\.damaged-({_ARTIFACT})(\.[\w-]+)?",
-    "leftover": rf"\.+(?:damaged-)?({_ARTIFACT})(\.[\w-]+)?\.\d+\.part",
+    "artifact": _KEY,
+    "part": rf"{_KEY}\.[\w-]+",
+    "damaged": rf"\.damaged-{_KEY}(\.[\w-]+)?",
+    "leftover": rf"\.+(?:damaged-)?{_KEY}(\.[\w-]+)?\.\d+\.part",
 }
-_CHECKPOINTS = {
-    "checkpoint": rf"({_ARTIFACT})\.checkpoint",
-    "damaged": rf"({_ARTIFACT})\.damaged",
-    "leftover": rf"\.+({_ARTIFACT})\.(checkpoint|damaged)\.\d+\.part",
+_CHECKPOINT_NAMES = {
+    "checkpoint": rf"{_KEY}\.checkpoint",
+    "damaged": rf"{_KEY}\.damaged",
+    "leftover": rf"\.+{_KEY}\.(checkpoint|damaged)\.\d+\.part",
 }
-DAY = 86400.0
+DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing in the store.
+    """A file or folder of the cache.
 
     Attributes
     ----------
     kind : str
-        ``run``, ``sweep``, ``folds``, ... of a finished artifact; ``part``: nets of a sweep or of
-        retrainings that is not finished; ``checkpoint``: a training that is not; ``damaged``: set aside;
-        ``leftover``: what a killed process was writing, or had finished with.
+        ``run``, ``sweep``, ``folds``, ...: a finished artifact; ``part``: some networks of an
+        unfinished sweep or of unfinished retrainings; ``checkpoint``: an unfinished training;
+        ``damaged``: set aside; ``leftover``: not removed by a process that was killed.
     path : Path
-    key : str, the artifact that it is or belongs to
+    key : str
+        The artifact that it is or belongs to.
     nbytes : int
-    modified : float, seconds since the epoch
-    what : str, in words, "" where it is not known
-    seconds : float or None, what it took one process; None where it is not known
+    modified : float
+        Seconds since the Unix epoch.
+    what : str
+        Description, "" if unknown.
+    seconds : float or None
+        Computing time in one process, None if unknown.
     """
 
     kind: str
@@ -57,64 +60,57 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Its name in the folder."""
+        """Name of the file or folder."""
         return self.path.name
-
-    @property
-    def busy(self) -> bool:
-        """Whether a living process is at work on it."""
-        root = self.path.parent
-        root = root.parent if root.name == store.DRAFTS else root
-        return locks.is_held(store.Store(root).lock_of(self.key))
 
 
 def cache_of(folder: Path | None = None) -> Path:
-    """The folder of the store: the cache, a given one, or ``run/`` in the results of a score.
+    """Return the cache folder: the default, a given one, or ``run/`` in the output of an audit.
 
     Raises
     ------
     FileNotFoundError
-        If the given folder is not there.
+        If the given folder does not exist.
     """
     if folder is None:
         return store.cache_dir()
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; pass one that holds finished work")
+        raise FileNotFoundError(
+            f"{folder} is not a folder; pass a cache folder or the --out of `memlens audit`"
+        )
     return folder / "run" if (folder / "run" / "request.json").is_file() else folder
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Everything of the store in a folder, the newest first; an absent folder holds nothing."""
-    found = []
-    for place, names in ((folder, _NAMES), (folder / store.DRAFTS, _CHECKPOINTS)):
+    """List the entries of a cache folder, the newest first; none if the folder does not exist."""
+    listed = []
+    for place, names in ((folder, _NAMES), (folder / store.CHECKPOINTS, _CHECKPOINT_NAMES)):
         for path in place.iterdir() if place.is_dir() else ():
             for kind, pattern in names.items():
                 if match := re.fullmatch(pattern, path.name):
                     if kind in ("part", "checkpoint") and (folder / match[1]).is_dir():
-                        kind = "leftover"  # killed after the last write, before it tidied up
-                    found.append(_entry(match[2] if kind == "artifact" else kind, path, match[1]))
-    return sorted((e for e in found if e), key=lambda e: (-e.modified, e.name))
+                        kind = "leftover"  # the artifact is finished, its process was killed
+                    listed.append(_entry(match[2] if kind == "artifact" else kind, path, match[1]))
+    return sorted((e for e in listed if e), key=lambda e: (-e.modified, e.name))
 
 
 def _entry(kind: str, path: Path, key: str) -> Entry | None:
     try:
-        inside = [p.stat() for p in path.rglob("*")] if path.is_dir() else []
-        own = path.stat()
-        nbytes = sum(s.st_size for s in inside) if inside or path.is_dir() else own.st_size
-        modified = max(s.st_mtime for s in [own, *inside])
-    except FileNotFoundError:  # a process at work has just removed it
+        stats = [p.stat() for p in (path, *path.rglob("*"))]
+    except FileNotFoundError:  # another process has just removed it
         return None
-    what, seconds = _told(path / store.CONFIG) if path.is_dir() else ("", None)
-    return Entry(kind, path, key, nbytes, modified, what, seconds)
+    nbytes = sum(s.st_size for s in (stats[1:] if path.is_dir() else stats))
+    what, seconds = _described(path / store.CONFIG)
+    return Entry(kind, path, key, nbytes, max(s.st_mtime for s in stats), what, seconds)
 
 
-def _told(config: Path) -> tuple[str, float | None]:
-    """What a artifact says of itself; a damaged one says nothing, `verify` says why."""
+def _described(config: Path) -> tuple[str, float | None]:
+    """Return description and seconds from an artifact's config; unknown if it cannot be read."""
     try:
-        told = json.loads(config.read_bytes())
-        seconds = told.get("seconds")
-        return str(told.get("what", "")), None if seconds is None else float(seconds)
+        values = json.loads(config.read_bytes())
+        seconds = values.get("seconds")
+        return str(values.get("what", "")), None if seconds is None else float(seconds)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return "", None
 
@@ -122,7 +118,7 @@ def _told(config: Path) -> tuple[str, float | None]:
 def chosen(
     found: Sequence[Entry], kind: str | None = None, older_than: float | None = None
 ) -> list[Entry]:
-    """The entries of one kind, and older than so many days.
+    """Select the entries of one kind that are older than a number of days.
 
     Raises
     ------
@@ -131,7 +127,7 @@ def chosen(
     """
     kinds = sorted({entry.kind for entry in found})
     if kind is not None and kinds and kind not in kinds:
-        raise ValueError(f"nothing of kind {kind!r} is there; there is: {', '.join(kinds)}")
+        raise ValueError(f"no entry of kind {kind!r}; the kinds here are: {', '.join(kinds)}")
     before = time.time() - (older_than or 0.0) * DAY
     return [
         entry
@@ -141,10 +137,13 @@ def chosen(
 
 
 def verify(found: Sequence[Entry]) -> list[str]:
-    """A line for every artifact, part and checkpoint that is not what was written; nothing is changed."""
+    """Return a line for each artifact, part and checkpoint that fails its checksum.
+
+    Nothing is changed. Entries that are ``damaged`` or ``leftover`` are not verified.
+    """
     problems = []
     for entry in found:
-        if entry.kind in ("damaged", "leftover"):  # known to be no work
+        if entry.kind in ("damaged", "leftover"):
             continue
         try:
             if entry.kind == "checkpoint":
@@ -152,17 +151,19 @@ def verify(found: Sequence[Entry]) -> list[str]:
                     files.check_seal(file, entry.name)
             else:
                 store.verified(entry.path)
-        except Exception as error:  # whatever a foreign file makes its readers say
-            if entry.path.exists():  # else a process at work has just finished with it
+        except Exception as error:  # a damaged file can raise almost anything
+            if entry.path.exists():  # otherwise a running process has just removed it
                 problems.append(f"{entry.path}: {type(error).__name__}: {error}")
     return problems
 
 
 def clear(found: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Remove entries, each in one move; returns those removed, and those somebody is at work on."""
+    """Remove entries; return those removed, and those kept because a process computes them."""
     removed, busy = [], []
     for entry in found:
-        if entry.busy:
+        place = entry.path.parent
+        place = place.parent if place.name == store.CHECKPOINTS else place
+        if locks.is_held(store.Store(place).lock_of(entry.key)):
             busy.append(entry)
         else:
             (files.remove_part if entry.kind == "leftover" else files.remove)(entry.path)
@@ -171,14 +172,14 @@ def clear(found: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
 
 
 def total(found: Sequence[Entry]) -> str:
-    """How many there are, how large they are together, and what they took."""
+    """Describe entries together: their number, size and computing time."""
     known = [entry.seconds for entry in found if entry.seconds is not None]
     cost = f", {_time(sum(known))} of computing" if known else ""
     return f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {_size(found)}{cost}"
 
 
 def table(found: Sequence[Entry], by: str = "age") -> str:
-    """The entries as lines for a person, the newest or (by "size") the largest first."""
+    """Format entries as a table, the newest or (``by="size"``) the largest first."""
     order = (lambda e: -e.nbytes) if by == "size" else (lambda e: -e.modified)
     now = time.time()
     rows = [("kind", "name", "size", "age", "cost", "what")]

@@ -1,9 +1,9 @@
-"""Where finished work lies, and how it gets there.
+"""The cache of finished work: artifacts by key.
 
-A finished artifact (a run, a sweep) is a folder named by the hash of everything that shaped it, with
-three files: ``arrays.npz``, ``config.json`` and ``SHA256SUMS``, the checksums of both. It is
-written under a temporary name, flushed and renamed, so that a kill at any moment leaves no half
-artifact. Nothing in it is pickled: opening a artifact never runs code.
+An artifact (a run, a sweep) is a folder named by its kind and the hash of everything that its
+content depends on. It holds three files: ``arrays.npz``, ``config.json`` and ``SHA256SUMS``, the
+checksums of the other two. It is written under a temporary name, flushed and renamed, so that a
+kill never leaves an incomplete artifact. Nothing is pickled: opening an artifact runs no code.
 """
 
 import ast
@@ -28,39 +28,39 @@ from memlens.storage import files, locks
 from memlens.storage.files import write_atomic
 
 Arrays = dict[str, np.ndarray]
-ARRAYS, CONFIG, SUMS = "arrays.npz", "config.json", "SHA256SUMS"  # the files of a artifact
-PACKAGE = Path(__file__).resolve().parents[1]  # the folder of memlens itself
-LOCKS, DRAFTS = ".locks", ".checkpoints"  # where locks and unfinished work lie
-# What the system says of a artifact that is not whole; anything else (no permission, too many open
-# files) is no reason to throw finished work away.
+ARRAYS, CONFIG, SUMS = "arrays.npz", "config.json", "SHA256SUMS"  # the files of an artifact
+PACKAGE = Path(__file__).resolve().parents[1]  # the folder of memlens
+LOCKS, CHECKPOINTS = ".locks", ".checkpoints"  # subfolders of the cache
+# The errors of reading an incomplete artifact. Any other error (no permission, too many open files)
+# is no reason to discard finished work.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 
 def root() -> Path:
-    """Folder that holds ``data/`` and ``figures/``: the checkout, else the working directory."""
+    """Return the folder of ``data/`` and ``figures/``: the checkout, or the working directory."""
     here = PACKAGE.parent
     return here if (here / "pyproject.toml").is_file() else Path.cwd()
 
 
 def data_dir() -> Path:
-    """Folder of the image sets; ``MEMLENS_DATA`` overrides it."""
+    """Return the folder of the image sets; ``MEMLENS_DATA`` overrides it."""
     return Path(os.environ.get("MEMLENS_DATA") or root() / "data")
 
 
 def cache_dir() -> Path:
-    """Folder of finished artifacts; ``MEMLENS_CACHE`` overrides it."""
+    """Return the folder of the cache; ``MEMLENS_CACHE`` overrides it."""
     return Path(os.environ.get("MEMLENS_CACHE") or root() / "data" / "cache")
 
 
 def figures_dir(profile: str) -> Path:
-    """Folder of one profile's figures; ``MEMLENS_FIGURES`` overrides its parent."""
+    """Return the folder of a profile's figures; ``MEMLENS_FIGURES`` overrides its parent."""
     return Path(os.environ.get("MEMLENS_FIGURES") or root() / "figures") / profile
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it; arrays and tensors become the hash of their bytes.
+    """Convert a value to JSON types; arrays and tensors become the hash of their bytes.
 
-    What has a ``fingerprint`` method is known by that: images that lie in files, say.
+    An object with a ``fingerprint`` method (images in files) is replaced by its result.
     """
     if hasattr(value, "fingerprint"):
         return {"type": type(value).__name__, "fingerprint": value.fingerprint()}
@@ -82,25 +82,44 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """Hash (16 hex digits) of dataclasses, mappings, sequences, scalars, arrays and tensors."""
+    """Return a hash (16 hex digits) of a value.
+
+    Parameters
+    ----------
+    value : dataclass, mapping, sequence, scalar, array or tensor
+        Nested as needed.
+
+    Raises
+    ------
+    TypeError
+        If it contains anything else.
+    """
     text = json.dumps(_plain(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def code_version() -> str:
-    """Return a hash of the whole package's code, blind to comments and layout.
+    """Return a hash of the package's code without comments and layout.
 
-    Two machines that work on the same thing compare it. Keys do not hold it: they hold the version
-    number of their kind, such as `jobs.RUN_VERSION`.
+    Machines that share the work of one call compare it. Keys do not contain it: they contain the
+    version number of their kind, such as `jobs.RUN_VERSION`.
     """
     sources = sorted(PACKAGE.rglob("*.py"))
     return fingerprint([ast.dump(ast.parse(path.read_text("utf-8"))) for path in sources])
 
 
 class Artifact(NamedTuple):
-    """A finished artifact of work: named arrays, and what a person wants to know about them.
+    """A finished result: named arrays and their metadata.
 
-    ``what`` says in words what it is, ``seconds`` what it took one process; both may be unknown.
+    Attributes
+    ----------
+    arrays : dict of str to array
+    meta : dict
+        Values that JSON can hold.
+    what : str
+        Description for a person, "" if unknown.
+    seconds : float or None
+        Computing time in one process, None if unknown.
     """
 
     arrays: Arrays
@@ -110,20 +129,26 @@ class Artifact(NamedTuple):
 
 
 class Store:
-    """Finished artifacts by key, in ``cache_dir()`` unless another folder is given."""
+    """A folder of artifacts by key.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        By default ``cache_dir()``.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_dir()
 
     def get(self, key: str) -> Artifact | None:
-        """The artifact, or None when it is not there or turns out damaged (then it is set aside).
+        """Return an artifact; None if it does not exist, or is damaged and was set aside.
 
         Raises
         ------
         OSError
-            If it cannot be read for want of a permission, say: that is no damage.
+            If it cannot be read for a reason other than damage, such as a permission.
         MemoryError
-            If there is no room for its arrays.
+            If its arrays do not fit in memory.
         """
         place = self.folder / key
         if not place.exists():
@@ -133,51 +158,56 @@ class Store:
             with np.load(place / ARRAYS, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return Artifact(arrays, config["meta"], config.get("what", ""), config.get("seconds"))
-        except Exception as error:  # whatever a foreign file makes its readers say
+        except Exception as error:  # a damaged file can raise almost anything
             if not is_damage(error):
                 raise
             self._set_aside(place, error)
             return None
 
     def put(self, key: str, artifact: Artifact) -> None:
-        """Write the artifact; a reader finds all of it or nothing.
+        """Write an artifact as a whole; an artifact that exists is kept.
 
         Raises
         ------
         OSError
-            If the cache cannot be written; the message says where and how to move it.
+            If the cache cannot be written; the message has the folder and how to change it.
         """
         place = self.folder / key
         part = files.part_of(place)
         try:
             shutil.rmtree(part, ignore_errors=True)
             files.make_folder(part)
-            _write_piece(part, key, artifact)
+            _write_artifact(part, key, artifact)
             if not place.is_dir():  # else another process finished the same artifact first
                 self._move(part, place)
-        except (OSError, ValueError) as error:  # a full disk makes zipfile say ValueError
+        except (OSError, ValueError) as error:  # on a full disk, zipfile raises ValueError
             raise unwritable(place, error) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
     def _move(self, part: Path, place: Path) -> None:
         if place.exists():
-            self._set_aside(place, "it is no folder")
+            self._set_aside(place, "it is not a folder")
         try:
             os.replace(part, place)
         except OSError:
-            if not place.is_dir():  # else another process was quicker by a moment
+            if not place.is_dir():  # else another process has just finished the same artifact
                 raise
         files.flush_folder(self.folder)
 
     @contextmanager
     def claim(self, *keys: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """Compute these artifacts alone: another process that claims one of them waits outside.
+        """Hold the locks of artifacts: another process that claims one of them waits.
 
-        Look again inside whether they are there: who held the claim before may have finished them.
-        While it waits, ``meanwhile`` is called some times a second.
-        What killed writers of the same artifacts left is removed. See `locks` for where there is no
-        lock.
+        Check inside whether they exist by now: the previous holder may have finished them. Files
+        that killed writers of these artifacts left are removed. `memlens.storage.locks` describes
+        file systems without locks.
+
+        Parameters
+        ----------
+        *keys : str
+        meanwhile : callable
+            Called about 20 times a second while this process waits.
 
         Raises
         ------
@@ -185,51 +215,56 @@ class Store:
             If the folder cannot be written.
         """
         with ExitStack() as held:
-            for key in sorted(set(keys)):  # in one order, so that no two wait for each other
+            for key in sorted(set(keys)):  # the same order everywhere prevents deadlocks
                 try:
-                    alone = held.enter_context(locks.locked(self.lock_of(key), key, meanwhile))
+                    is_lock = held.enter_context(locks.locked(self.lock_of(key), key, meanwhile))
                 except OSError as error:
                     raise unwritable(self.folder / key, error) from error
-                if alone:
+                if is_lock:
                     for part in (*self.folder.glob(f".{key}.*part"),
-                                 *self.folder.glob(f"{DRAFTS}/.{key}.*part")):  # fmt: skip
+                                 *self.folder.glob(f"{CHECKPOINTS}/.{key}.*part")):  # fmt: skip
                         files.remove_part(part)
             yield
 
     def lock_of(self, key: str) -> Path:
-        """The file that stands for who computes the artifact."""
+        """Return the path of an artifact's lock."""
         return self.folder / LOCKS / f"{key}.lock"
 
     def __contains__(self, key: str) -> bool:
-        """Whether a artifact lies there, damaged or not."""
+        """Return True if the artifact exists, damaged or not."""
         return (self.folder / key).is_dir()
 
     def remove(self, key: str) -> None:
-        """Remove a artifact, if it is there, so that a kill leaves all of it or nothing."""
+        """Remove an artifact as a whole, if it exists."""
         files.remove(self.folder / key)
 
     def tidy(self, key: str) -> None:
-        """Remove what kills have left of a finished artifact, unless somebody is at work on it.
+        """Remove the parts, checkpoint and temporary files of a finished artifact.
 
-        That is its parts, its checkpoint, and what was being written or removed.
+        They exist if a process was killed. Nothing is removed while a process holds the claim.
         """
-        left = [f"{key}.*", f".{key}.*part", f"{DRAFTS}/{key}.checkpoint", f"{DRAFTS}/.{key}.*part"]
+        left = [
+            f"{key}.*",
+            f".{key}.*part",
+            f"{CHECKPOINTS}/{key}.checkpoint",
+            f"{CHECKPOINTS}/.{key}.*part",
+        ]
         if not any(any(self.folder.glob(pattern)) for pattern in left):
             return
         if locks.is_held(self.lock_of(key)):
             return
-        with suppress(OSError), self.claim(key):  # of a store that is only read: not our business
+        with suppress(OSError), self.claim(key):  # a cache that cannot be written is left as it is
             for path in (*self.folder.glob(left[0]), *self.folder.glob(left[2])):
                 files.remove(path)
 
     def clear(self) -> int:
-        """Remove every artifact, and what interrupted writers left; returns how many artifacts."""
+        """Remove all artifacts and unfinished work; return the number of artifacts."""
         if not self.folder.is_dir():
             return 0
         entries = [p for p in self.folder.iterdir() if p.is_dir() and p.name != LOCKS]
         for entry in entries:
             files.remove(entry)
-        with suppress(OSError):  # not empty: somebody is at work
+        with suppress(OSError):  # not empty: a process holds a claim
             (self.folder / LOCKS).rmdir()
         return sum(not p.name.startswith(".") for p in entries)
 
@@ -239,49 +274,43 @@ class Store:
         with suppress(FileNotFoundError):  # another process found it at the same time
             os.replace(place, aside)
         warnings.warn(
-            f"the cached artifact {place.name} is damaged ({why}); set aside as {aside.name} and "
-            "computed again",
+            f"the cached artifact {place.name} is damaged ({why}); it was renamed to {aside.name} "
+            "and is computed again",
             stacklevel=3,
         )
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether what was read is damaged; no permission or no memory says nothing against it."""
+    """Return True if an error of a read means damage, and not a missing permission or memory."""
     if isinstance(error, OSError):
         return error.errno in _DAMAGE
     return not isinstance(error, MemoryError)
 
 
 def unwritable(place: Path, error: Exception) -> OSError:
-    """The error that says what could not be written, why, and the ways out."""
+    """Return an error with the path that could not be written, the cause and the remedies."""
     cause: BaseException | None = error
-    while cause and not isinstance(cause, OSError):  # torch and zipfile hide it behind their own
+    while cause and not isinstance(cause, OSError):  # torch and zipfile wrap it
         cause = cause.__cause__ or cause.__context__
     number, why = (cause.errno, cause.strerror) if cause else (errno.EIO, error)
     return OSError(
         number,
-        f"cannot write the work to {place} ({why}); free some space, or keep it in a folder that "
-        "can be written (MEMLENS_CACHE, --out). What was there before is intact: the same call "
-        "goes on from it",
+        f"cannot write to {place} ({why}); free some space, or choose a folder that can be written "
+        "(MEMLENS_CACHE, --out). Earlier results are intact, and the same call continues from them",
     )
 
 
 def verified(place: Path) -> dict[str, Any]:
-    """The configuration of the artifact in a folder, after every byte of its files was checked.
+    """Verify every byte of an artifact's files and return its config.
 
     Raises
     ------
     ValueError, KeyError, TypeError, AttributeError
-        If a file is not what was written, or is another artifact's.
+        If a file was changed or is another artifact's.
     OSError
         If a file is missing or cannot be read.
     """
-    text = (place / CONFIG).read_bytes()
-    config = json.loads(text)
-    if "sha256" in config:  # a artifact of before there were sums: only its arrays can be checked
-        if files.checksum(place / ARRAYS) != config["sha256"]:
-            raise ValueError(f"checksum of {ARRAYS} differs")
-        return config
+    config = json.loads((place / CONFIG).read_bytes())
     if (place / SUMS).read_bytes() != _sums(place):
         raise ValueError(f"checksums differ from those in {SUMS}")
     if config["key"] != place.name:
@@ -289,7 +318,7 @@ def verified(place: Path) -> dict[str, Any]:
     return config
 
 
-def _write_piece(folder: Path, key: str, artifact: Artifact) -> None:
+def _write_artifact(folder: Path, key: str, artifact: Artifact) -> None:
     with open(folder / ARRAYS, "wb") as file:
         np.savez(file, **artifact.arrays)
         file.flush()
@@ -302,12 +331,12 @@ def _write_piece(folder: Path, key: str, artifact: Artifact) -> None:
 
 @cache
 def software() -> dict[str, str]:
-    """Versions of what computes, by name: other ones may round otherwise."""
+    """Return the versions of Python, NumPy and torch: other versions may round differently."""
     versions = {name: metadata.version(name) for name in ("numpy", "torch")}
     return {"python": platform.python_version(), **versions}
 
 
 def _sums(folder: Path) -> bytes:
-    """What ``sha256sum`` prints of the files of a artifact: ``sha256sum -c`` can check it, too."""
+    """Return the checksums of an artifact's files in the format of ``sha256sum -c``."""
     lines = (f"{files.checksum(folder / name)}  {name}\n" for name in (ARRAYS, CONFIG))
     return "".join(lines).encode()

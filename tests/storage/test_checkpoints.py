@@ -1,4 +1,4 @@
-"""Unfinished work survives a kill, and ends as it would have ended."""
+"""Interrupted work continues from its checkpoint with the same results."""
 
 import os
 import time
@@ -61,38 +61,36 @@ def test_an_interrupted_training_ends_as_it_would_have_ended(tiny, tmp_path, cas
             assert np.array_equal(resumed.arrays[name], values, equal_nan=True), name
 
 
-def test_chance_in_a_net_is_of_the_epoch_not_of_what_ran_before(tiny):
+def test_dropout_depends_on_seed_and_epoch_only(tiny):
     once = train(with_dropout, tiny, SHORT)
     torch.manual_seed(77)
     state = torch.random.get_rng_state()
     again = train(with_dropout, tiny, SHORT)
     assert np.array_equal(once.trace.loss, again.trace.loss)
-    assert torch.equal(torch.random.get_rng_state(), state)  # nor does it leave a trace
+    assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is untouched
     other = train(with_dropout, tiny, replace(SHORT, seed=1))
     assert not np.array_equal(once.trace.loss, other.trace.loss)
 
 
-def test_other_software_than_began_it_is_told(tmp_path, monkeypatch):
+def test_a_checkpoint_of_other_software_is_warned_of(tmp_path, monkeypatch):
     checkpoint = TrainingCheckpoint(tmp_path / "a.checkpoint")
     with monkeypatch.context() as patched:
         patched.setattr(store, "software", lambda: {"torch": "1.0", "numpy": np.__version__})
         checkpoint.save({"epoch": 3})
-    with pytest.warns(UserWarning, match=r"begun with \{'torch': '1.0'\} and goes on with"):
+    with pytest.warns(UserWarning, match=r"written with \{'torch': '1.0'\} and is continued"):
         assert checkpoint.load() == {"epoch": 3}
     checkpoint.save({"epoch": 4})
-    assert checkpoint.load() == {
-        "epoch": 4
-    }  # and now without a word: a warning is an error in tests
+    assert checkpoint.load() == {"epoch": 4}  # no warning: it would be an error in tests
 
 
-def test_a_damaged_draft_is_set_aside_and_the_training_begun_again(tiny, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_again(tiny, tmp_path):
     path = tmp_path / "checkpoint.checkpoint"
     with pytest.raises(Killed):
         train("mlp", tiny, SHORT, checkpoint=Mortal(path, 3))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     path.write_bytes(content)
-    with pytest.warns(UserWarning, match="damaged .*checksum.*set aside as checkpoint.damaged"):
+    with pytest.warns(UserWarning, match="damaged .*checksum.*renamed to checkpoint.damaged"):
         run = train("mlp", tiny, SHORT, checkpoint=TrainingCheckpoint(path))
     assert np.array_equal(run.trace.loss, train("mlp", tiny, SHORT).trace.loss)
     for rubbish in (b"", b"short"):
@@ -101,7 +99,7 @@ def test_a_damaged_draft_is_set_aside_and_the_training_begun_again(tiny, tmp_pat
             assert TrainingCheckpoint(path).load() is None
 
 
-def test_a_draft_runs_no_code(tmp_path):
+def test_a_checkpoint_runs_no_code(tmp_path):
     import hashlib
     import pickle
 
@@ -110,14 +108,14 @@ def test_a_draft_runs_no_code(tmp_path):
             return os.mkdir, (str(tmp_path / "evil"),)
 
     data = pickle.dumps(Evil(), protocol=2)
-    seal = hashlib.sha256(b"d.checkpoint\0" + data).digest()  # the seal is right, the content evil
+    seal = hashlib.sha256(b"d.checkpoint\0" + data).digest()  # a valid checksum
     (tmp_path / "d.checkpoint").write_bytes(seal + data)
     with pytest.warns(UserWarning, match="damaged .*weights_only|damaged .*Weights only"):
         assert TrainingCheckpoint(tmp_path / "d.checkpoint").load() is None
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_draft_in_anothers_place_is_set_aside(tmp_path):
+def test_a_renamed_checkpoint_is_set_aside(tmp_path):
     TrainingCheckpoint(tmp_path / "a.checkpoint").save({"x": torch.arange(3)})
     os.replace(tmp_path / "a.checkpoint", tmp_path / "b.checkpoint")
     with pytest.warns(UserWarning, match="damaged .*checksum"):
@@ -125,7 +123,7 @@ def test_a_draft_in_anothers_place_is_set_aside(tmp_path):
     assert (tmp_path / "b.damaged").exists()
 
 
-def test_a_draft_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+def test_a_missing_permission_is_not_damage(tmp_path, monkeypatch):
     checkpoint = TrainingCheckpoint(tmp_path / "a.checkpoint")
     checkpoint.save({"x": 1})
 
@@ -151,11 +149,11 @@ def test_the_time_of_interrupted_processes_counts(tmp_path, monkeypatch):
     assert second.seconds == 7
 
 
-def test_a_failed_save_says_what_to_do_and_leaves_the_last_one(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     checkpoint = TrainingCheckpoint(tmp_path / "a.checkpoint")
     checkpoint.save({"x": 1})
 
-    def full(*_):  # as torch says it
+    def full(*_):  # as torch raises it
         try:
             raise OSError(28, "No space left on device")
         except OSError:
@@ -183,7 +181,7 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     assert checkpoint.is_due()
 
 
-def test_a_finished_job_leaves_no_draft(tiny, tmp_path, monkeypatch):
+def test_a_finished_job_leaves_no_checkpoint(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
     job = ml.Job("mlp", tiny, SHORT)
@@ -193,8 +191,8 @@ def test_a_finished_job_leaves_no_draft(tiny, tmp_path, monkeypatch):
     assert np.array_equal(run.trace.loss, train("mlp", tiny, SHORT).trace.loss)
 
 
-def test_a_draft_that_outlived_its_training_is_removed(tiny, tmp_path):
-    """A kill between the last write and the tidying."""
+def test_a_checkpoint_of_a_finished_training_is_removed(tiny, tmp_path):
+    """It was killed between the last write and the removal."""
     cache, job = store.Store(tmp_path), ml.Job("mlp", tiny, SHORT)
     ml.train_many([job], n_jobs=1, cache=cache)
     TrainingCheckpoint.of(cache, job.key).save({})
@@ -207,7 +205,7 @@ EPOCHS = 15
 
 
 def _train(folder):
-    """A process of its own: keeps a checkpoint after every epoch, and writes down how it ended."""
+    """Train with a checkpoint after every epoch, and write the result to a file."""
     torch.set_num_threads(1)
     os.environ["MEMLENS_CACHE"] = str(folder)
     checkpoints.SECONDS, checkpoints.SHARE = 0.0, 1e9
@@ -218,8 +216,8 @@ def _train(folder):
 
 
 @pytest.mark.slow
-def test_killed_for_real_it_goes_on(tmp_path, ready):
-    """SIGKILL at three moments of a real process; the end is that of an undisturbed one."""
+def test_a_killed_process_continues(tmp_path, ready):
+    """SIGKILL at three moments; the result is that of an uninterrupted process."""
 
     def start(name):
         process = ready.Process(target=_train, args=(tmp_path / name,))
@@ -232,7 +230,7 @@ def test_killed_for_real_it_goes_on(tmp_path, ready):
         assert process.exitcode == 0
         return (tmp_path / name / "end.txt").read_text()
 
-    def draft_age(after):
+    def checkpoint_age(after):
         while True:
             for path in (tmp_path / "killed" / ".checkpoints").glob("*.checkpoint"):
                 if path.stat().st_mtime_ns > after:
@@ -243,7 +241,7 @@ def test_killed_for_real_it_goes_on(tmp_path, ready):
     age, states = 0, []
     for wait in (0.0, 0.013, 0.031):
         process = start("killed")
-        age = draft_age(age)
+        age = checkpoint_age(age)
         time.sleep(wait)
         process.kill()
         process.join()

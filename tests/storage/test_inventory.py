@@ -1,4 +1,4 @@
-"""``memlens cache``: what lies in the store is listed, checked and removed, and nothing else is."""
+"""``memlens cache`` lists, verifies and removes the files of memlens and no others."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Artifact, Store
 
 RUN, SWEEP, FOLDS = (f"{kind}-{k:016x}" for k, kind in enumerate(("run", "sweep", "second_split")))
-BEGUN, DRAFTED = f"sweep-{7:016x}", f"run-{8:016x}"  # unfinished
+BEGUN, STARTED = f"sweep-{7:016x}", f"run-{8:016x}"  # both unfinished
 OTHERS = ("notes.txt", "run-1", "run-xyz", "request.json", ".hidden", "photos")
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """One of everything, and things that are not the store's."""
+    """An entry of each kind, and files that memlens did not write."""
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
     cache = Store(tmp_path)
     big = {"x": np.zeros(20_000)}
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
     cache.put(f"{BEGUN}.0-49", Artifact({}, {}, "50 x mlp", 20.0))
     cache.put(f"{SWEEP}.0-49", Artifact({}, {}, "50 x mlp"))  # finished
     cache.put(f"folds-{9:016x}.3-nets", Artifact({}, {}, "3 x mlp", 30.0))
-    for key in (DRAFTED, RUN):  # the second is finished
+    for key in (STARTED, RUN):  # the second is finished
         TrainingCheckpoint.of(cache, key).save({"net": torch.arange(3)})
     (tmp_path / ".checkpoints" / f".{RUN}.checkpoint.77.part").write_bytes(b"half")
     (tmp_path / f".{RUN}.77.part").mkdir()
@@ -54,13 +54,13 @@ ALL = sorted(["run", "sweep", "second_split", "part", "part", "checkpoint", *["d
               *["leftover"] * 5])  # fmt: skip
 
 
-def test_everything_of_the_store_is_seen_and_nothing_else(cache):
+def test_only_files_of_the_cache_are_listed(cache):
     assert kinds(cache) == ALL
     assert not {e.name for e in inventory.entries(cache.folder)} & set(OTHERS)
     assert inventory.entries(cache.folder / "nowhere") == []
 
 
-def test_a_table_says_what_size_age_and_cost(cache, capsys):
+def test_the_table_has_size_age_and_cost(cache, capsys):
     assert main(["cache"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
@@ -75,24 +75,24 @@ def test_a_table_says_what_size_age_and_cost(cache, capsys):
     assert capsys.readouterr().out.splitlines()[2].startswith("sweep ")
 
 
-def test_verify_names_what_is_damaged(cache, capsys):
+def test_verify_lists_damaged_entries(cache, capsys):
     assert main(["cache", "verify"]) == 0
     assert capsys.readouterr().out == "13 looked at, 0 damaged\n"
-    for path in (cache.folder / RUN / "config.json", TrainingCheckpoint.of(cache, DRAFTED).path):
+    for path in (cache.folder / RUN / "config.json", TrainingCheckpoint.of(cache, STARTED).path):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     (cache.folder / f"{BEGUN}.0-49" / "arrays.npz").unlink()
     before = kinds(cache)
     assert main(["cache", "verify"]) == 1
-    told = capsys.readouterr().out
-    for name in (f"{RUN}:", f"{DRAFTED}.checkpoint:", f"{BEGUN}.0-49: FileNotFoundError"):
-        assert name in told
-    assert told.endswith("13 looked at, 3 damaged\n")
-    assert kinds(cache) == before  # it only looks
+    printed = capsys.readouterr().out
+    for name in (f"{RUN}:", f"{STARTED}.checkpoint:", f"{BEGUN}.0-49: FileNotFoundError"):
+        assert name in printed
+    assert printed.endswith("13 looked at, 3 damaged\n")
+    assert kinds(cache) == before  # nothing is changed
 
 
-def test_clear_removes_all_of_it_or_what_was_chosen(cache, capsys):
+def test_clear_removes_all_or_the_chosen_entries(cache, capsys):
     assert main(["cache", "clear", "--kind", "part", "--yes"]) == 0
     assert "removed 2 entries" in capsys.readouterr().out
     assert main(["cache", "clear", "--older-than", "3", "--yes"]) == 0
@@ -103,7 +103,7 @@ def test_clear_removes_all_of_it_or_what_was_chosen(cache, capsys):
     assert {p.name for p in cache.folder.iterdir() if any(p.name == o for o in OTHERS)} == set(
         OTHERS
     )
-    assert main(["cache", "clear"]) == 0  # nothing is there, so nobody is asked
+    assert main(["cache", "clear"]) == 0  # without entries there is no question
     assert "in all 0 entries, 0 B" in capsys.readouterr().out
 
 
@@ -117,7 +117,7 @@ def test_clear_asks_first(cache, monkeypatch, capsys):
         assert kinds(cache) == left
 
 
-def test_what_a_process_is_at_work_on_is_left(cache, capsys):
+def test_clear_keeps_what_a_process_computes(cache, capsys):
     with locks.locked(cache.lock_of(SWEEP), "it"):
         assert main(["cache"]) == 0
         assert main(["cache", "clear", "--yes"]) == 0
@@ -126,7 +126,7 @@ def test_what_a_process_is_at_work_on_is_left(cache, capsys):
     assert set(kinds(cache)) == {"sweep", "leftover", "damaged"}
 
 
-def test_the_folder_of_a_score_is_looked_into(cache, tmp_path, capsys):
+def test_the_output_folder_of_an_audit_is_accepted(cache, tmp_path, capsys):
     scored = tmp_path / "photos"
     Store(scored / "run").put(RUN, Artifact({}, {}))
     (scored / "run" / "request.json").write_text(json.dumps({}))
@@ -135,11 +135,11 @@ def test_the_folder_of_a_score_is_looked_into(cache, tmp_path, capsys):
         assert "in all 1 entry" in capsys.readouterr().out
     assert main(["cache", "--folder", str(tmp_path / "nowhere")]) == 2
     assert main(["cache", "--kind", "sweeps"]) == 2
-    assert "there is: damaged, checkpoint, leftover, part, run" in capsys.readouterr().err
+    assert "the kinds here are: checkpoint, damaged, leftover, part, run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", ["[]", '{"seconds": "long"}', "\0", "[" * 99_999])
-def test_a_damaged_piece_can_still_be_listed_and_removed(cache, config):
+def test_a_damaged_artifact_can_be_listed_and_removed(cache, config):
     (cache.folder / RUN / "config.json").write_text(config)
     (entry,) = inventory.chosen(inventory.entries(cache.folder), "run")
     assert entry.seconds is None
@@ -147,7 +147,7 @@ def test_a_damaged_piece_can_still_be_listed_and_removed(cache, config):
     assert RUN not in cache
 
 
-def test_what_vanishes_meanwhile_is_no_damage(cache):
+def test_an_entry_removed_by_another_process_is_not_damaged(cache):
     found = inventory.entries(cache.folder)
     cache.clear()
     assert inventory.verify(found) == []

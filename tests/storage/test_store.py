@@ -1,4 +1,4 @@
-"""The store: atomic writes, keys, damaged artifacts."""
+"""The cache: atomic writes, keys, damaged artifacts."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ import torch
 from memlens.storage import store
 from memlens.storage.store import Artifact, Store
 
-PIECE = Artifact({"x": np.arange(6.0).reshape(2, 3)}, {"epochs": 3})
+ARTIFACT = Artifact({"x": np.arange(6.0).reshape(2, 3)}, {"epochs": 3})
 
 
 @pytest.fixture
@@ -23,38 +23,38 @@ def cache(tmp_path):
     return Store(tmp_path)
 
 
-def test_a_piece_comes_back_as_it_was_put(cache):
-    cache.put("run-1", PIECE)
+def test_an_artifact_is_read_as_it_was_written(cache):
+    cache.put("run-1", ARTIFACT)
     found = cache.get("run-1")
-    assert np.array_equal(found.arrays["x"], PIECE.arrays["x"])
-    assert found.meta == PIECE.meta
+    assert np.array_equal(found.arrays["x"], ARTIFACT.arrays["x"])
+    assert found.meta == ARTIFACT.meta
     assert cache.get("run-2") is None
 
 
-def test_the_first_of_two_equal_pieces_stays(cache):
-    cache.put("run-1", PIECE)
-    cache.put("run-1", PIECE)
+def test_an_existing_artifact_is_kept(cache):
+    cache.put("run-1", ARTIFACT)
+    cache.put("run-1", ARTIFACT)
     assert [p.name for p in cache.folder.iterdir()] == ["run-1"]
 
 
 @pytest.mark.parametrize("where", [0.02, 0.3, 0.6, 0.98])
 def test_a_flipped_byte_is_detected_and_set_aside(cache, where):
-    cache.put("run-1", PIECE)
+    cache.put("run-1", ARTIFACT)
     path = cache.folder / "run-1" / "arrays.npz"
     data = bytearray(path.read_bytes())
     data[int(where * len(data))] ^= 1
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"run-1 is damaged .*set aside as \.damaged-run-1"):
+    with pytest.warns(UserWarning, match=r"run-1 is damaged .*renamed to \.damaged-run-1"):
         assert cache.get("run-1") is None
     assert (cache.folder / ".damaged-run-1").is_dir()
-    cache.put("run-1", PIECE)
+    cache.put("run-1", ARTIFACT)
     assert cache.get("run-1") is not None
 
 
 @pytest.mark.parametrize("name", ["arrays.npz", "config.json"])
 def test_a_truncated_or_missing_file_is_detected(cache, name):
     for harm in (lambda p: p.write_bytes(p.read_bytes()[:-7]), lambda p: p.unlink()):
-        cache.put("run-1", PIECE)
+        cache.put("run-1", ARTIFACT)
         harm(cache.folder / "run-1" / name)
         with pytest.warns(UserWarning, match="damaged"):
             assert cache.get("run-1") is None
@@ -62,59 +62,47 @@ def test_a_truncated_or_missing_file_is_detected(cache, name):
 
 @pytest.mark.parametrize("name", ["arrays.npz", "config.json", "SHA256SUMS"])
 def test_any_changed_byte_of_any_file_is_detected(cache, name):
-    cache.put("run-1", PIECE)
+    cache.put("run-1", ARTIFACT)
     path = cache.folder / "run-1" / name
     whole = path.read_bytes()
     for at in range(0, len(whole), 5):
         changed = bytearray(whole)
-        changed[at] ^= 32  # of a letter the case, of a space nothing that JSON would miss
+        changed[at] ^= 32  # changes the case of a letter
         path.write_bytes(changed)
         with pytest.raises((ValueError, KeyError, TypeError)):
             store.verified(path.parent)
     path.write_bytes(whole)
-    assert store.verified(path.parent)["meta"] == PIECE.meta
+    assert store.verified(path.parent)["meta"] == ARTIFACT.meta
 
 
-def test_another_pieces_folder_under_this_name_is_detected(cache):
-    cache.put("run-1", PIECE)
+def test_a_renamed_artifact_is_detected(cache):
+    cache.put("run-1", ARTIFACT)
     os.replace(cache.folder / "run-1", cache.folder / "run-2")
     with pytest.warns(UserWarning, match="run-2 is damaged .*it is the artifact run-1"):
         assert cache.get("run-2") is None
 
 
-def test_a_file_where_a_piece_should_be_is_set_aside(cache):
+def test_a_file_in_place_of_an_artifact_is_set_aside(cache):
     for read in (True, False):
         (cache.folder / "run-1").write_text("foreign")
         with pytest.warns(UserWarning, match="run-1 is damaged"):
             if read:
                 assert cache.get("run-1") is None
-            cache.put("run-1", PIECE)
-        assert cache.get("run-1").meta == PIECE.meta
+            cache.put("run-1", ARTIFACT)
+        assert cache.get("run-1").meta == ARTIFACT.meta
         cache.remove("run-1")
 
 
 @pytest.mark.parametrize("config", ["[]", "3", "{}", '{"sha256": 1}', "[" * 99_999, "\0"])
-def test_a_foreign_config_is_damage_and_no_crash(cache, config):
-    cache.put("run-1", PIECE)
+def test_a_foreign_config_is_damage(cache, config):
+    cache.put("run-1", ARTIFACT)
     (cache.folder / "run-1" / "config.json").write_text(config)
     with pytest.warns(UserWarning, match="damaged"):
         assert cache.get("run-1") is None
 
 
-def test_a_piece_of_before_there_were_sums_is_still_read(cache):
-    cache.put("run-1", PIECE)
-    place = cache.folder / "run-1"
-    old = {"sha256": store.files.checksum(place / "arrays.npz"), "meta": PIECE.meta}
-    (place / "config.json").write_text(json.dumps(old))
-    (place / "SHA256SUMS").unlink()
-    assert (cache.get("run-1").meta, cache.get("run-1").seconds) == (PIECE.meta, None)
-    (place / "arrays.npz").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="checksum of arrays.npz differs"):
-        assert cache.get("run-1") is None
-
-
-def test_too_many_open_files_is_no_damage(cache, monkeypatch):
-    cache.put("run-1", PIECE)
+def test_too_many_open_files_is_not_damage(cache, monkeypatch):
+    cache.put("run-1", ARTIFACT)
 
     def refuse(_):
         raise OSError(errno.EMFILE, "Too many open files")
@@ -125,41 +113,41 @@ def test_too_many_open_files_is_no_damage(cache, monkeypatch):
     assert "run-1" in cache
 
 
-def test_who_was_quicker_by_a_moment_wins(cache, monkeypatch):
-    """The other process finishes between the look and the move."""
+def test_the_first_of_two_writers_wins(cache, monkeypatch):
+    """The other process finishes between the check and the rename."""
     real = os.replace
 
     def late(source, target):
         if target == cache.folder / "run-1" and not target.exists():
             monkeypatch.setattr(os, "replace", real)
-            cache.put("run-1", PIECE)
+            cache.put("run-1", ARTIFACT)
         real(source, target)
 
     monkeypatch.setattr(os, "replace", late)
     cache.put("run-1", Artifact({"x": np.zeros(3)}, {}))
-    assert cache.get("run-1").meta == PIECE.meta
+    assert cache.get("run-1").meta == ARTIFACT.meta
     assert [p.name for p in cache.folder.iterdir()] == ["run-1"]
 
 
-def test_a_removal_that_is_killed_leaves_no_half_piece(cache, monkeypatch):
-    cache.put("run-1", PIECE)
+def test_a_killed_removal_leaves_no_incomplete_artifact(cache, monkeypatch):
+    cache.put("run-1", ARTIFACT)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before
     cache.remove("run-1")
     assert "run-1" not in cache
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux names open files so")
-def test_names_reach_the_disk_too(cache, monkeypatch):
+def test_names_are_flushed_to_the_disk(cache, monkeypatch):
     """Each new name is followed by an fsync of the folder that holds it, each file by its own."""
     done, synced = [], []
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(b.parent), real(a, b)))
     monkeypatch.setattr(os, "fsync", lambda n: synced.append(os.readlink(f"/proc/self/fd/{n}")))
     monkeypatch.setattr(store.files, "flush_folder", lambda f: synced.append(str(f)))
-    cache.put("run-1", PIECE)
+    cache.put("run-1", ARTIFACT)
     assert [str(folder) for folder in done if str(folder) not in synced] == []
     assert {os.path.basename(name).split(".")[0] for name in synced} >= {"arrays"}
-    assert synced[-1] == str(cache.folder)  # the last of all: then the artifact is there
+    assert synced[-1] == str(cache.folder)  # last of all
 
 
 def test_no_pickle_is_ever_loaded(cache):
@@ -168,21 +156,21 @@ def test_no_pickle_is_ever_loaded(cache):
         assert cache.get("run-1") is None
 
 
-def test_clear_counts_pieces_and_removes_leftovers(cache):
-    cache.put("run-1", PIECE)
+def test_clear_counts_artifacts_and_removes_leftovers(cache):
+    cache.put("run-1", ARTIFACT)
     (cache.folder / ".run-2.77.part").mkdir()
     assert cache.clear() == 1
     assert not list(cache.folder.iterdir())
     assert Store(cache.folder / "nowhere").clear() == 0
 
 
-def test_an_unwritable_cache_is_named_with_a_way_out(tmp_path):
+def test_an_unwritable_cache_is_reported_with_a_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="MEMLENS_CACHE"):
-        Store(tmp_path / "file").put("run-1", PIECE)
+        Store(tmp_path / "file").put("run-1", ARTIFACT)
 
 
-def _write_for_ever(folder):
+def _write_forever(folder):
     cache = Store(folder)
     big = Artifact({"x": np.zeros(200_000)}, {})
     while True:
@@ -190,9 +178,9 @@ def _write_for_ever(folder):
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_whole_pieces_only(tmp_path, ready):
+def test_a_kill_leaves_complete_artifacts_only(tmp_path, ready):
     for attempt in range(5):
-        writer = ready.Process(target=_write_for_ever, args=(tmp_path,))
+        writer = ready.Process(target=_write_forever, args=(tmp_path,))
         writer.start()
         deadline = time.monotonic() + 60
         while not any(tmp_path.glob("run-*")) and time.monotonic() < deadline:
@@ -222,7 +210,7 @@ class AuditConfig:
     steps: tuple = (1, 2)
 
 
-def test_fingerprints_tell_things_apart():
+def test_different_values_have_different_fingerprints():
     base = [AuditConfig(), torch.arange(3), {"a": 1, "b": None}, "x"]
     others = [
         [AuditConfig(lr=0.2), *base[1:]],
@@ -239,17 +227,17 @@ def test_fingerprints_tell_things_apart():
         store.fingerprint(lambda: 0)
 
 
-def test_code_version_sees_code_and_not_comments(monkeypatch, tmp_path):
+def test_code_version_ignores_comments(monkeypatch, tmp_path):
     monkeypatch.setattr(store, "PACKAGE", tmp_path)
     versions = []
     for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
-        (tmp_path / "room.py").write_text(text)
+        (tmp_path / "module.py").write_text(text)
         versions.append(store.code_version())
     assert versions[0] == versions[1] != versions[2]
 
 
 def test_config_is_readable_by_a_person(cache):
-    cache.put("run-1", PIECE)
+    cache.put("run-1", ARTIFACT)
     config = json.loads((cache.folder / "run-1" / "config.json").read_text())
     assert config["meta"] == {"epochs": 3}
     assert config["made_by"]["torch"] == torch.__version__.partition("+")[0]
