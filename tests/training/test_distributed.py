@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,12 +231,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_a_piece_that_others_train_is_waited_for_by_all(tmp_path):
     """The first process waits for the lock, and tells the others until it has it."""
     cache, told = store.Store(tmp_path), []
-    with cache.claim("run-0"):
+    with ThreadPoolExecutor(1) as other:  # a second claim of the same thread would be refused
+        claim = cache.claim("run-0")
+        other.submit(claim.__enter__).result()
         said = []
         first = SimpleNamespace(rank=0, broadcast=lambda value: said.append(value) or _enough(said))
         with pytest.raises(RuntimeError, match="enough"), launch._claimed("run-0", first, cache):
             pytest.fail("it was not waited for")
         assert said == [False] * 4
+        other.submit(claim.__exit__, None, None, None).result()
     first.broadcast = told.append
     with launch._claimed("run-0", first, cache):
         assert told == [True] and locks.is_held(cache.lock_of("run-0"))
