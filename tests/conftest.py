@@ -101,7 +101,7 @@ def pets(
 
     found = _pets(colour=request.param)
     monkeypatch.setenv("MEMLENS_DATA", str(tmp_path))
-    monkeypatch.setitem(imagesets.SETS, "pets", _facts_of(found))
+    monkeypatch.setitem(imagesets.SETS, "pets", _spec_of(found))
     np.savez(tmp_path / "pets.npz", **found)
     return found, tmp_path / "pets.npz"
 
@@ -120,18 +120,18 @@ def _pets(colour):
     }
 
 
-def _facts_of(found):
-    """Facts as they would be written down for these arrays."""
+def _spec_of(found):
+    """Return the specification of these arrays."""
     import hashlib
 
-    from memlens.data.imagesets import Facts
+    from memlens.data.imagesets import ImageSetSpec
 
     def digest(values):
         return hashlib.sha256(values.astype("uint8").tobytes()).hexdigest()[:16]
 
     x, parts = found["x_train"], ("train", "test")
     pixels = x.reshape(-1, x.shape[-1] if x.ndim == 4 else 1)
-    return Facts(
+    return ImageSetSpec(
         torchvision="CIFAR10",
         shape=x.shape[1:],
         counts=(10, 3),

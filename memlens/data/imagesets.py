@@ -26,7 +26,7 @@ N_SPOTS = 10  # images looked at in each part: a shuffled file passes none but b
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageSetSpec:
     """What is known of an image set, whoever wrote the file.
 
     Attributes
@@ -63,8 +63,8 @@ def _words(text: str) -> tuple[str, ...]:
 # shrews, skunks) only the class is sure; a checksum of its images would refuse the true order, so
 # that ten sure ones are looked at instead. First labels, counts and means of CIFAR-10 are as widely
 # printed; nothing here tells whether its images fit their labels.
-SETS: dict[str, Facts] = {
-    "mnist": Facts(
+SETS: dict[str, ImageSetSpec] = {
+    "mnist": ImageSetSpec(
         "MNIST", (28, 28),
         ((5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
          (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)),
@@ -72,7 +72,7 @@ SETS: dict[str, Facts] = {
         ("1feba77c54802fa5", "ddeff807876a9661"), (0.1307,), tuple("0123456789"),
         images_sha256=("741c988805d008ac", "6d87418db22cc802"),
     ),
-    "fashion_mnist": Facts(
+    "fashion_mnist": ImageSetSpec(
         "FashionMNIST", (28, 28), (6000, 1000),
         ((9, 0, 0, 3, 0, 2, 7, 2), (9, 2, 1, 1, 6, 1, 4, 6)),
         ("657fbd221bfc9f41", "3d0e6c6ea990b53b"), (0.2860,),
@@ -80,12 +80,12 @@ SETS: dict[str, Facts] = {
          "Ankle boot"),
         images_sha256=("2e487a6c89124f78", "c867c93ff9536059"),
     ),
-    "cifar10": Facts(
+    "cifar10": ImageSetSpec(
         "CIFAR10", (32, 32, 3), (5000, 1000),
         ((6, 9, 9, 4, 1, 1, 2, 7), (3, 8, 8, 0, 6, 6, 1, 6)), None, (0.4914, 0.4822, 0.4465),
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
-    "cifar100": Facts(
+    "cifar100": ImageSetSpec(
         "CIFAR100", (32, 32, 3), (500, 100),
         ((19, 29, 0, 11, 1, 86, 90, 28), (49, 33, 72, 51, 71, 92, 15, 14)),
         ("9f11b9f97aad759b", "4dad7d09c7c97d33"), (0.5071, 0.4865, 0.4409),
@@ -136,14 +136,14 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
         raise ValueError(f"only imagenet takes a root, not {name}; MEMLENS_DATA moves all files")
     if name in LOADERS:
         return LOADERS[name]()
-    path, facts = store.data_dir() / f"{name}.npz", SETS[name]
+    path, spec = store.data_dir() / f"{name}.npz", SETS[name]
     if path.exists():
         arrays, source = read_npz(path), str(path)
     else:
         arrays, source = download(name, path), f"the download of {name}"
-    check(arrays, facts, source)
+    check(arrays, spec, source)
     parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
-    return from_arrays(name, *parts, class_names=facts.class_names)
+    return from_arrays(name, *parts, class_names=spec.class_names)
 
 
 def _imagenet(root: Path) -> Dataset:
@@ -232,7 +232,7 @@ def download(name: str, path: Path) -> Arrays:
     return arrays
 
 
-def check(arrays: Arrays, facts: Facts, source: str) -> None:
+def check(arrays: Arrays, spec: ImageSetSpec, source: str) -> None:
     """Compare images and labels with what is known of them.
 
     Raises
@@ -241,7 +241,7 @@ def check(arrays: Arrays, facts: Facts, source: str) -> None:
         Naming the source, what was found, and what was expected.
     """
     for i, part in enumerate(PARTS):
-        problem = _problem(arrays[f"x_{part}"], arrays[f"y_{part}"], facts, i)
+        problem = _problem(arrays[f"x_{part}"], arrays[f"y_{part}"], spec, i)
         if problem:
             raise ValueError(
                 f"{source}, {part} part: {problem}. It is another set, altered, or in another "
@@ -249,40 +249,40 @@ def check(arrays: Arrays, facts: Facts, source: str) -> None:
             )
 
 
-def _problem(x: np.ndarray, y: np.ndarray, facts: Facts, part: int) -> str:
+def _problem(x: np.ndarray, y: np.ndarray, spec: ImageSetSpec, part: int) -> str:
     """What is wrong with a part (0: train, 1: test); nothing: an empty text."""
-    n = int(np.broadcast_to(facts.counts[part], len(facts.class_names)).sum())
-    if x.dtype != np.uint8 or x.shape != (n, *facts.shape):
-        return f"images are {x.dtype} {x.shape}, expected uint8 {(n, *facts.shape)}"
-    return _label_problem(y, facts, part) or _image_problem(x, facts, part)
+    n = int(np.broadcast_to(spec.counts[part], len(spec.class_names)).sum())
+    if x.dtype != np.uint8 or x.shape != (n, *spec.shape):
+        return f"images are {x.dtype} {x.shape}, expected uint8 {(n, *spec.shape)}"
+    return _label_problem(y, spec, part) or _image_problem(x, spec, part)
 
 
-def _label_problem(y: np.ndarray, facts: Facts, part: int) -> str:
-    n_classes = len(facts.class_names)
-    counts = np.broadcast_to(facts.counts[part], n_classes)
+def _label_problem(y: np.ndarray, spec: ImageSetSpec, part: int) -> str:
+    n_classes = len(spec.class_names)
+    counts = np.broadcast_to(spec.counts[part], n_classes)
     if y.shape != (counts.sum(),) or y.dtype.kind not in "iu":
         return f"labels are {y.dtype} {y.shape}, expected whole numbers ({counts.sum()},)"
     if y.min() < 0 or y.max() >= n_classes:
         return f"labels go from {y.min()} to {y.max()}, expected 0 to {n_classes - 1}"
     if not np.array_equal(found := np.bincount(y, minlength=n_classes), counts):
         return f"classes have {found.tolist()} samples, expected {counts.tolist()}"
-    if tuple(y[: len(facts.first[part])].tolist()) != facts.first[part]:
-        return f"the first labels are {y[:8].tolist()}, expected {list(facts.first[part])}"
-    if facts.labels_sha256 and _sha(y.astype(np.uint8)) != facts.labels_sha256[part]:
+    if tuple(y[: len(spec.first[part])].tolist()) != spec.first[part]:
+        return f"the first labels are {y[:8].tolist()}, expected {list(spec.first[part])}"
+    if spec.labels_sha256 and _sha(y.astype(np.uint8)) != spec.labels_sha256[part]:
         return "the labels' checksum differs"
     return ""
 
 
-def _image_problem(x: np.ndarray, facts: Facts, part: int) -> str:
-    mean = x.reshape(len(x), -1, len(facts.mean)).mean(axis=(0, 1)) / 255
-    if part == 0 and np.abs(mean - facts.mean).max() > MEAN_TOLERANCE:
-        return f"the mean of the pixels is {mean.round(4).tolist()}, expected {list(facts.mean)}"
-    if facts.spots:
+def _image_problem(x: np.ndarray, spec: ImageSetSpec, part: int) -> str:
+    mean = x.reshape(len(x), -1, len(spec.mean)).mean(axis=(0, 1)) / 255
+    if part == 0 and np.abs(mean - spec.mean).max() > MEAN_TOLERANCE:
+        return f"the mean of the pixels is {mean.round(4).tolist()}, expected {list(spec.mean)}"
+    if spec.spots:
         at = np.arange(0, len(x), len(x) // N_SPOTS)[:N_SPOTS]
-        wrong = np.abs(spots(x) - facts.spots[part]) > MEAN_TOLERANCE
+        wrong = np.abs(spots(x) - spec.spots[part]) > MEAN_TOLERANCE
         if wrong.any():
             return f"the images at {at[wrong].tolist()} do not belong there"
-    if facts.images_sha256 and _sha(x) != facts.images_sha256[part]:
+    if spec.images_sha256 and _sha(x) != spec.images_sha256[part]:
         return "the images' checksum differs"
     return ""
 
