@@ -1,15 +1,14 @@
-"""Data sets by name: digits, the papers' image sets with what is known of them checked, ImageNet.
+"""Data sets by name: digits, the papers' image sets, ImageNet.
 
-An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or else downloaded
-there through torchvision. Scores and published memorization are joined by position, so that the
-order of a file matters as much as its pixels: what is known of both is checked, and a file that
-fails is refused. `SETS` says what is known; of CIFAR-10's images it is no more than their mean.
+An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or downloaded there
+through torchvision. Scores and published memorization are joined by position, so the order of a
+file matters as much as its pixels: both are compared with the specification in `SETS`, and a file
+that differs is refused. For the images of CIFAR-10 the specification has no more than their mean.
 """
 
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,25 +21,32 @@ from memlens.storage.store import Arrays
 
 PARTS = ("train", "test")
 MEAN_TOLERANCE = 5e-4  # of means in [0, 1]: the published ones have four digits
-N_SPOTS = 10  # images looked at in each part: a shuffled file passes none but by chance
+N_COMPARED = 10  # images compared in each part; a shuffled file passes only by chance
 
 
 @dataclass(frozen=True)
 class ImageSetSpec:
-    """What is known of an image set, whoever wrote the file.
+    """Known properties of an image set, with which every file of it is compared.
 
     Attributes
     ----------
-    torchvision : str, the class in ``torchvision.datasets`` that downloads it
-    shape : tuple, of an image: (height, width) or (height, width, 3)
-    counts : samples of each class in train and in test, one number where all classes have as many
-    first : the first eight labels of train and of test
-    labels_sha256 : of all labels as uint8, 16 hex digits, train and test; None where not known
-    mean : of the training pixels in [0, 1], one a channel
+    torchvision : str
+        The class in ``torchvision.datasets`` that downloads the set.
+    shape : tuple
+        Of an image: (height, width) or (height, width, 3).
+    counts : pair
+        Samples of each class in train and in test; one number if it is the same for all classes.
+    first : pair
+        The first eight labels of train and of test.
+    labels_sha256 : pair or None
+        Of all labels as uint8, 16 hex digits, of train and test; None if unknown.
+    mean : tuple
+        Of the training pixels in [0, 1], one per channel.
     class_names : tuple of str
-    images_sha256 : of all pixels in C order, 16 hex digits, train and test; None where not known
-    spots : mean in [0, 1] of channel 0 over the upper half of each of ``N_SPOTS`` evenly spaced
-        images, train and test; None where not known
+    images_sha256 : pair or None
+        Of all pixels in C order, 16 hex digits, of train and test; None if unknown.
+    image_means : pair or None
+        The `image_means` of train and test; None if unknown.
     """
 
     torchvision: str
@@ -51,18 +57,18 @@ class ImageSetSpec:
     mean: tuple[float, ...]
     class_names: tuple[str, ...]
     images_sha256: tuple[str, str] | None = None
-    spots: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    image_means: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# First labels, counts, checksums and spots of MNIST, Fashion-MNIST and CIFAR-100 were computed from
-# copies in the original order. Of 82 training and 23 test images of that CIFAR-100 (beavers,
-# shrews, skunks) only the class is sure; a checksum of its images would refuse the true order, so
-# that ten sure ones are looked at instead. First labels, counts and means of CIFAR-10 are as widely
-# printed; nothing here tells whether its images fit their labels.
+# First labels, counts, checksums and image means of MNIST, Fashion-MNIST and CIFAR-100 were
+# computed from copies in the original order. For 82 training and 23 test images of that CIFAR-100
+# (beavers, shrews, skunks) only the class is certain: a checksum of its images would refuse the
+# true order, so ten images in certain positions are compared instead. First labels, counts and
+# means of CIFAR-10 are those found in print; its images cannot be compared with their labels.
 SETS: dict[str, ImageSetSpec] = {
     "mnist": ImageSetSpec(
         "MNIST", (28, 28),
@@ -98,44 +104,53 @@ SETS: dict[str, ImageSetSpec] = {
         skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
         telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
         woman worm"""),
-        spots=((.6587, .4600, .3812, .3263, .6340, .5615, .8215, .5447, .4427, .8140),
-               (.8646, .4003, .4468, .3160, .5795, .4064, .4974, .2385, .3109, .5317)),
+        image_means=((.6587, .4600, .3812, .3263, .6340, .5615, .8215, .5447, .4427, .8140),
+                     (.8646, .4003, .4468, .3160, .5795, .4064, .4974, .2385, .3109, .5317)),
     ),
 }  # fmt: skip
-LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits}
 IMAGENET_COUNTS = (1_281_167, 50_000)  # of the 1,000 classes of ILSVRC 2012, train and validation
 
 
 def load(name: str, *, root: str | Path | None = None) -> Dataset:
-    """A data set by name, in its original order.
+    """Load a data set by name, in its original order.
 
-    Image sets are standardised: a net's input has mean 0 and standard deviation 1 in each channel
-    of the training images. Digits are not. The images of "imagenet" are decoded when they are asked
-    for (`memlens.data.folders`); with its 1,000 classes, another number of images is warned of.
+    Image sets are standardised: the network's input has mean 0 and standard deviation 1 in each
+    channel of the training images. Digits are not. The images of "imagenet" are decoded on access
+    (`memlens.data.folders`); a warning is issued if 1,000 classes have another number of images.
 
     Parameters
     ----------
     name : str
+        "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or "imagenet".
     root : path, optional
-        Of "imagenet" only: the folder that holds ``train/<class>/`` and ``val/<class>/``; by
-        default ``imagenet`` in the data folder.
+        For "imagenet" only: the folder with ``train/<class>/`` and ``val/<class>/``; by default
+        ``imagenet`` in the data folder.
 
     Raises
     ------
     ValueError
-        If the name is unknown, or a file is not what it should be; the message says what to do.
+        If the name is unknown, or a file differs from the set's specification.
     FileNotFoundError
-        If the set is not there and cannot be downloaded; the message says where to put it.
+        If the file does not exist and the set cannot be downloaded; the message says where to put
+        the file.
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> ml.load("digits")
+    Dataset(digits: 1,437 training samples, 360 test samples, 10 classes, images (1, 8, 8) uint8)
     """
     if name == "imagenet":
         return _imagenet(store.data_dir() / name if root is None else Path(root))
-    known = sorted([*LOADERS, *SETS, "imagenet"])
+    known = sorted(["digits", *SETS, "imagenet"])
     if name not in known:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
     if root is not None:
-        raise ValueError(f"only imagenet takes a root, not {name}; MEMLENS_DATA moves all files")
-    if name in LOADERS:
-        return LOADERS[name]()
+        raise ValueError(
+            f"only imagenet takes a root, not {name}; set MEMLENS_DATA to change the data folder"
+        )
+    if name == "digits":
+        return load_digits()
     path, spec = store.data_dir() / f"{name}.npz", SETS[name]
     if path.exists():
         arrays, source = read_npz(path), str(path)
@@ -151,32 +166,31 @@ def _imagenet(root: Path) -> Dataset:
         data = folder_dataset("imagenet", root)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}: load('imagenet', root=...). It is not downloaded: by its terms, each user "
-            "gets a copy from image-net.org"
+            f"{error}: load('imagenet', root=...). It is not downloaded: its terms require that "
+            "each user requests a copy from image-net.org"
         ) from error
     found = len(data.train), len(data.test)
     if data.n_classes == 1000 and found != IMAGENET_COUNTS:
         warnings.warn(
-            "{} has {:,} training and {:,} test images, ImageNet {:,} and {:,}: indices are not "
-            "those of the full set".format(root, *found, *IMAGENET_COUNTS),
+            "{} has {:,} training and {:,} test images, ImageNet {:,} and {:,}: the indices differ "
+            "from those of the full set".format(root, *found, *IMAGENET_COUNTS),
             stacklevel=3,
         )
     return data
 
 
 def as_images(x: np.ndarray) -> np.ndarray:
-    """Images (n, height, width) or (n, height, width, 3) as (n, channels, height, width)."""
+    """Convert (n, height, width) or (n, height, width, 3) to (n, channels, height, width)."""
     return x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
 def read_npz(path: Path) -> Arrays:
-    """The arrays of a file; nothing in it is unpickled.
+    """Read the arrays x_train, y_train, x_test, y_test of an image set; nothing is unpickled.
 
     Raises
     ------
     ValueError
-        If the file is truncated, is no .npz, holds Python objects, or lacks one of the arrays
-        x_train, y_train, x_test, y_test.
+        If one of the arrays is missing, or as `plain_arrays`.
     """
     arrays = plain_arrays(path)
     needed = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
@@ -186,36 +200,38 @@ def read_npz(path: Path) -> Arrays:
 
 
 def plain_arrays(path: Path, only: str | None = None) -> Arrays:
-    """All arrays of an .npz, or the one named if it is there; nothing in it is unpickled.
+    """Read all arrays of an .npz, or only the named one, if any; nothing is unpickled.
 
     Raises
     ------
     ValueError
-        If the file is truncated, is no .npz, or holds Python objects.
+        If the file is truncated, is not an .npz, or holds Python objects.
     """
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if only in (None, name)}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): it is damaged, or no .npz of plain arrays; put a "
-            "good copy in its place"
+            f"{path} cannot be read ({error}): it is damaged, or not an .npz of plain arrays; "
+            "replace it with a good copy"
         ) from error
 
 
 def download(name: str, path: Path) -> Arrays:
-    """The arrays of an image set, as torchvision downloads it into the data folder.
+    """Download an image set into the data folder with torchvision, and return its arrays.
 
     Raises
     ------
+    ImportError
+        If torchvision is not installed.
     FileNotFoundError
-        If that fails; the message says which file to put where.
+        If the download fails; the message has the expected path and arrays.
     """
     try:
-        from torchvision import datasets  # it takes a second, which other data sets do not pay
+        from torchvision import datasets  # takes a second
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{name} is not at {path}, and torchvision would download it: pip install "
+            f"{name} is not at {path}, and its download needs torchvision: pip install "
             "'memlens[notebooks]', or put a file there"
         ) from error
     kind, arrays = getattr(datasets, SETS[name].torchvision), {}
@@ -227,30 +243,30 @@ def download(name: str, path: Path) -> Arrays:
         raise FileNotFoundError(
             f"{name} is not at {path}, and cannot be downloaded ({error}); put a file there with "
             "the arrays x_train, y_train, x_test, y_test (uint8 images, labels, original order), "
-            "or set MEMLENS_DATA to a folder that has it"
+            "or set MEMLENS_DATA to a folder that has one"
         ) from error
     return arrays
 
 
 def check(arrays: Arrays, spec: ImageSetSpec, source: str) -> None:
-    """Compare images and labels with what is known of them.
+    """Compare images and labels with a specification.
 
     Raises
     ------
     ValueError
-        Naming the source, what was found, and what was expected.
+        If they differ; the message has the source, the found and the expected values.
     """
     for i, part in enumerate(PARTS):
         problem = _problem(arrays[f"x_{part}"], arrays[f"y_{part}"], spec, i)
         if problem:
             raise ValueError(
-                f"{source}, {part} part: {problem}. It is another set, altered, or in another "
-                "order; scores could not be traced to its images: put the original in its place"
+                f"{source}, {part} part: {problem}. The set is another one, changed or in another "
+                "order, so scores cannot be joined to its images: replace it with the original"
             )
 
 
 def _problem(x: np.ndarray, y: np.ndarray, spec: ImageSetSpec, part: int) -> str:
-    """What is wrong with a part (0: train, 1: test); nothing: an empty text."""
+    """Describe the first difference of a part (0: train, 1: test); "" if there is none."""
     n = int(np.broadcast_to(spec.counts[part], len(spec.class_names)).sum())
     if x.dtype != np.uint8 or x.shape != (n, *spec.shape):
         return f"images are {x.dtype} {x.shape}, expected uint8 {(n, *spec.shape)}"
@@ -261,9 +277,9 @@ def _label_problem(y: np.ndarray, spec: ImageSetSpec, part: int) -> str:
     n_classes = len(spec.class_names)
     counts = np.broadcast_to(spec.counts[part], n_classes)
     if y.shape != (counts.sum(),) or y.dtype.kind not in "iu":
-        return f"labels are {y.dtype} {y.shape}, expected whole numbers ({counts.sum()},)"
+        return f"labels are {y.dtype} {y.shape}, expected integers ({counts.sum()},)"
     if y.min() < 0 or y.max() >= n_classes:
-        return f"labels go from {y.min()} to {y.max()}, expected 0 to {n_classes - 1}"
+        return f"labels range from {y.min()} to {y.max()}, expected 0 to {n_classes - 1}"
     if not np.array_equal(found := np.bincount(y, minlength=n_classes), counts):
         return f"classes have {found.tolist()} samples, expected {counts.tolist()}"
     if tuple(y[: len(spec.first[part])].tolist()) != spec.first[part]:
@@ -277,22 +293,22 @@ def _image_problem(x: np.ndarray, spec: ImageSetSpec, part: int) -> str:
     mean = x.reshape(len(x), -1, len(spec.mean)).mean(axis=(0, 1)) / 255
     if part == 0 and np.abs(mean - spec.mean).max() > MEAN_TOLERANCE:
         return f"the mean of the pixels is {mean.round(4).tolist()}, expected {list(spec.mean)}"
-    if spec.spots:
-        at = np.arange(0, len(x), len(x) // N_SPOTS)[:N_SPOTS]
-        wrong = np.abs(spots(x) - spec.spots[part]) > MEAN_TOLERANCE
+    if spec.image_means:
+        compared = np.arange(0, len(x), len(x) // N_COMPARED)[:N_COMPARED]
+        wrong = np.abs(image_means(x) - spec.image_means[part]) > MEAN_TOLERANCE
         if wrong.any():
-            return f"the images at {at[wrong].tolist()} do not belong there"
+            return f"the images at {compared[wrong].tolist()} differ from the original ones"
     if spec.images_sha256 and _sha(x) != spec.images_sha256[part]:
         return "the images' checksum differs"
     return ""
 
 
-def spots(x: np.ndarray) -> np.ndarray:
-    """Channel 0 over the upper half of evenly spaced images, (n, h, w[, 3]) -> (``N_SPOTS``,).
+def image_means(x: np.ndarray) -> np.ndarray:
+    """Average channel 0 over the upper half of evenly spaced images: (``N_COMPARED``,) in [0, 1].
 
-    Means in [0, 1]. The half and the channel tell turned images and swapped channels, too.
+    The half and the channel also detect rotated images and swapped channels.
     """
-    some = x[:: len(x) // N_SPOTS][:N_SPOTS, : x.shape[1] // 2]
+    some = x[:: len(x) // N_COMPARED][:N_COMPARED, : x.shape[1] // 2]
     return (some if some.ndim == 3 else some[..., 0]).mean(axis=(1, 2)) / 255
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_a_file_is_loaded_in_its_order(pets):
     assert torch.allclose(inputs.std(1), torch.ones(1).double(), atol=1e-6)
 
 
-def test_digits_are_found_by_name_too():
+def test_digits_are_loaded_by_name():
     assert torch.equal(load("digits").train.images, load_digits().train.images)
     assert ml.load is load
     with pytest.raises(ValueError, match=r"unknown data set 'letters'; known: cifar10, .*mnist"):
@@ -57,9 +58,9 @@ def later_swap(y):
         ("x_train", lambda x: x.astype(np.float32), "images are float32"),
         ("x_test", lambda x: x[:, :-1], r"test part: images are uint8 \(9, 5, 6"),
         ("x_train", lambda x: (x // 2).astype(np.uint8), "the mean of the pixels is"),
-        ("y_train", lambda y: y[:-1], r"labels are int64 \(29,\), expected whole numbers \(30,\)"),
+        ("y_train", lambda y: y[:-1], r"labels are int64 \(29,\), expected integers \(30,\)"),
         ("y_train", lambda y: y.astype(float), "labels are float64"),
-        ("y_train", lambda y: y + 1, "labels go from 1 to 3, expected 0 to 2"),
+        ("y_train", lambda y: y + 1, "labels range from 1 to 3, expected 0 to 2"),
         ("y_train", lambda y: np.where(y == 2, 1, y), r"classes have \[10, 20, 0\] samples"),
         ("y_test", lambda y: y[::-1], "test part: the first labels are"),
         ("y_train", later_swap, "train part: the labels' checksum differs"),
@@ -70,7 +71,7 @@ def test_another_order_or_another_set_is_refused(pets, name, change, message):
     np.savez(path, **(found | {name: change(found[name])}))
     with pytest.raises(ValueError, match=message) as error:
         load("pets")
-    assert str(path) in str(error.value) and "put the original in its place" in str(error.value)
+    assert str(path) in str(error.value) and "replace it with the original" in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -96,20 +97,20 @@ def test_images_under_the_labels_of_others_are_refused(pets, part, change):
     ],
     ids=["two", "all", "turned", "channels"],
 )
-def test_without_a_checksum_some_images_are_looked_at(pets, monkeypatch, part, change, places):
+def test_without_a_checksum_some_images_are_compared(pets, monkeypatch, part, change, places):
     found, path = pets
-    monkeypatch.setattr(imagesets, "N_SPOTS", 4)
-    looked_at = tuple(
+    monkeypatch.setattr(imagesets, "N_COMPARED", 4)
+    means = tuple(
         tuple(by_hand(found[f"x_{p}"], step).round(4)) for p, step in (("train", 7), ("test", 2))
     )
-    monkeypatch.setitem(SETS, "pets", replace(SETS["pets"], images_sha256=None, spots=looked_at))
+    monkeypatch.setitem(SETS, "pets", replace(SETS["pets"], images_sha256=None, image_means=means))
     load("pets")
     np.savez(path, **(found | {f"x_{part}": change(found[f"x_{part}"])}))
     problem = "the mean of the pixels|" if part == "train" else ""  # of channels, swapped in colour
-    with pytest.raises(ValueError, match=f"{part} part: ({problem}the images at {places}.*belong)"):
+    with pytest.raises(ValueError, match=f"{part} part: ({problem}the images at {places}.*differ)"):
         load("pets")
     uncertain = found["x_train"].copy()
-    uncertain[[1, 2]] = uncertain[[2, 1]]  # two that are not looked at
+    uncertain[[1, 2]] = uncertain[[2, 1]]  # two that are not compared
     np.savez(path, **(found | {"x_train": uncertain}))
     load("pets")
 
@@ -125,7 +126,9 @@ def test_a_damaged_file_is_named_and_nothing_in_it_runs(pets):
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not an archive", pickle.dumps({"x": 1})):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"pets.npz cannot be read .* put a good copy"):
+        with pytest.raises(
+            ValueError, match=r"pets.npz cannot be read .* replace it with a good copy"
+        ):
             load("pets")
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
@@ -145,23 +148,23 @@ def test_a_missing_file_is_downloaded_through_torchvision(pets, monkeypatch):
 
     found, path = pets
     path.unlink()
-    asked = []
+    calls = []
 
     class Download:
         def __init__(self, root, train, download):
-            asked.append((root, train, download))
+            calls.append((root, train, download))
             part = "train" if train else "test"
             self.data, self.targets = found[f"x_{part}"], found[f"y_{part}"].tolist()
 
     monkeypatch.setattr(datasets, "CIFAR10", Download)
     assert load("pets").train.labels.tolist() == found["y_train"].tolist()
-    assert asked == [(str(path.parent), True, True), (str(path.parent), False, True)]
+    assert calls == [(str(path.parent), True, True), (str(path.parent), False, True)]
     found["y_train"] = later_swap(found["y_train"])
     with pytest.raises(ValueError, match="the download of pets, train part: the labels' checksum"):
         load("pets")
 
 
-def test_without_a_network_the_place_of_the_file_is_named(pets, monkeypatch):
+def test_without_a_network_the_message_has_the_path_of_the_file(pets, monkeypatch):
     from torchvision import datasets
 
     _, path = pets
@@ -172,6 +175,14 @@ def test_without_a_network_the_place_of_the_file_is_named(pets, monkeypatch):
 
     monkeypatch.setattr(datasets, "CIFAR10", fail)
     with pytest.raises(FileNotFoundError, match=r"pets.npz, and cannot .*no route.*x_train, y_tr"):
+        load("pets")
+
+
+def test_without_torchvision_the_message_has_the_extra_and_the_path(pets, monkeypatch):
+    _, path = pets
+    path.unlink()
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match=r"pets.npz, .* pip install 'memlens\[notebooks\]'"):
         load("pets")
 
 
@@ -207,13 +218,16 @@ def test_the_real_files_are_refused_when_shuffled(name):
             imagesets.check(found | {"x_test": changed}, SETS[name], "it")
 
 
-def test_the_facts_fit_each_other():
-    for name, facts in SETS.items():
-        n_classes = len(facts.class_names)
-        assert len(set(facts.class_names)) == n_classes
-        totals = [np.broadcast_to(counts, n_classes).sum() for counts in facts.counts]
+def test_the_specifications_are_consistent():
+    for name, spec in SETS.items():
+        n_classes = len(spec.class_names)
+        assert len(set(spec.class_names)) == n_classes
+        totals = [np.broadcast_to(counts, n_classes).sum() for counts in spec.counts]
         assert totals == [60_000 if "mnist" in name else 50_000, 10_000]
-        assert all(0 <= y < n_classes for first in facts.first for y in first)
-        assert len(facts.mean) == (1 if len(facts.shape) == 2 else 3)
-        assert facts.spots is None or [len(part) for part in facts.spots] == [imagesets.N_SPOTS] * 2
-        assert (facts.spots or facts.images_sha256) or name == "cifar10"
+        assert all(0 <= y < n_classes for first in spec.first for y in first)
+        assert len(spec.mean) == (1 if len(spec.shape) == 2 else 3)
+        assert (
+            spec.image_means is None
+            or [len(part) for part in spec.image_means] == [imagesets.N_COMPARED] * 2
+        )
+        assert (spec.image_means or spec.images_sha256) or name == "cifar10"
