@@ -1,1 +1,1 @@
-"""Images and labels: in memory, by name, in folders; and what others published about them."""
+"""Data sets in memory, by name and in folders, and published scores of their samples."""

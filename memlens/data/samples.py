@@ -1,8 +1,8 @@
-"""Samples that you can see and edit: images, labels, original indices and clean labels as tensors.
+"""Samples and data sets: images, labels, original indices and clean labels as tensors.
 
-Images stay in the units of their source (uint8 pixels, usually); `Dataset.normalise` makes the
-float input of a net from them. Every sample keeps the index it has in the original data, so that a
-score can always be traced back to its picture.
+Images keep the units of their source (usually uint8 pixels); `Dataset.normalise` converts them to
+the float input of a network. Every sample keeps its index in the original data, so that a score can
+be traced to its image.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 TEST_SHARE = 0.2  # of digits: 1,437 training and 360 test samples
-SPLIT_SEED = 0  # the split is a fixed part of the data, not a parameter of an experiment
+SPLIT_SEED = 0  # the split is part of the data, not a parameter
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,26 @@ class Samples:
 
     Attributes
     ----------
-    images : Tensor (n_samples, channels, height, width), uint8 or float32; or what stands for one
-        and decodes when indexed (`memlens.data.folders.FolderImages`)
-    labels : Tensor (n_samples,), int64: what a net is trained on
-    index : Tensor (n_samples,), int64: position in the original data
-    clean_labels : Tensor (n_samples,), int64: labels before noise was added
+    images : Tensor (n_samples, channels, height, width), uint8 or float32
+        Or a `memlens.data.folders.FolderImages`, which decodes on indexing.
+    labels : Tensor (n_samples,), int64
+        The labels to train on.
+    index : Tensor (n_samples,), int64
+        Position in the original data.
+    clean_labels : Tensor (n_samples,), int64
+        Labels before noise was added.
 
     Raises
     ------
     ValueError, TypeError
-        On wrong shape or dtype, another length, labels below zero, NaN or infinite pixels.
+        On a wrong shape, dtype or length, negative labels, NaN or infinite pixels.
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> train = ml.load("digits").with_noise(0.1).train
+    >>> train[train.is_noisy]
+    Samples(143 images (1, 8, 8) uint8, 143 labels changed)
     """
 
     images: Tensor
@@ -63,24 +73,24 @@ class Samples:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Samples({len(self):,} images {_looks(self.images)}{_changed(self)})"
+        return f"Samples({len(self):,} images {_described(self.images)}{_noise_note(self)})"
 
     def __getitem__(self, which: Tensor) -> "Samples":
-        """The chosen samples (mask or positions), each with its original index."""
+        """Return the samples of a mask or of positions, each with its original index."""
         images = self.images[which] if torch.is_tensor(self.images) else self.images.subset(which)
         return Samples(images, self.labels[which], self.index[which], self.clean_labels[which])
 
     @property
     def is_noisy(self) -> Tensor:
-        """Mask (n_samples,) of the samples whose label was changed."""
+        """Mask (n_samples,), bool, of the samples with a changed label."""
         return self.labels != self.clean_labels
 
 
-def _looks(images: Tensor) -> str:
+def _described(images: Tensor) -> str:
     return f"{tuple(images.shape[1:])} {str(images.dtype).removeprefix('torch.')}"
 
 
-def _changed(samples: Samples) -> str:
+def _noise_note(samples: Samples) -> str:
     n = int(samples.is_noisy.sum())
     return f", {n:,} labels changed" if n else ""
 
@@ -98,20 +108,32 @@ def _check_vector(name: str, values: Tensor, n: int) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test samples of one source, and how its pixels become a net's input.
+    """Training and test samples of one source, with the normalisation of its pixels.
 
     Attributes
     ----------
     name : str
     train, test : Samples
-    class_names : tuple of str, one a class
-    pixel_max : float, the value of a white pixel (255 for most uint8 images, 16 for digits)
-    mean, std : tuple of float, one a channel, of the training pixels scaled to [0, 1]
+    class_names : tuple of str
+        One per class.
+    pixel_max : float
+        The value of a white pixel (255 for most uint8 images, 16 for digits).
+    mean, std : tuple of float
+        Of the training pixels scaled to [0, 1], one per channel.
 
     Raises
     ------
     ValueError
-        If labels lie outside the classes, a class has no training sample, or the shapes differ.
+        If a label has no class name, a class has no training sample, or the image shapes differ.
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> data = ml.load("digits").subset(300)
+    >>> data.n_classes, data.in_shape, len(data.train)
+    (10, (1, 8, 8), 300)
+    >>> data.normalise(data.train.images).max().item()
+    1.0
     """
 
     name: str
@@ -135,7 +157,7 @@ class Dataset:
                 f"train images are {self.in_shape}, test images "
                 f"{tuple(self.test.images.shape[1:])}; resize one of them"
             )
-        # Label noise may take a class its last label: the sample that it was of is still there.
+        # Label noise may flip the last label of a class: its clean label still counts.
         both = torch.cat([self.train.labels, self.train.clean_labels])
         counts = torch.bincount(both, minlength=self.n_classes)[: self.n_classes]
         if (counts == 0).any():
@@ -144,14 +166,14 @@ class Dataset:
 
     def __repr__(self) -> str:
         return (
-            f"Dataset({self.name}: {len(self.train):,} training samples{_changed(self.train)}, "
+            f"Dataset({self.name}: {len(self.train):,} training samples{_noise_note(self.train)}, "
             f"{len(self.test):,} test samples, {self.n_classes} classes, "
-            f"images {_looks(self.train.images)})"
+            f"images {_described(self.train.images)})"
         )
 
     @property
     def n_classes(self) -> int:
-        """How many classes there are names for."""
+        """Number of class names."""
         return len(self.class_names)
 
     @property
@@ -160,9 +182,19 @@ class Dataset:
         return tuple(self.train.images.shape[1:])
 
     def normalise(self, images: Tensor) -> Tensor:
-        """A net's input, float32 of the same shape: (pixel / pixel_max - mean) / std."""
+        """Return the input of a network: (pixel / pixel_max - mean) / std.
+
+        Parameters
+        ----------
+        images : Tensor (..., channels, height, width)
+
+        Returns
+        -------
+        Tensor, float32
+            Of the same shape, on the same device.
+        """
         if images.device not in self._affine:
-            # Worked out once a device: a copy in every training step would wait for the device.
+            # Computed once per device: a copy in each training step would wait for the device.
             mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
             parts = 1 / (self.pixel_max * std), -mean / std
             self._affine[images.device] = [part.to(images.device) for part in parts]
@@ -174,33 +206,33 @@ class Dataset:
         return {}
 
     def subset(self, n_samples: int, *, seed: int = 0) -> "Dataset":
-        """``n_samples`` of the training samples, and as many test samples where there are more.
+        """Return ``n_samples`` training samples, and at most as many test samples.
 
-        Every class keeps its share, to within a sample, and one at least; order and original
-        indices stay.
+        Each class keeps its share, to within one sample, and has at least one sample. Samples keep
+        their order and their original index.
 
         Raises
         ------
         ValueError
-            If there are fewer samples, or fewer are asked for than there are classes.
+            If ``n_samples`` is below the number of classes or above that of training samples.
         """
         if not self.n_classes <= n_samples <= len(self.train):
             raise ValueError(
-                f"asked for {n_samples} of {len(self.train)} training samples of {self.name}; "
-                f"expected {self.n_classes} (one a class) to {len(self.train)}"
+                f"n_samples is {n_samples}; expected {self.n_classes} (one per class) to "
+                f"{len(self.train)} (the training samples of {self.name})"
             )
         parts = {"train": self.train, "test": self.test}
         return replace(self, **{k: _share(part, n_samples, seed) for k, part in parts.items()})
 
     def with_noise(self, rate: float, *, seed: int = 0, per_class: bool = False) -> "Dataset":
-        """The same data with symmetric label noise: a flipped label is uniform over the others.
+        """Return the data with symmetric label noise: a flipped label is uniform over the others.
 
         Parameters
         ----------
         rate : float in [0, 1)
-            Share of labels to flip, rounded down to whole samples.
+            Share of training labels to flip, rounded down to whole samples.
         seed : int
-            Chooses the samples and their new labels.
+            Determines the samples and their new labels.
         per_class : bool
             False: the share holds over the whole set (CSG paper, B.6). True: the same share in
             every class (curvature paper, section 4.3).
@@ -208,7 +240,12 @@ class Dataset:
         Returns
         -------
         Dataset
-            With ``train.labels`` changed and ``train.clean_labels`` kept.
+            With new ``train.labels`` and the same ``train.clean_labels``.
+
+        Raises
+        ------
+        ValueError
+            If the rate is outside [0, 1).
         """
         if not 0 <= rate < 1:
             raise ValueError(f"noise rate is {rate}; expected a share in [0, 1), e.g. 0.1 for 10 %")
@@ -221,7 +258,7 @@ class Dataset:
         )
         for group in groups:
             order = torch.randperm(len(group), generator=generator)
-            # A hair more than the product: 0.29 * 100 is 28.999999999999996.
+            # In floating point, 0.29 * 100 is 28.999999999999996.
             chosen = group[order[: int(rate * len(group) + 1e-9)]]
             shift = torch.randint(1, self.n_classes, (len(chosen),), generator=generator)
             labels[chosen] = (labels[chosen] + shift) % self.n_classes
@@ -229,7 +266,7 @@ class Dataset:
 
 
 def _share(samples: Samples, n_samples: int, seed: int) -> Samples:
-    """``n_samples`` of the samples, the same share of every class, in their order; or all."""
+    """Return ``n_samples`` samples, the same share of every class, in their order; or all."""
     if n_samples >= len(samples):
         return samples
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
@@ -240,7 +277,9 @@ def _share(samples: Samples, n_samples: int, seed: int) -> Samples:
 
 
 def _shares(counts: Tensor, total: int) -> Tensor:
-    """``total`` split like the counts by largest remainders, with one at least of what is there."""
+    """Split ``total`` in proportion to the counts by largest remainders, at least one per class."""
+    # train_test_split(stratify=...) refuses a class of one sample and a subset of all samples, and
+    # leaves rare classes out.
     exact = counts.double() * total / counts.sum()
     shares = exact.floor().long().clamp(min=1).minimum(counts)
     while (missing := total - int(shares.sum())) != 0:
@@ -260,18 +299,32 @@ def from_arrays(
     pixel_max: float = 255.0,
     standardise: bool = True,
 ) -> Dataset:
-    """A `Dataset` from arrays in their original order.
+    """Make a `Dataset` from arrays in their original order.
 
     Parameters
     ----------
+    name : str
     train, test : (images, labels)
         Images (n, channels, height, width), uint8 or float32; labels (n,), integers from 0.
     class_names : tuple of str, optional
-        By default the labels' numbers.
+        By default "0", "1", ...
     pixel_max : float
         The value of a white pixel.
     standardise : bool
-        Whether a net's input has mean 0 and standard deviation 1 in every channel.
+        Standardise each channel of a network's input by its mean and standard deviation over the
+        training images. False: inputs are pixels in [0, 1].
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `Samples` and `Dataset`.
+
+    Examples
+    --------
+    >>> import numpy as np, memlens as ml
+    >>> x, y = np.zeros((6, 1, 4, 4), np.uint8), np.array([0, 1, 2, 0, 1, 2])
+    >>> ml.from_arrays("mine", (x, y), (x[:3], y[:3]), standardise=False)
+    Dataset(mine: 6 training samples, 3 test samples, 3 classes, images (1, 4, 4) uint8)
     """
     parts = [_samples(images, labels) for images, labels in (train, test)]
     if class_names is None:
@@ -283,9 +336,9 @@ def from_arrays(
 
 
 def _moments(images: Tensor, pixel_max: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels of each channel, scaled to [0, 1]."""
+    """Return mean and standard deviation of each channel's pixels, scaled to [0, 1]."""
     channels = images.transpose(0, 1).flatten(1)  # (c, n * h * w)
-    if images.dtype == torch.uint8:  # counted: a copy in float64 would be eight times as large
+    if images.dtype == torch.uint8:  # a histogram: a float64 copy would take eight times the memory
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
         values = torch.arange(256, dtype=torch.float64) / pixel_max
         n = counts.sum(1)
@@ -303,7 +356,7 @@ def _samples(images: np.ndarray, labels: np.ndarray) -> Samples:
 
 
 def load_digits() -> Dataset:
-    """The 1,797 real 8x8 handwritten digits that scikit-learn ships, split 1,437 / 360.
+    """Load the 1,797 handwritten digits (8x8 pixels) of scikit-learn, split 1,437 / 360.
 
     The split is stratified by class and fixed; ``index`` is the position in scikit-learn's order.
     """
@@ -322,15 +375,18 @@ def load_digits() -> Dataset:
         (images[train], labels[train]),
         (images[test], labels[test]),
         pixel_max=16.0,
-        standardise=False,  # a net sees pixels in [0, 1], as in Feldman and Zhang's trainings
+        standardise=False,  # inputs in [0, 1], as in Feldman and Zhang's trainings
     )
     return replace(dataset, train=whole[train], test=whole[test])
 
 
 class Augmentation(NamedTuple):
-    """Where each sample is cut out of its padded image, and whether it is mirrored.
+    """The crop offset and the mirroring of each sample.
 
-    rows, columns (...,), int64, in [0, 2 pad]; mirrored (...,), bool: an entry a sample.
+    Attributes
+    ----------
+    rows, columns : Tensor (...,), int64, in [0, 2 pad]
+    mirrored : Tensor (...,), bool
     """
 
     rows: Tensor
@@ -339,27 +395,26 @@ class Augmentation(NamedTuple):
 
     @classmethod
     def draw(cls, n: int, pad: int, flip: bool, seed: int) -> "Augmentation":
-        """Augmentation of ``n`` samples: a function of the arguments alone."""
+        """Draw the augmentation of ``n`` samples, determined by the arguments."""
         generator = torch.Generator().manual_seed(seed)
         rows, columns = (torch.randint(2 * pad + 1, (n,), generator=generator) for _ in range(2))
         mirrored = torch.randint(1 + flip, (n,), generator=generator).bool()
         return cls(rows, columns, mirrored)
 
     def to(self, device: torch.device) -> "Augmentation":
-        """The same on another device."""
+        """Copy to a device."""
         return Augmentation(*(part.to(device) for part in self))
 
     def of(self, index: Tensor) -> "Augmentation":
-        """The moves of the samples at ``index``, in the order of its entries."""
+        """Return the augmentation of the samples at ``index``, in its order."""
         return Augmentation(*(part[index] for part in self))
 
 
 def augment(images: Tensor, augmentation: Augmentation, pad: int) -> Tensor:
-    """Crops of zero-padded images, some mirrored: (n, c, h, w) -> the same, dtype kept.
+    """Crop zero-padded images and mirror some of them: (n, c, h, w) -> same shape and dtype.
 
-    All samples move in one gather on the device of ``images``, where ``moves`` have to be, too.
-    The padding is black, as in the papers' configs, where pixels are cropped before they are
-    normalised.
+    All samples are gathered at once on the device of ``images`` and ``augmentation``. The padding
+    is black, as in the papers' code, which crops before it normalises.
     """
     n, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) + augmentation.rows[:, None]  # (n, h)

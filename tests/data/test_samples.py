@@ -62,7 +62,7 @@ def test_standardised_data_have_mean_0_and_std_1():
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.29, 0.3])
-def test_noise_flips_the_share_and_keeps_the_truth(digits, rate):
+def test_noise_flips_the_share_and_keeps_the_clean_labels(digits, rate):
     noisy = digits.with_noise(rate, seed=1).train
     assert int(noisy.is_noisy.sum()) == int(rate * 1437)
     assert torch.equal(noisy.clean_labels, digits.train.labels)
@@ -129,7 +129,7 @@ def test_augment_equals_a_per_image_reference(flip, dtype):
     assert len(set(augmentation.mirrored.tolist())) == 1 + flip
 
 
-def test_moves_go_with_their_samples_whatever_the_batch():
+def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch():
     x = torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8)
     augmentation, index = Augmentation.draw(9, 1, True, seed=0), torch.tensor([7, 2, 2, 0])
     whole = augment(x, augmentation, pad=1)
@@ -159,7 +159,7 @@ def test_a_subset_keeps_every_class_in_its_share(counts, share, seed):
     found = torch.bincount(part.labels, minlength=len(counts)).numpy()
     exact = np.array(counts) * n / len(labels)
     assert (found >= 1).all()
-    small = exact < 1  # these get one all the same, which the others have to give
+    small = exact < 1  # each gets one at the expense of the others
     assert (np.abs(found - exact) <= 1 + small.sum()).all()
 
 
@@ -175,7 +175,7 @@ def test_subsets_of_uneven_classes():
     assert counts((100, 100), 51) in ([25, 26], [26, 25])
     digits = load_digits()
     assert torch.equal(digits.subset(1437).train.index, digits.train.index)
-    with pytest.raises(ValueError, match=r"asked for 9 of 1437 .*expected 10 \(one a class\)"):
+    with pytest.raises(ValueError, match=r"n_samples is 9; expected 10 \(one per class\) to 1437"):
         digits.subset(9)
     assert not torch.equal(digits.subset(99).train.index, digits.subset(99, seed=1).train.index)
 
@@ -219,7 +219,7 @@ def test_bad_data_sets_are_refused():
         Dataset("x", good, good, tuple("abc")).with_noise(10)
 
 
-def test_data_are_told_in_a_line_not_in_pixels(digits):
+def test_the_repr_is_one_line_without_pixels(digits):
     noisy = digits.with_noise(0.1)
     assert repr(noisy) == (
         "Dataset(digits: 1,437 training samples, 143 labels changed, 360 test samples, 10 classes, "
