@@ -1,1 +1,1 @@
-"""Small nets, and the papers' own."""
+"""Small networks and the papers' networks."""

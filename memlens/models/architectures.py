@@ -1,25 +1,23 @@
-"""The papers' nets as plain functions ``(n_classes, in_shape) -> nn.Module``.
+"""The papers' networks as functions ``(n_classes, in_shape) -> nn.Module``.
 
-Where torchvision has the net, it is torchvision's, with the changes that its docstring names; the
-weights are drawn as torchvision draws them (He et al. 2015), those of a changed stem too.
+Networks that torchvision has are torchvision's, with the changes that their docstrings describe;
+weights are initialised as in torchvision (He et al. 2015), those of a changed stem included.
 
-A net with batch norm ties the samples of a batch to each other in train mode: the gradient of a
-sample's loss by its own input then misses what the sample does to the others' losses. In eval mode
-each sample is alone.
+In train mode, batch norm couples the samples of a batch: the gradient of a sample's loss with
+respect to its input does not include the sample's effect on the losses of the others. In eval mode
+the samples are independent.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-# Functions that need torchvision import it themselves: that takes about a second, which each of the
-# processes that train small nets side by side would pay.
+# torchvision is imported inside the functions that need it: the import takes about a second, which
+# each parallel process that trains a small network would spend, and small networks run without it.
 
-VGG13 = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))  # widths, pooled after each row
-# Feldman and Zhang's stages: widths of the 1x1 and 3x3 branch of each block, and of the convolution
-# of stride 2 that follows (none after the last).
+# Stages of Feldman and Zhang's network: widths of the 1x1 and 3x3 branch of each block, and of the
+# convolution of stride 2 that follows (0: none).
 SMALL_INCEPTION: tuple[tuple[tuple[tuple[int, int], ...], int], ...] = (
     (((32, 32), (32, 48)), 160),
     (((112, 48), (96, 64), (80, 80), (48, 96)), 240),
@@ -35,10 +33,10 @@ MOBILENET_V2 = (
 def resnet18(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
     """ResNet-18 for small images (He et al. 2016, in the form of kuangliu's pytorch-cifar).
 
-    torchvision's, but for the stem: a 3x3 convolution of stride 1 and no max pool, where the usual
-    7x7 one of stride 2 with its pool would leave 8x8 of a 32x32 image. Any size from 8x8; at 32x32
-    the stages see 32, 16, 8, 4 pixels a side. 11,220,132 parameters at 100 classes, 11,173,962 at
-    10 (3 channels). Batch norm: yes.
+    torchvision's with another stem: a 3x3 convolution of stride 1 without max pool. (The stem for
+    ImageNet reduces a 32x32 image to 8x8.) Any size from 8x8; the feature maps of a 32x32 image
+    have 32, 16, 8, 4 pixels per side. 11,220,132 parameters with 100 classes, 11,173,962 with 10
+    (3 channels). Has batch norm.
     """
     from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -52,14 +50,13 @@ def resnet18(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
 def resnet50(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
     """ResNet-50 for ImageNet (He et al. 2016): torchvision's, stride in the 3x3 convolutions.
 
-    Only the stem changes, and only for images without 3 channels. Any size from 64x64, made for
-    224x224; `resnet18` is the one for smaller images, which this stem would shrink to one pixel.
-    25,557,032 parameters at 1,000 classes. Batch norm: yes.
+    The stem changes only for images without 3 channels. Any size from 64x64, designed for 224x224;
+    use `resnet18` for smaller images. 25,557,032 parameters with 1,000 classes. Has batch norm.
     """
-    from torchvision.models import resnet50 as torchvisions
+    from torchvision import models
 
-    _check_size("resnet50", in_shape, least=64)  # at 32 the last stage sees one pixel
-    net = torchvisions(weights=None, num_classes=n_classes)
+    _check_size("resnet50", in_shape, least=64)  # at 32x32 the last feature map is one pixel
+    net = models.resnet50(weights=None, num_classes=n_classes)
     if in_shape[0] != 3:
         net.conv1 = _stem(in_shape[0], 64, kernel=7, stride=2)
     return net
@@ -68,33 +65,28 @@ def resnet50(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
 def vgg13_bn(n_classes: int, in_shape: tuple[int, ...]) -> nn.Sequential:
     """VGG-13 with batch norm for small images (Simonyan and Zisserman 2015, as pytorch-cifar).
 
-    A single linear layer on 512 values is the head, without dropout, where the usual net has three
-    layers with 123 million weights: this is why it is not torchvision's, which would draw them
-    first. The convolutions keep the biases of both; with batch norm behind them those have no
-    effect in train mode. Weights as PyTorch draws them. From 32x32, which the five pools take to
-    one pixel; what is left of a larger image is averaged. 9,462,180 parameters at 100 classes,
-    9,416,010 at 10 (3 channels). Batch norm: yes.
+    torchvision's convolutions with another head: one linear layer on 512 values, without dropout,
+    in place of three layers with 120 million weights. The biases before batch norm have no effect
+    in train mode. Weights as PyTorch initialises them. Any size from 32x32, of which the five pools
+    leave one pixel; the last feature map of a larger image is averaged. 9,462,180 parameters with
+    100 classes, 9,416,010 with 10 (3 channels). Has batch norm.
     """
+    from torchvision.models import vgg
+
     _check_size("vgg13_bn", in_shape, least=32)
-    layers: list[nn.Module] = []
-    channels = in_shape[0]
-    for widths in VGG13:
-        for before, width in pairwise((channels, *widths)):
-            conv = nn.Conv2d(before, width, 3, padding=1)
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        layers.append(nn.MaxPool2d(2))
-        channels = widths[-1]
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes))
-    return nn.Sequential(*layers, *head)
+    layers = vgg.make_layers(vgg.cfgs["B"], batch_norm=True)
+    if in_shape[0] != 3:
+        layers[0] = nn.Conv2d(in_shape[0], 64, 3, padding=1)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))
 
 
 def densenet121(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
     """DenseNet-121 for small images (Huang et al. 2017, as pytorch-cifar): growth 32.
 
-    torchvision's, but for the stem: a 3x3 convolution of stride 1, without the batch norm, ReLU and
-    max pool that follow the usual 7x7 one of stride 2. Any size from 8x8; at 32x32 the blocks see
-    32, 16, 8, 4 pixels a side. 7,048,548 parameters at 100 classes, 6,956,298 at 10 (3 channels).
-    Batch norm: yes. No dropout.
+    torchvision's with another stem: a 3x3 convolution of stride 1 without batch norm, ReLU and max
+    pool. Any size from 8x8; the feature maps of a 32x32 image have 32, 16, 8, 4 pixels per side.
+    7,048,548 parameters with 100 classes, 6,956,298 with 10 (3 channels). Has batch norm, no
+    dropout.
     """
     from torchvision.models import DenseNet
 
@@ -108,12 +100,12 @@ def densenet121(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
 def mobilenet_v2(n_classes: int, in_shape: tuple[int, ...]) -> nn.Module:
     """MobileNetV2 for small images (Sandler et al. 2018).
 
-    torchvision's, but for the strides of the stem and of the first widening, 1 instead of 2, and
-    the dropout before the head, which is left out so that a score means the same in train and eval
-    mode. pytorch-cifar's form has these strides too, but adds shortcuts with weights, an expansion
-    in the first block and ReLU for ReLU6: 2,296,922 parameters at 10 classes. Any size from 8x8; at
-    32x32 the last map is 4x4. 2,351,972 parameters at 100 classes, 2,236,682 at 10 (3 channels).
-    Batch norm: yes.
+    torchvision's with stride 1 instead of 2 in the stem and in the second row of blocks, and
+    without the dropout before the head, so that scores of train and eval mode are comparable.
+    pytorch-cifar has the same strides, but adds shortcuts with weights and an expansion in the
+    first block, and uses ReLU instead of ReLU6 (2,296,922 parameters with 10 classes). Any size
+    from 8x8; the last feature map of a 32x32 image is 4x4. 2,351,972 parameters with 100 classes,
+    2,236,682 with 10 (3 channels). Has batch norm.
     """
     from torchvision.models import MobileNetV2
 
@@ -141,7 +133,7 @@ class Branches(nn.Module):
 
 
 class SmallInception(nn.Module):
-    """Stages of `Branches`, the largest value of each channel, a linear layer."""
+    """Stages of `Branches`, a global max pool, a linear layer."""
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], head: nn.Linear) -> None:
         super().__init__()
@@ -149,18 +141,19 @@ class SmallInception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, n_classes)."""
-        # amax and not a pooling layer: ties share the gradient, as in TensorFlow's reduce_max.
+        # amax shares the gradient among ties, as TensorFlow's reduce_max; a pooling layer does not.
         return self.head(self.stages(self.stem(x)).amax((2, 3)))
 
 
 def small_inception(n_classes: int, in_shape: tuple[int, ...]) -> SmallInception:
-    """Feldman and Zhang's (2020) SmallInception, the net of their CIFAR scores.
+    """SmallInception, the network of Feldman and Zhang's (2020) CIFAR scores.
 
-    From their published TensorFlow code: no bias before batch norm, no shortcut, a global *max*
-    pool, stride 2 with TensorFlow's padding, weights from a normal of variance 1 / fan-in cut off
-    at two of its deviations, biases 0. What stays PyTorch's: running statistics of batch norm
-    forget at 0.1 a step, theirs at 0.001. Any size from 4x4; 32x32 gives maps of 32, 16, 8 pixels a
-    side. 1,926,116 parameters at 100 classes, 1,895,786 at 10 (3 channels). Batch norm: yes.
+    As in their published TensorFlow code: no bias before batch norm, no shortcuts, a global *max*
+    pool, stride 2 with TensorFlow's padding, weights from a normal distribution of variance
+    1 / fan-in truncated at two standard deviations, biases 0. The momentum of batch norm is
+    PyTorch's 0.1, theirs is 0.001. Any size from 4x4; the feature maps of a 32x32 image have
+    32, 16, 8 pixels per side. 1,926,116 parameters with 100 classes, 1,895,786 with 10 (3
+    channels). Has batch norm.
     """
     _check_size("small_inception", in_shape, least=4)
     channels, *size = in_shape
@@ -186,10 +179,10 @@ def small_inception(n_classes: int, in_shape: tuple[int, ...]) -> SmallInception
 
 
 def same_padding(size: Sequence[int]) -> nn.ZeroPad2d:
-    """TensorFlow's 'SAME' before a 3x3 convolution of stride 2, for maps of this height and width.
+    """Pad as TensorFlow's 'SAME' before a 3x3 convolution of stride 2, for a (height, width).
 
-    An even side gets its one zero behind the last pixel, and not one at each end as PyTorch's
-    ``padding=1`` has it: the kernels look at other pixels. The two agree on an odd side.
+    An even side gets one zero, after the last pixel, and not one at each end as with PyTorch's
+    ``padding=1``, so the kernels cover other pixels. On an odd side the two agree.
     """
     height, width = size
     return nn.ZeroPad2d((width % 2, 1, height % 2, 1))  # left, right, top, bottom
@@ -202,14 +195,14 @@ def _norm(width: int) -> list[nn.Module]:
 def _stem(
     channels: int, width: int, kernel: int = 3, stride: int = 1, fan: str = "fan_out"
 ) -> nn.Conv2d:
-    """A first convolution; ``fan`` is the one that torchvision scales the net's weights by."""
+    """Make a first convolution; ``fan`` is the initialisation mode of torchvision's network."""
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode=fan, nonlinearity="relu")
     return conv
 
 
 def _check_size(name: str, in_shape: tuple[int, ...], *, least: int) -> None:
-    """``least``: below it, halving leaves a stage without a pixel of its own."""
+    """Refuse images with a side below ``least``, which some feature maps cannot halve."""
     if len(in_shape) != 3 or in_shape[0] < 1 or min(in_shape[1:]) < least:
         raise ValueError(
             f"{name} needs images (channels, height, width) of at least {least}x{least} pixels, "

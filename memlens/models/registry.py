@@ -1,4 +1,4 @@
-"""ModelEnsemble as plain functions ``(n_classes, in_shape) -> nn.Module``; `build` makes one from a seed."""
+"""Networks by name: functions ``(n_classes, in_shape) -> nn.Module``, initialised by `build`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """Fully connected net with ReLU; input flattened, no skip connection."""
+    """Fully connected network with ReLU on the flattened input, without skip connections."""
     layers: list[nn.Module] = [nn.Flatten()]
     width = prod(in_shape)
     for size in hidden:
@@ -29,13 +29,11 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(width, n_classes))
 
 
-def small_cnn(
-    n_classes: int, in_shape: tuple[int, ...], width: int = 16, batch_norm: bool = False
-) -> nn.Sequential:
-    """Three 3x3 convolutions (the last two with stride 2), average pool, linear; no skip."""
+def small_cnn(n_classes: int, in_shape: tuple[int, ...], batch_norm: bool = False) -> nn.Sequential:
+    """Three 3x3 convolutions (the last two with stride 2), average pool, a linear layer."""
     layers: list[nn.Module] = []
     channels = in_shape[0]
-    for out, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+    for out, stride in ((16, 1), (32, 2), (64, 2)):
         layers.append(nn.Conv2d(channels, out, 3, stride, padding=1, bias=not batch_norm))
         layers += [nn.BatchNorm2d(out)] if batch_norm else []
         layers.append(nn.ReLU())
@@ -44,15 +42,15 @@ def small_cnn(
     return nn.Sequential(*layers, *head)
 
 
-def strided_cnn(n_classes: int, in_shape: tuple[int, ...], width: int = 32) -> nn.Sequential:
-    """Three 3x3 convolutions with batch norm (the outer two with stride 2), 4x4 pool, linear.
+def strided_cnn(n_classes: int, in_shape: tuple[int, ...]) -> nn.Sequential:
+    """Three 3x3 convolutions with batch norm (first and last with stride 2), 4x4 pool, linear.
 
-    Sees more of an image's parts than `small_cnn`, whose last pool leaves one number a channel, in
-    less time, as no convolution works at full resolution.
+    Keeps more spatial information than `small_cnn`, whose pool leaves one number per channel, and
+    takes less time, since the first convolution already has stride 2.
     """
     layers: list[nn.Module] = []
     channels = in_shape[0]
-    for out, stride in ((width, 2), (2 * width, 1), (4 * width, 2)):
+    for out, stride in ((32, 2), (64, 1), (128, 2)):
         layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out)]
         layers.append(nn.ReLU())
         channels = out
@@ -60,8 +58,8 @@ def strided_cnn(n_classes: int, in_shape: tuple[int, ...], width: int = 32) -> n
     return nn.Sequential(*layers, *head)
 
 
-# ModelEnsemble of any image size that a processor trains in a moment: the ones that `together` is for, and
-# what the tests train over and over in float64. The papers' nets have tests of their own.
+# Networks for any image size that a CPU trains in seconds; only these can be trained as a stack
+# (`memlens.ensembles.model_ensemble`).
 SMALL: dict[str, Builder] = {
     "mlp": mlp,
     "mlp_bn": partial(mlp, batch_norm=True),
@@ -84,28 +82,44 @@ MODELS: dict[str, Builder] = {
 def build(
     model: str | Builder, n_classes: int, in_shape: tuple[int, ...], *, seed: int = 0
 ) -> nn.Module:
-    """A freshly initialised net; the same seed gives the same weights.
+    """Initialise a network; the same seed gives the same weights.
 
     Parameters
     ----------
-    model : str or builder
-        A name from ``MODELS``, or a function of your own of the same form.
+    model : str or callable
+        A name in ``MODELS``, or a function ``(n_classes, in_shape) -> nn.Module``.
+    n_classes : int
+    in_shape : tuple of int
+        (channels, height, width).
+    seed : int
+        Leaves torch's global generator as it is.
 
     Raises
     ------
     ValueError
-        If the name is unknown, and the message lists the known ones; if the net cannot take images
-        of this size, and the message says which it can.
+        If the name is unknown, or the network does not accept images of this size.
+    ImportError
+        If the network needs torchvision and it is not installed.
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> net = ml.build("mlp", 10, (1, 8, 8), seed=0)
+    >>> sum(p.numel() for p in net.parameters())
+    26122
     """
     if isinstance(model, str):
         if model not in MODELS:
             raise ValueError(f"unknown model {model!r}; known: {', '.join(sorted(MODELS))}")
         model = MODELS[model]
-    with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             return model(n_classes, in_shape)
         except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "torchvision":
+                raise
             raise ImportError(
-                f"this net needs {error.name}: pip install 'memlens[audit]' adds torchvision"
+                "this network needs torchvision: pip install 'memlens[audit]', or choose one of "
+                f"{', '.join(SMALL)}"
             ) from error

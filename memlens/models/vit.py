@@ -1,11 +1,11 @@
-"""A vision transformer as a plain function ``(n_classes, in_shape) -> nn.Module``."""
+"""A vision transformer as a function ``(n_classes, in_shape) -> nn.Module``."""
 
 import torch
 from torch import Tensor, nn
 
 PATCH, DIM, DEPTH, HEADS = 16, 512, 12, 8  # ViT-M/16
-LAYER_SCALE = 1e-6  # every branch starts nearly closed (Touvron et al. 2021)
-EPS = 1e-6  # of layer norm, as in the original ViT; PyTorch's own is 1e-5
+LAYER_SCALE = 1e-6  # initial scale of every branch (Touvron et al. 2021)
+EPS = 1e-6  # of layer norm, as in the original ViT; PyTorch's default is 1e-5
 INIT_STD = 0.02
 
 
@@ -21,13 +21,13 @@ class Attention(nn.Module):
         """(n, tokens, DIM) -> the same shape."""
         shape = (*x.shape[:2], 3, HEADS, DIM // HEADS)
         q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4)  # (n, heads, tokens, dim) each
-        # Written out: PyTorch's fused attention has no second derivative, which curvature needs.
-        share = (q * (DIM // HEADS) ** -0.5 @ k.mT).softmax(-1)
-        return self.out((share @ v).transpose(1, 2).flatten(2))
+        # PyTorch's fused attention has no second derivative, which curvature needs.
+        weights = (q * (DIM // HEADS) ** -0.5 @ k.mT).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Branch(nn.Module):
-    """x + scale * inner(norm(x)), with one scale a channel."""
+    """A residual branch x + scale * inner(norm(x)), with one scale per channel."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Branch(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches as tokens, attention and MLP in turn, the mean over tokens, a linear layer."""
+    """Patch embedding, alternating attention and MLP, mean over tokens, a linear layer."""
 
     def __init__(self, n_classes: int, in_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -61,13 +61,15 @@ class VisionTransformer(nn.Module):
 def vit_medium(n_classes: int, in_shape: tuple[int, ...]) -> VisionTransformer:
     """ViT-M/16 (Dosovitskiy et al. 2021, in the form of timm's ``vit_medium_patch16_gap_256``).
 
-    Width 512, 12 layers, 8 heads; no bias for queries, keys and values, LayerScale from 1e-6, no
-    class token but the mean over the normed tokens: this is why it is not torchvision's, which has
-    a class token, these biases and no LayerScale. Weights as timm draws them: normal of deviation
-    0.02, biases 0, the patches' as PyTorch does. Made for 256x256 (256 tokens); any height and
-    width that are whole patches of 16. 38,399,588 parameters at 100 classes, 38,861,288 at 1,000
-    (3 channels, 256x256). Batch norm: no; samples do not touch. No dropout, no stochastic depth.
+    Width 512, 12 layers, 8 heads; queries, keys and values without bias, LayerScale from 1e-6, and
+    the mean over the normalised tokens in place of a class token. Weights as in timm: normal of
+    standard deviation 0.02, biases 0, the patch embedding as in PyTorch. Designed for 256x256 (256
+    tokens); any height and width that are multiples of 16. 38,399,588 parameters with 100 classes,
+    38,861,288 with 1,000 (3 channels, 256x256). No batch norm, so samples are independent; no
+    dropout, no stochastic depth.
     """
+    # torchvision's VisionTransformer is another network (38,406,756 parameters: a class token, more
+    # biases, no LayerScale, a head of zeros), and its fused attention has no second derivative.
     if len(in_shape) != 3 or min(in_shape) < 1 or in_shape[1] % PATCH or in_shape[2] % PATCH:
         raise ValueError(
             f"vit_medium needs images (channels, height, width) of whole {PATCH}x{PATCH} patches, "

@@ -1,4 +1,4 @@
-"""The papers' nets: their sizes by an arithmetic of its own, their maps, what they refuse."""
+"""The papers' networks: parameter counts, feature maps, refused sizes."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from torch import nn
 from memlens.models import registry
 from memlens.models.architectures import same_padding
 
-# an image that the net takes; the big ones' are small for them, so that a test is quick
+# a small image that the network accepts
 SHAPES = {
     "densenet121": (3, 32, 32),
     "mobilenet_v2": (3, 32, 32),
@@ -24,7 +24,7 @@ SHAPES = {
 every_net = pytest.mark.parametrize("name", sorted(SHAPES))
 
 
-def test_every_model_is_tested_as_a_small_one_or_here():
+def test_every_model_is_tested():
     assert {*SHAPES, *registry.SMALL} == set(registry.MODELS)
     assert not {*SHAPES} & set(registry.SMALL)
 
@@ -86,7 +86,7 @@ def size_of_mobilenet_v2(classes, channels):
         for _ in range(blocks):
             inner = expansion * before
             total += conv_norm(before, inner, 1) if expansion > 1 else 0
-            total += conv_norm(1, inner, 3)  # each channel for itself
+            total += conv_norm(1, inner, 3)  # depthwise
             total += conv_norm(inner, width, 1)
             before = width
     return total + conv_norm(320, 1280, 1) + linear(1280, classes)
@@ -163,7 +163,7 @@ def test_every_net_maps_images_to_logits(name, shape):
     ],
 )  # fmt: skip
 def test_sides_of_the_maps(name, side, maps):
-    """The stems leave a 32x32 image whole; MobileNetV2's and the VGG's layers are numbered."""
+    """The stems keep the size of a 32x32 image; MobileNetV2 and VGG number their layers."""
     net = registry.build(name, 10, (3, side, side)).eval()
     found = {}
     for path in maps:
@@ -175,7 +175,7 @@ def test_sides_of_the_maps(name, side, maps):
 
 
 def as_after_training(net):
-    """Batch norm with statistics of its own, not 0 and 1."""
+    """Give batch norm statistics other than 0 and 1."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_(std=0.1)
@@ -186,14 +186,14 @@ def as_after_training(net):
 
 
 def tensorflow_same(x):
-    """Zeros before a 3x3 convolution of stride 2, by TensorFlow's rule for 'SAME'."""
+    """Pad before a 3x3 convolution of stride 2 by TensorFlow's rule for 'SAME'."""
     total = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in x.shape[2:]]
     (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in total)
     return F.pad(x, (left, right, top, bottom))
 
 
 def small_inception_by_hand(net, x):
-    """Feldman and Zhang's net from its weights, in the order of the layers, in eval mode."""
+    """Evaluate Feldman and Zhang's network layer by layer from its weights, in eval mode."""
     convs = iter([layer for layer in net.modules() if isinstance(layer, nn.Conv2d)])
     norms = iter([layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)])
 
@@ -221,7 +221,7 @@ def test_small_inception_by_hand(size):
 
 
 @pytest.mark.parametrize(("side", "agrees"), [(6, False), (7, True)])
-def test_padding_behind_is_not_padding_around(side, agrees):
+def test_tensorflows_padding_differs_from_pytorchs_on_even_sides(side, agrees):
     torch.manual_seed(0)
     x, weight = torch.randn(1, 2, side, side), torch.randn(3, 2, 3, 3)
     found = F.conv2d(same_padding((side, side))(x), weight, stride=2)
@@ -244,7 +244,7 @@ def test_small_inception_starts_from_sonnets_weights():
 
 @every_net
 @pytest.mark.slow
-def test_samples_touch_each_other_only_by_batch_norm_in_train_mode(name):
+def test_samples_depend_on_each_other_only_by_batch_norm_in_train_mode(name):
     torch.manual_seed(0)
     net = as_after_training(registry.build(name, 5, SHAPES[name])).double().eval()
     x = torch.randn(4, *SHAPES[name]).double()
@@ -255,7 +255,7 @@ def test_samples_touch_each_other_only_by_batch_norm_in_train_mode(name):
         halves = torch.cat([net(half) for half in x.split(2)])
         batch_norm = name != "vit_medium"
         assert torch.allclose(net(x), halves, rtol=1e-8) != batch_norm
-        assert torch.equal(net(x), net(x))  # nothing is drawn at random
+        assert torch.equal(net(x), net(x))  # no dropout
     has_norm = any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules())
     assert has_norm == batch_norm
 
@@ -296,7 +296,7 @@ def test_resnet50_is_torchvisions():
 @pytest.mark.parametrize(
     ("name", "fan"), [("resnet18", 9 * 64), ("densenet121", 9 * 3), ("mobilenet_v2", 9 * 32)]
 )
-def test_a_changed_stem_is_drawn_as_the_rest_of_the_net(name, fan):
+def test_a_changed_stem_is_initialised_as_the_rest_of_the_network(name, fan):
     net = registry.build(name, 10, (3, 32, 32))
     stem = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
     assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
@@ -317,7 +317,7 @@ def test_a_changed_stem_is_drawn_as_the_rest_of_the_net(name, fan):
         ("small_inception", (0, 32, 32), "4x4"),
     ],
 )
-def test_a_size_that_a_net_cannot_take_is_refused_before_it_is_built(name, in_shape, needed):
+def test_a_size_that_a_network_does_not_accept_is_refused(name, in_shape, needed):
     found = ", ".join(map(str, in_shape))
     with pytest.raises(ValueError, match=rf"{name} needs images .*{needed}.* \({found}\)"):
         registry.build(name, 10, in_shape)
@@ -327,7 +327,7 @@ def test_a_size_that_a_net_cannot_take_is_refused_before_it_is_built(name, in_sh
     ("name", "side"), [("resnet18", 8), ("densenet121", 8), ("mobilenet_v2", 8),
                        ("small_inception", 4), ("vgg13_bn", 32), ("resnet50", 64)]
 )  # fmt: skip
-def test_the_smallest_size_that_is_not_refused_works(name, side):
+def test_the_smallest_accepted_size_works(name, side):
     net = registry.build(name, 10, (1, side, side)).train()
     logits = net(torch.rand(2, 1, side, side))
     assert logits.isfinite().all()

@@ -1,4 +1,4 @@
-"""ModelEnsemble from names and seeds."""
+"""Networks from names and seeds."""
 
 import subprocess
 import sys
@@ -50,8 +50,17 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
         registry.build("resnet", 10, (1, 8, 8))
 
 
+def test_without_torchvision_the_message_has_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
+    with pytest.raises(
+        ImportError, match=r"pip install 'memlens\[audit\]', or choose one of mlp, "
+    ):
+        registry.build("resnet50", 10, (3, 64, 64))
+
+
 @pytest.mark.slow
-def test_small_nets_do_not_wait_for_torchvision():
+def test_small_networks_do_not_import_torchvision():
     code = (
         "import sys; from memlens.models import registry; registry.build('mlp', 2, (1, 8, 8))\n"
         "print('torchvision' in sys.modules)"

@@ -1,4 +1,4 @@
-"""The vision transformer, against torchvision's blocks and an arithmetic of its own."""
+"""The vision transformer, compared with torchvision's blocks."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_a_layer_is_torchvisions_with_scales_and_without_three_biases(net):
         assert torch.allclose(h + ours[1].inner(ours[1].norm(h)), theirs(x), rtol=1e-6)
 
 
-def test_every_branch_starts_nearly_closed(net):
+def test_layer_scale_starts_small(net):
     branches = [layer for layer in net.modules() if isinstance(layer, Branch)]
     assert len(branches) == 24
     x = torch.randn(1, 3, DIM).double()
@@ -69,8 +69,8 @@ def test_every_branch_starts_nearly_closed(net):
             assert step.any()
 
 
-def test_only_the_place_tells_one_patch_from_another(net, images):
-    """No class token: the mean over tokens does not know their order."""
+def test_only_the_position_embedding_distinguishes_patches(net, images):
+    """The mean over tokens does not depend on their order."""
     swapped = images.roll(16, 3)  # left and right patches change places
     with torch.no_grad():
         assert not torch.allclose(net(images), net(swapped))
@@ -79,7 +79,7 @@ def test_only_the_place_tells_one_patch_from_another(net, images):
         assert torch.allclose(without(images), without(swapped), rtol=1e-9)
 
 
-def test_weights_are_drawn_as_timm_draws_them(net):
+def test_weights_are_initialised_as_in_timm(net):
     def assert_drawn(weights):  # within four standard errors of the deviation of so many
         error = 0.02 / (2 * weights.numel()) ** 0.5
         assert float(weights.detach().std()) == pytest.approx(0.02, abs=4 * error)
