@@ -305,13 +305,13 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder below with its files, following links except into a parent folder."""
     above: dict[str, set[tuple[int, int]]] = {}
     for folder, below, files in os.walk(top, onerror=_fail, followlinks=True):
-        known = above.setdefault(folder, {_identity(folder), _identity(os.path.dirname(top))})
+        visited = above.setdefault(folder, {_identity(folder), _identity(os.path.dirname(top))})
         for name in list(below):
             inner = os.path.join(folder, name)
-            if _identity(inner) in known:  # a link to a parent: an endless loop
+            if _identity(inner) in visited:  # a link to a parent: an endless loop
                 below.remove(name)
             else:
-                above[inner] = known | {_identity(inner)}
+                above[inner] = visited | {_identity(inner)}
         yield folder, files
 
 

@@ -131,8 +131,8 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
     ValueError
         If the name is unknown, or a file differs from the set's specification.
     FileNotFoundError
-        If the file does not exist and the set cannot be downloaded; the message says where to put
-        the file.
+        If the file does not exist and the set cannot be downloaded; the message has the expected
+        path.
 
     Examples
     --------

@@ -36,7 +36,7 @@ def load_fz(data: Dataset | str, path: str | Path | None = None) -> pd.Series:
     Raises
     ------
     FileNotFoundError
-        If there is no such file; the message says where to put it.
+        If there is no such file; the message has the expected path.
     ValueError
         If the set is unknown; if the file is damaged, lacks ``tr_mem``, has another length or
         other labels than the set, or has values outside [-1, 1].

@@ -116,7 +116,7 @@ def _described(config: Path) -> tuple[str, float | None]:
 
 
 def chosen(
-    found: Sequence[Entry], kind: str | None = None, older_than: float | None = None
+    listed: Sequence[Entry], kind: str | None = None, older_than: float | None = None
 ) -> list[Entry]:
     """Select the entries of one kind that are older than a number of days.
 
@@ -125,24 +125,24 @@ def chosen(
     ValueError
         If there are entries, but none of that kind; the message lists the kinds.
     """
-    kinds = sorted({entry.kind for entry in found})
+    kinds = sorted({entry.kind for entry in listed})
     if kind is not None and kinds and kind not in kinds:
         raise ValueError(f"no entry of kind {kind!r}; the kinds here are: {', '.join(kinds)}")
     before = time.time() - (older_than or 0.0) * DAY
     return [
         entry
-        for entry in found
+        for entry in listed
         if kind in (None, entry.kind) and (older_than is None or entry.modified < before)
     ]
 
 
-def verify(found: Sequence[Entry]) -> list[str]:
+def verify(listed: Sequence[Entry]) -> list[str]:
     """Return a line for each artifact, part and checkpoint that fails its checksum.
 
     Nothing is changed. Entries that are ``damaged`` or ``leftover`` are not verified.
     """
     problems = []
-    for entry in found:
+    for entry in listed:
         if entry.kind in ("damaged", "leftover"):
             continue
         try:
@@ -157,10 +157,10 @@ def verify(found: Sequence[Entry]) -> list[str]:
     return problems
 
 
-def clear(found: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+def clear(listed: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Remove entries; return those removed, and those kept because a process computes them."""
     removed, busy = [], []
-    for entry in found:
+    for entry in listed:
         place = entry.path.parent
         place = place.parent if place.name == store.CHECKPOINTS else place
         if locks.is_held(store.Store(place).lock_of(entry.key)):
@@ -171,28 +171,28 @@ def clear(found: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     return removed, busy
 
 
-def total(found: Sequence[Entry]) -> str:
+def total(listed: Sequence[Entry]) -> str:
     """Describe entries together: their number, size and computing time."""
-    known = [entry.seconds for entry in found if entry.seconds is not None]
+    known = [entry.seconds for entry in listed if entry.seconds is not None]
     cost = f", {_time(sum(known))} of computing" if known else ""
-    return f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {_size(found)}{cost}"
+    return f"{len(listed)} {'entry' if len(listed) == 1 else 'entries'}, {_size(listed)}{cost}"
 
 
-def table(found: Sequence[Entry], by: str = "age") -> str:
+def table(listed: Sequence[Entry], by: str = "age") -> str:
     """Format entries as a table, the newest or (``by="size"``) the largest first."""
     order = (lambda e: -e.nbytes) if by == "size" else (lambda e: -e.modified)
     now = time.time()
     rows = [("kind", "name", "size", "age", "cost", "what")]
-    for e in sorted(found, key=order):
+    for e in sorted(listed, key=order):
         cost = "unknown" if e.seconds is None else _time(e.seconds)
         rows.append((e.kind, e.name, _size([e]), _time(max(0.0, now - e.modified)), cost, e.what))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths)), r[5]]).rstrip() for r in rows]
-    return "\n".join([*lines, f"in all {total(found)}"])
+    return "\n".join([*lines, f"in all {total(listed)}"])
 
 
-def _size(found: Sequence[Entry]) -> str:
-    value = float(sum(entry.nbytes for entry in found))
+def _size(listed: Sequence[Entry]) -> str:
+    value = float(sum(entry.nbytes for entry in listed))
     for unit in ("B", "kB", "MB"):
         if value < 1000:
             return f"{value:.0f} {unit}"

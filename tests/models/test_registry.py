@@ -54,7 +54,7 @@ def test_without_torchvision_the_message_has_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
     with pytest.raises(
-        ImportError, match=r"pip install 'memlens\[audit\]', or choose one of mlp, "
+        ImportError, match=r"pip install 'memlens\[audit\]', or choose one of mlp"
     ):
         registry.build("resnet50", 10, (3, 64, 64))
 
