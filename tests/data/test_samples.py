@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits as sklearn_digits
 
-from memlens.data.samples import Augmentation, Dataset, Samples, augment, from_arrays, load_digits
+from memlens.data.samples import (
+    Augmentation,
+    Dataset,
+    Samples,
+    augment,
+    from_arrays,
+    load_digits,
+    stratified_folds,
+)
 from memlens.training.config import TrainConfig
 from memlens.training.loop import train
 
@@ -161,6 +169,21 @@ def test_a_subset_keeps_every_class_in_its_share(counts, share, seed):
     assert (found >= 1).all()
     small = exact < 1  # each gets one at the expense of the others
     assert (np.abs(found - exact) <= 1 + small.sum()).all()
+
+
+def test_folds_are_stratified_and_keep_groups_together():
+    labels = np.arange(60) % 3
+    plain = stratified_folds(labels, 3, seed=1)
+    assert np.array_equal(np.sum(plain, 0), np.ones(60))
+    for mask in plain:
+        assert abs(np.bincount(labels[mask]) - 20 / 3).max() < 1
+    first, eligible = np.arange(60), labels != 2
+    first[[0, 7, 30]], first[[4, 5]] = 0, 4
+    folds = stratified_folds(labels, 4, seed=0, first=first, eligible=eligible)
+    held_out = np.sum(folds, 0)
+    assert np.array_equal(held_out, eligible | (np.arange(60) == 5))  # 5 goes with 4
+    for group in ([0, 7, 30], [4, 5]):
+        assert all(len(set(mask[group])) == 1 for mask in folds)
 
 
 def test_subsets_of_uneven_classes():
