@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from joblib import cpu_count
-from sklearn.model_selection import StratifiedKFold
 
-from memlens.data.samples import Dataset
+from memlens.data.samples import Dataset, stratified_folds
 from memlens.models import registry
 from memlens.training import devices, memory
 from memlens.training.config import MeasureConfig, TrainConfig
@@ -120,17 +119,15 @@ def folds(
     ValueError
         If all classes are smaller than ``n_folds``.
     """
-    # One sample represents its group: StratifiedGroupKFold needs 6 s for 50,000 samples, this 0.05.
     y, first = dataset.train.labels.numpy(), np.arange(len(dataset.train))
     for group in groups:
         first[group] = group.min()
     is_first = first == np.arange(len(first))
     sizes = np.bincount(y[is_first], minlength=dataset.n_classes)
-    rows = np.flatnonzero(is_first & (sizes[y] >= n_folds))
-    if not rows.size:
+    eligible = is_first & (sizes[y] >= n_folds)
+    if not eligible.any():
         raise ValueError(f"no class has {n_folds} different images; merge classes or add images")
-    splits = StratifiedKFold(n_folds, shuffle=True, random_state=0).split(rows, y[rows])
-    masks = [np.isin(first, rows[out]) for _, out in splits]
+    masks = stratified_folds(y, n_folds, seed=0, first=first, eligible=eligible)
     for mask in masks:  # a duplicate with another label may be the last sample of its class
         gone = np.flatnonzero(np.bincount(y[~mask], minlength=dataset.n_classes) == 0)
         mask &= ~np.isin(first, first[np.isin(y, gone)])

@@ -21,10 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from joblib import delayed
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from memlens.data.samples import Dataset
+from memlens.data.samples import Dataset, stratified_folds
 from memlens.ensembles.model_ensemble import ModelEnsemble, ensemble_size, train_ensemble
 from memlens.storage import store
 from memlens.storage.store import Arrays
@@ -295,9 +294,8 @@ def fold_members(data: Dataset, seed: int, n_folds: int = 3) -> list[Member]:
             f"the {n} training samples of {data.name} have {n} different labels; expected a class "
             "with two or more samples, so that a fold can hold one out: use more samples"
         )
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n), y)
-    masks = [~np.isin(np.arange(n), held_out) for _, held_out in folds]
-    return [Member(mask, y, mixed_seed(seed, k)) for k, mask in enumerate(masks)]
+    folds = stratified_folds(y.numpy(), n_folds, seed=seed)
+    return [Member(~mask, y, mixed_seed(seed, k)) for k, mask in enumerate(folds)]
 
 
 def _ten_folds(data: Dataset, seed: int) -> list[Member]:
