@@ -53,9 +53,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 def test_without_torchvision_the_message_has_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "torchvision.models", raising=False)
-    with pytest.raises(
-        ImportError, match=r"pip install 'memlens\[audit\]', or choose one of mlp"
-    ):
+    with pytest.raises(ImportError, match=r"pip install 'memlens\[audit\]', or choose one of mlp"):
         registry.build("resnet50", 10, (3, 64, 64))
 
 
