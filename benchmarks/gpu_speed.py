@@ -67,6 +67,7 @@ class Loop:
         self, model: str, data: ml.Dataset, config: ml.TrainConfig, record: bool, posthoc: str = ""
     ) -> None:
         self.engine, self.data, self.epoch = config.engine(), data, 0
+        self.config = config
         net = registry.build(model, data.n_classes, data.in_shape, seed=config.seed)
         self.net = self.engine.place(net).train()
         self.forward = self.engine.forward(self.net)

@@ -34,7 +34,7 @@ from memlens.ensembles import subsets
 from memlens.models import registry
 from memlens.storage import store
 from memlens.training.config import MeasureConfig, TrainConfig
-from memlens.training.distributed import joined
+from memlens.training.distributed import process_group, train_in_group
 from memlens.training.loop import train_step
 from memlens.training.memory import of_scores
 
@@ -81,13 +81,16 @@ def train_in_memory(n: int, out: Path) -> None:
     """A process's share of one training; the first writes its history."""
     config = TrainConfig(epochs=EPOCHS, batch_size=BATCH)
     data = in_memory(n, SIDE)
-    with joined(config) as ranks:
+    with process_group(config) as group:
         start = time.process_time()
-        run = ml.train("small_cnn", data, config, ranks=ranks)
-        busy = time.process_time() - start
-        if ranks.rank == 0:
+        if group:
+            run = train_in_group(group, "small_cnn", data, config)
+        else:
+            run = ml.train("small_cnn", data, config)
+        busy = (time.process_time() - start) * (group.world_size if group else 1)
+        if group is None or group.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
-            run.history.assign(busy=busy * ranks.world).to_csv(out / "history.csv", index=False)
+            run.history.assign(busy=busy).to_csv(out / "history.csv", index=False)
             store.Store().put("growth", store.Artifact(run.arrays, run.meta))
 
 

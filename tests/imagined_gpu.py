@@ -5,12 +5,9 @@
 A tensor there holds its values on the CPU, where they are computed with. What a GPU refuses is
 refused: tensors of two places in one operation, a view by NumPy. What makes the host wait for it is
 found by ``torch.cuda.set_sync_debug_mode``: copies, sizes that depend on values, values that are
-looked at. Convolutions in float32 round their inputs to ten bits (TF32) unless that is off; autocast
-rounds those of products to bfloat16. Networks are not compiled, and nothing here shows what else a
-kernel would do, or how fast.
-
-To torch it is the backend of its own that torch keeps for others ("privateuseone"). ``cuda`` in a
-call means it, and so does all that is asked of ``torch.cuda``.
+looked at. Convolutions in float32 round their inputs to ten bits (TF32) unless that is off, and
+autocast rounds those of products to bfloat16. Networks are not compiled. What else a kernel would
+do, and how fast, is not imitated.
 """
 
 import re
