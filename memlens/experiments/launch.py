@@ -1,7 +1,7 @@
-"""``memlens train``: one training by a profile's config, on one device or on many.
+"""``memlens train``: one training with a profile's config, on one device or several.
 
-Started by ``torchrun``, its processes train one net together; by itself it is one process. What it
-leaves is in the store either way, and a call that was interrupted goes on from its last checkpoint.
+Under ``torchrun`` several processes train one network; otherwise one process does. The result is
+cached, and an interrupted training resumes from its last checkpoint.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,46 +35,47 @@ def make_job(
     measured: bool = False,
     **changes: Any,
 ) -> Job:
-    """A training by a profile's config, with changes.
+    """Return a training job with a profile's config and changes to it.
 
     Parameters
     ----------
-    profile : str, a name from `profiles.PROFILES`
+    profile : str
+        A name from `profiles.PROFILES`.
     data : str, optional
-        Another image set than the profile's, as `imagesets.load` knows it.
+        An image set other than the profile's, by its name in `imagesets.load`.
     root : Path, optional
         A folder of images, with ``train/<class>/`` and ``val/<class>/``.
     size : int, optional
         Side in pixels of a folder's images, by default 224.
     n_samples : int, optional
-        Training samples to take, the same share of every class.
+        Training samples to use, the same share of every class.
     model : str, optional
-        Another net, from `models.MODELS`.
+        A network other than the profile's, from `registry.MODELS`.
     measured : bool
-        Whether what the notebooks measure after each epoch is measured, too.
+        Record the post-hoc signals of the notebooks, after each epoch.
     **changes
-        Of the config; those that are None are left out. With another batch size and no rate, the
-        learning rate grows in proportion to the batch (Goyal et al. 2017).
+        Changes to the config; those that are None are ignored. If the batch size changes and the
+        learning rate is not given, the rate is scaled with the batch size (Goyal et al. 2017).
 
     Raises
     ------
     ValueError, FileNotFoundError
-        For an unknown name, or what the data's loader and `TrainConfig` refuse.
+        For an unknown name, missing files, or an invalid config.
     """
-    found = get_profile(profile)
+    chosen = get_profile(profile)
     changes = {name: value for name, value in changes.items() if value is not None}
     if "batch_size" in changes and "lr" not in changes:
-        changes["lr"] = found.config.lr * changes["batch_size"] / found.config.batch_size
-    samples = _data(found, data or found.dataset, root, size)
+        changes["lr"] = chosen.config.lr * changes["batch_size"] / chosen.config.batch_size
+    dataset = _load(chosen, data or chosen.dataset, root, size)
     if n_samples is not None:
-        samples = samples.subset(n_samples)
-    measure = found.measure if measured else MeasureConfig()
-    return Job(model or found.model, samples, replace(found.config, **changes), measure)
+        dataset = dataset.subset(n_samples)
+    measure = chosen.measure if measured else MeasureConfig()
+    return Job(model or chosen.model, dataset, replace(chosen.config, **changes), measure)
 
 
-def _data(profile: Profile, name: str, root: Path | None, size: int | None) -> Dataset:
+def _load(profile: Profile, name: str, root: Path | None, size: int | None) -> Dataset:
     if root is None and size is not None:
-        raise ValueError(f"size={size} is of the images of a folder: pass its root, too")
+        raise ValueError(f"size={size} applies to images of a folder only; pass its root")
     if root is None or (name == "imagenet" and size is None):
         return profile.load(root) if name == profile.dataset else load(name, root=root)
     side = 224 if size is None else size
@@ -84,19 +85,20 @@ def _data(profile: Profile, name: str, root: Path | None, size: int | None) -> D
 def train_here(
     job: Job, *, own_statistics: bool = False, log: Callable[[str], Any] = print
 ) -> Run | None:
-    """Train a job in the processes that ``torchrun`` started, or find its run in the cache.
+    """Train a job in the processes that ``torchrun`` started, or load its run from the cache.
 
     Parameters
     ----------
     job : Job
     own_statistics : bool
-        As in `distributed.ProcessGroup`: batch norm on CPUs.
+        On CPUs, let each process use the batch norm statistics of its share, as in
+        `distributed.ProcessGroup`.
     log : callable
-        The first process passes it a line of text on what it trains.
+        Called in the first process with a line of text that describes the training.
 
     Returns
     -------
-    Run
+    Run or None
         None in all processes but the first.
     """
     with process_group(job.config, own_statistics=own_statistics) as group:
@@ -118,7 +120,7 @@ def _summary(job: Job, n_processes: int = 1) -> str:
 
 
 def _train_together(job: Job, group: ProcessGroup, cache: store.Store) -> Run | None:
-    # Only one process computes the key, which reads every file of a folder.
+    # Only one process computes the key, because it visits every file of a folder.
     first = group.rank == 0
     key = group.broadcast(key_of(job, group) if first else None)
     artifact = cache.get(key) if first else None
@@ -137,7 +139,7 @@ def _train_together(job: Job, group: ProcessGroup, cache: store.Store) -> Run | 
 def _claimed(key: str, group: ProcessGroup, cache: store.Store) -> Iterator[None]:
     """Claim the artifact in the first process, while the others wait.
 
-    The first one sends them a message in every round: processes that receive none for long fail.
+    The first process keeps sending messages, because the others fail after a long silence.
     """
     if group.rank:
         while not group.broadcast(None):
@@ -154,19 +156,19 @@ def _trained(key: str, job: Job, group: ProcessGroup, cache: store.Store) -> sto
     run = train_in_group(group, job.model, job.data, job.config, job.measure, checkpoint=checkpoint)
     if group.rank:
         return None
-    what = f"{described(job.model, job.data, job.config)}, {group.world_size} processes"
-    artifact = store.Artifact(run.arrays, run.meta, what, checkpoint.seconds)
+    text = f"{described(job.model, job.data, job.config)}, {group.world_size} processes"
+    artifact = store.Artifact(run.arrays, run.meta, text, checkpoint.seconds)
     cache.put(key, artifact)
     checkpoint.discard()
     return artifact
 
 
 def key_of(job: Job, group: ProcessGroup) -> str:
-    """Return the cache key of a run, which rounding makes one of the number of processes."""
+    """Return the cache key; the number of processes is part of it, because it affects rounding."""
     return f"run-{store.fingerprint([job.key, group.world_size, group.own_statistics])}"
 
 
-def write(run: Run, out: Path) -> None:
-    """The scores and the history of a run as tables in a folder."""
+def write_tables(run: Run, out: Path) -> None:
+    """Write ``scores.csv`` and ``history.csv`` of a run to a folder."""
     for name, table, index in (("scores", run.scores, True), ("history", run.history, False)):
         store.write_atomic(out / f"{name}.csv", table.to_csv(index=index).encode())

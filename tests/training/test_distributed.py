@@ -213,7 +213,7 @@ def test_a_job_is_the_profiles_with_changes(tmp_path):
     assert (large.model, large.data.in_shape) == ("resnet50", (3, 224, 224))
     assert (large.config.epochs, large.config.batch_size, large.config.lr) == (200, 256, 0.1)
     assert replace(large.config, batch_size=1024).milestones == (0.6, 0.8)
-    with pytest.raises(ValueError, match="size=32 is of the images of a folder"):
+    with pytest.raises(ValueError, match="size=32 applies to images of a folder"):
         launch.make_job(size=32)
 
 
