@@ -131,7 +131,7 @@ def main() -> int:
     net = registry.build(NET, data.n_classes, data.in_shape)
     weights = sum(p.numel() for p in net.parameters())
     cuts = f"{epochs} of {whole} epochs", f"a CNN of {weights:,} weights in place of ResNet-18"
-    page.profile = replace(page.profile, cuts=cuts)
+    page.profile = replace(page.profile, reductions=cuts)
     tables = {
         images: judged(*(runs[images, rate] for rate in (0.0, NOISE)), extra, truth)
         for images in AUGMENTS

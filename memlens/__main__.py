@@ -1,4 +1,4 @@
-"""The command line: ``memlens audit``, ``train``, ``reproduce``, ``cache`` and two tables."""
+"""The command line: ``memlens audit``, ``train``, ``reproduce``, ``claims`` and two listings."""
 
 import argparse
 import ast
@@ -11,15 +11,15 @@ from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code.
+    """Run one subcommand and return its exit code.
 
-    0; 1: a notebook failed, a page is out of date, finished work is damaged; 2: wrong use;
-    130: stopped by hand.
+    0: success. 1: a notebook failed, CLAIMS.md is out of date, cached work is damaged, or the user
+    declined. 2: wrong use. 130: interrupted.
     """
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except BrokenPipeError:  # `memlens catalogue | head`: the reader has seen enough
+    except BrokenPipeError:  # `memlens catalogue | head`: the reader has closed the pipe
         sys.stdout = None
         return 0
     except (ValueError, OSError, MemoryError, FloatingPointError, ImportError) as error:
@@ -31,126 +31,167 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"memlens: error: {error}; pass a smaller --size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nmemlens: stopped; the same call goes on from here", file=sys.stderr)
+        print("\nmemlens: stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; it loads nothing heavy, so that ``--help`` is quick."""
+    """Build the parser without heavy imports, so that ``--help`` is fast."""
     parser = argparse.ArgumentParser(prog="memlens", description="See what a network memorizes.")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_audit(commands)
     add_train(commands)
-    job = commands.add_parser("reproduce", help="run the notebooks: every figure, every claim")
-    job.set_defaults(run=run_reproduce)
-    job.add_argument("--profile", default="digits", help="data set, net, configs (digits)")
-    job.add_argument(
-        "--scale", type=float, metavar="SHARE",
-        help="a first look: this share of the epochs and nets",
-    )  # fmt: skip
-    job.add_argument("--samples", type=int, metavar="N", help="only so many training samples")
-    job.add_argument("--only", nargs="+", default=(), metavar="NN", help="only these notebooks")
-    job.add_argument("--fresh", action="store_true", help="empty the cache of runs first")
-    job.add_argument("--save", action="store_true", help="store the outputs in the notebooks")
-    job.add_argument(
-        "-p", dest="parameters", action="append", default=[], type=parse_parameter,
-        metavar="NAME=VALUE", help="another notebook parameter; may be repeated",
-    )  # fmt: skip
-    job.add_argument("--jobs", type=int, metavar="N", help="trainings side by side (one a core)")
-    job.add_argument(
-        "--scheduler", metavar="ADDRESS",
-        help="a Dask scheduler, tcp://host:port, whose workers train (memlens[cluster])",
-    )  # fmt: skip
-    book = commands.add_parser("claims", help="the ledger: every claim, measured, with a verdict")
-    book.set_defaults(run=run_claims)
-    book.add_argument("--profile", default="digits", help="whose claims (digits)")
-    book.add_argument("--page", type=Path, metavar="PATH",
-                      help="write them into this page, or check it (CLAIMS.md)")  # fmt: skip
-    what = book.add_mutually_exclusive_group()
-    what.add_argument("--write", action="store_true", help="write them into the page")
-    what.add_argument("--check", action="store_true", help="write nothing; 1 if the page is stale")
-    table = commands.add_parser("catalogue", help="every score: formula, direction, cost, source")
-    table.set_defaults(run=run_catalogue)
+    add_reproduce(commands)
+    add_claims(commands)
+    catalogue = commands.add_parser(
+        "catalogue", help="list every score: formula, direction, cost, source"
+    )
+    catalogue.set_defaults(run=run_catalogue)
     add_cache(commands)
     return parser
 
 
 def add_audit(commands: Any) -> None:
     """Add the parser of ``memlens audit``."""
-    own = commands.add_parser(
-        "audit", help="your own images: wrong labels, duplicates, what is memorized",
-        description="Train on labelled images of your own and say of each what its scores suggest.",
+    audit = commands.add_parser(
+        "audit", help="find wrong labels, duplicates and memorized samples in your own images",
+        description="Train on your own labelled images, score each image, and report suspected "
+        "wrong labels, duplicates and memorized samples.",
     )  # fmt: skip
-    own.set_defaults(run=run_audit)
-    own.add_argument(
+    audit.set_defaults(run=run_audit)
+    audit.add_argument(
         "path", metavar="PATH",
         help="a folder of class folders, a .csv of files and labels, or an .npz with x and y",
     )  # fmt: skip
-    own.add_argument("--out", type=Path, default=Path("memlens-scores"), metavar="FOLDER",
-                     help="where the results go (memlens-scores)")  # fmt: skip
-    own.add_argument(
+    audit.add_argument("--out", type=Path, default=Path("memlens-scores"), metavar="FOLDER",
+                       help="folder of the results (default: memlens-scores)")  # fmt: skip
+    audit.add_argument(
         "--calibrate", action="store_true",
-        help="measure how often suggestions are right, on planted flips; twice the time",
+        help="measure the precision of the suggestions on planted label flips; doubles the time",
     )  # fmt: skip
-    own.add_argument("--yes", action="store_true", help="do not ask before work of hours")
-    own.add_argument("--size", type=int, metavar="PIXELS", help="side of the squares to train on")
-    own.add_argument("--classes", type=Path, metavar="FILE",
-                     help="the known classes, one a line; other labels are left out")  # fmt: skip
-    own.add_argument("--model", help="a net by name (memlens chooses by device)")
-    own.add_argument("--epochs", type=int, metavar="N", help="at most so many a training")
-    own.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (auto)")
-    own.add_argument("--seed", type=int, default=0)
+    audit.add_argument(
+        "--yes", action="store_true", help="start work of more than an hour without confirmation"
+    )
+    audit.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the square images to train on"
+    )
+    audit.add_argument("--classes", type=Path, metavar="FILE",
+                       help="the classes, one per line; other labels are left out")  # fmt: skip
+    audit.add_argument("--model", help="a network by name (default: chosen by device)")
+    audit.add_argument("--epochs", type=int, metavar="N", help="maximum epochs of each training")
+    audit.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: auto)")
+    audit.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def add_train(commands: Any) -> None:
-    """The parser of ``memlens train``."""
-    one = commands.add_parser(
-        "train", help="one training with its scores, on one device or, by torchrun, on many",
-        description="Train one net by a profile's config and score every sample. Under `torchrun "
-        "--nproc-per-node N -m memlens train ...` N processes train it, one a device.",
+    """Add the parser of ``memlens train``."""
+    train = commands.add_parser(
+        "train", help="train one network and score every sample, on one device or several",
+        description="Train one network with a profile's config and score every sample. Under "
+        "`torchrun --nproc-per-node N -m memlens train ...`, N processes train it, one per device.",
     )  # fmt: skip
-    one.set_defaults(run=run_train)
-    one.add_argument("--profile", default="digits", help="data set, net, config (digits)")
-    one.add_argument("--data", metavar="NAME", help="another image set than the profile's")
-    one.add_argument("--root", type=Path, metavar="DIR",
-                     help="a folder of images: train/<class>/ and val/<class>/")  # fmt: skip
-    one.add_argument("--size", type=int, metavar="PIXELS", help="side of a folder's images (224)")
-    one.add_argument("--samples", type=int, metavar="N", help="only so many training samples")
-    one.add_argument("--model", help="another net by name")
-    one.add_argument("--epochs", type=int, metavar="N")
-    one.add_argument(
+    train.set_defaults(run=run_train)
+    train.add_argument(
+        "--profile", default="digits", help="data set, network and config (default: digits)"
+    )
+    train.add_argument("--data", metavar="NAME", help="an image set other than the profile's")
+    train.add_argument("--root", type=Path, metavar="DIR",
+                       help="a folder of images: train/<class>/ and val/<class>/")  # fmt: skip
+    train.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of a folder's images (default: 224)"
+    )
+    train.add_argument(
+        "--samples", type=int, metavar="N", help="number of training samples (default: all)"
+    )
+    train.add_argument("--model", help="a network other than the profile's, by name")
+    train.add_argument("--epochs", type=int, metavar="N")
+    train.add_argument(
         "--batch-size", type=int, metavar="N",
-        help="samples in a step of all devices together; without --lr the rate goes along",
+        help="samples per step over all devices; without --lr the learning rate scales with it",
     )  # fmt: skip
-    one.add_argument("--lr", type=float, metavar="RATE")
-    one.add_argument("--device", help="cpu, cuda or auto (as the profile says)")
-    one.add_argument("--stop", metavar="PEAK", help="stop at the peak: weight_norm, input_gradient")
-    one.add_argument("--seed", type=int)
-    one.add_argument("--measure", action="store_true",
-                     help="after each epoch, too, as the notebooks do; on one device")  # fmt: skip
-    one.add_argument("--own-statistics", action="store_true",
-                     help="let each CPU process have its own batch norm")  # fmt: skip
-    one.add_argument("--out", type=Path, metavar="FOLDER", help="also scores.csv, history.csv here")
+    train.add_argument("--lr", type=float, metavar="RATE", help="learning rate")
+    train.add_argument("--device", help="cpu, cuda or auto (default: the profile's)")
+    train.add_argument(
+        "--stop", metavar="PEAK", help="stop at a peak: weight_norm or input_gradient"
+    )
+    train.add_argument("--seed", type=int)
+    train.add_argument("--measure", action="store_true",
+                       help="also record the post-hoc signals; on one device only")  # fmt: skip
+    train.add_argument("--own-statistics", action="store_true",
+                       help="separate batch norm statistics in each CPU process")  # fmt: skip
+    train.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write scores.csv and history.csv to this folder"
+    )
+
+
+def add_reproduce(commands: Any) -> None:
+    """Add the parser of ``memlens reproduce``."""
+    reproduce = commands.add_parser("reproduce", help="run the notebooks: all figures and claims")
+    reproduce.set_defaults(run=run_reproduce)
+    reproduce.add_argument(
+        "--profile", default="digits", help="data set, networks and configs (default: digits)"
+    )
+    reproduce.add_argument(
+        "--scale", type=float, metavar="SHARE",
+        help="a first look with this share of the epochs and networks",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "--samples", type=int, metavar="N", help="number of training samples (default: all)"
+    )
+    reproduce.add_argument(
+        "--only", nargs="+", default=(), metavar="NN", help="run only these notebooks"
+    )
+    reproduce.add_argument("--fresh", action="store_true", help="empty the cache first")
+    reproduce.add_argument("--save", action="store_true", help="store the outputs in the notebooks")
+    reproduce.add_argument(
+        "-p", dest="parameters", action="append", default=[], type=parse_parameter,
+        metavar="NAME=VALUE", help="set another notebook parameter; may be repeated",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "--jobs", type=int, metavar="N", help="parallel trainings (default: one per core)"
+    )
+    reproduce.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="train on the workers of a Dask scheduler, tcp://host:port (memlens[cluster])",
+    )  # fmt: skip
+
+
+def add_claims(commands: Any) -> None:
+    """Add the parser of ``memlens claims``."""
+    claims = commands.add_parser("claims", help="count the claims of the papers by verdict")
+    claims.set_defaults(run=run_claims)
+    claims.add_argument("--profile", default="digits", help="profile of the runs (default: digits)")
+    claims.add_argument("--file", type=Path, metavar="PATH",
+                        help="write this file, or check it (default: CLAIMS.md)")  # fmt: skip
+    action = claims.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="write the claims to the file")
+    action.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if the file is out of date"
+    )
 
 
 def add_cache(commands: Any) -> None:
-    """The parser of ``memlens cache``."""
-    cache = commands.add_parser("cache", help="finished and unfinished work: list, verify, clear")
+    """Add the parser of ``memlens cache``."""
+    cache = commands.add_parser("cache", help="list, verify or clear cached work")
     cache.set_defaults(run=run_cache)
     cache.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
-                       help="list (what, size, age, cost), check each byte, or remove")  # fmt: skip
-    cache.add_argument("--folder", type=Path, help="another: the --out of `memlens audit`, say")
-    cache.add_argument("--by", choices=("age", "size"), default="age",
-                       help="list the newest or the largest first (age)")  # fmt: skip
-    cache.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
+                       help="list size, age and cost; verify every byte; or clear")  # fmt: skip
     cache.add_argument(
-        "--kind", help="only such: run, sweep, folds, checkpoint, part, damaged, ..."
+        "--folder", type=Path, help="another cache, for example the --out of `memlens audit`"
     )
-    cache.add_argument("--yes", action="store_true", help="do not ask before removing")
+    cache.add_argument("--by", choices=("age", "size"), default="age",
+                       help="list the newest or the largest first (default: age)")  # fmt: skip
+    cache.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="only entries older than this"
+    )
+    cache.add_argument(
+        "--kind", help="only this kind: run, sweep, folds, checkpoint, part, damaged, ..."
+    )
+    cache.add_argument("--yes", action="store_true", help="clear without confirmation")
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:
-    """``"seeds=3"`` as ``("seeds", 3)``; what is no Python literal stays text."""
+    """Parse ``"seeds=3"`` to ``("seeds", 3)``; a value that is not a Python literal is text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
@@ -161,9 +202,8 @@ def parse_parameter(text: str) -> tuple[str, Any]:
 
 
 def run_audit(options: argparse.Namespace) -> int:
-    """Score images of one's own; 1 if the work was not confirmed."""
-    # Before torch: on a machine that does other things, too, threads that wait by spinning make
-    # each other many times slower.
+    """Audit the user's images; 1 if the user declined the work."""
+    # Before torch is imported: idle threads that spin slow down other processes many times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from memlens.audit.outputs import audit_path
 
@@ -173,16 +213,16 @@ def run_audit(options: argparse.Namespace) -> int:
         classes = [line.strip() for line in lines if line.strip()]
     settings = {name: getattr(options, name)
                 for name in ("size", "model", "epochs", "device", "seed", "calibrate")}  # fmt: skip
-    scored = audit_path(
+    result = audit_path(
         options.path, options.out, classes=classes, **settings,
-        confirm=lambda told: options.yes or ask(told),
+        confirm=lambda message: options.yes or confirm_start(message),
         log=lambda text: print(text, flush=True),
     )  # fmt: skip
-    return int(scored is None)
+    return int(result is None)
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train one net, or this process's share of it."""
+    """Train one network, or this process's share of it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_audit`
     from memlens.experiments import launch
 
@@ -196,21 +236,21 @@ def run_train(options: argparse.Namespace) -> int:
     if run is not None:
         print(run, flush=True)
         if options.out:
-            launch.write(run, options.out)
+            launch.write_tables(run, options.out)
     return 0
 
 
-def ask(told: str) -> bool:
-    """Whether a person says yes; where none can answer, an error says how to."""
-    return confirmed(told, "Start", "start it, or --epochs, --size, --device for less")
+def confirm_start(message: str) -> bool:
+    """Ask the user to confirm long work."""
+    return confirmed(message, "Start", "start it, or --epochs, --size, --device for less")
 
 
-def confirmed(told: str, do: str, ways: str) -> bool:
-    """Whether a person answers yes; where none can, an error says what to pass."""
+def confirmed(message: str, action: str, advice: str) -> bool:
+    """Ask the user to confirm an action; without a terminal, raise an error with the advice."""
     if not sys.stdin.isatty():
-        raise ValueError(f"{told} Pass --yes to {ways}")
+        raise ValueError(f"{message} Pass --yes to {advice}")
     try:
-        return input(f"{told} {do}? [y/N] ").strip().lower() in ("y", "yes")
+        return input(f"{message} {action}? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
 
@@ -224,40 +264,38 @@ def run_reproduce(options: argparse.Namespace) -> int:
             f"notebooks need {error.name}: pip install 'memlens[notebooks,confident]'"
         ) from error
 
-    asked = {"scale": options.scale, "n_samples": options.samples}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    parameters = asked | dict(options.parameters)
-    with asked_of(options):
-        report = reproduce(options.profile, options.only, options.fresh, options.save, parameters)
-    return int((report["failure"] != "").any())
+    size = {"scale": options.scale, "n_samples": options.samples}
+    size = {name: value for name, value in size.items() if value is not None}
+    parameters = size | dict(options.parameters)
+    with parallel_options(options):
+        table = reproduce(options.profile, options.only, options.fresh, options.save, parameters)
+    return int((table["failure"] != "").any())
 
 
-def asked_of(options: argparse.Namespace) -> AbstractContextManager:
-    """Where trainings are mapped as the options ask, in the notebooks' kernels, too."""
+def parallel_options(options: argparse.Namespace) -> AbstractContextManager:
+    """Apply ``--jobs`` and ``--scheduler``, also in the notebooks' kernels."""
     if options.jobs is None and options.scheduler is None:
-        return nullcontext()
-    from memlens.training.parallel import (
-        parallel_settings,  # loads torch, which only the kernels need else
-    )
+        return nullcontext()  # torch, which the next import loads, is needed in the kernels only
+    from memlens.training.parallel import parallel_settings
 
     return parallel_settings(n_jobs=options.jobs, scheduler=options.scheduler)
 
 
 def run_claims(options: argparse.Namespace) -> int:
-    """Print how the claims fare; write the ledger into a page, or check the page's copy of it."""
+    """Print the counts of the claims; write the claims to a file, or check it."""
     from memlens.experiments import claims
     from memlens.storage import store
 
-    print(claims.summary(claims.ledger(options.profile)), flush=True)
-    page = options.page or store.root() / claims.PAGE
+    print(claims.summary(claims.claims_table(options.profile)), flush=True)
+    file = options.file or store.root() / claims.CLAIMS_FILE
     if options.check:
-        current = claims.is_current(page, options.profile)
-        call = f"memlens claims --profile {options.profile} --page {page}"
-        print(f"\n{page}: " + ("up to date" if current else f"out of date; run `{call}`"))
+        current = claims.is_current(file, options.profile)
+        command = f"memlens claims --profile {options.profile} --file {file}"
+        print(f"\n{file}: " + ("up to date" if current else f"out of date; run `{command}`"))
         return int(not current)
-    if options.write or options.page:
-        changed = claims.update_page(page, options.profile)
-        print(f"\n{page}: " + ("written" if changed else "up to date"))
+    if options.write or options.file:
+        changed = claims.write_claims(file, options.profile)
+        print(f"\n{file}: " + ("written" if changed else "up to date"))
     return 0
 
 
@@ -270,25 +308,26 @@ def run_catalogue(options: argparse.Namespace) -> int:
 
 
 def run_cache(options: argparse.Namespace) -> int:
-    """List, verify or clear finished work; 1 if some is damaged, or its removal not confirmed."""
+    """List, verify or clear cached work; 1 if some is damaged, or the user declined."""
     from memlens.storage import inventory
 
     folder = inventory.cache_of(options.folder)
     entries = inventory.chosen(inventory.entries(folder), options.kind, options.older_than)
     if options.action == "verify":
         problems = inventory.verify(entries)
-        print("\n".join([*problems, f"{len(entries)} looked at, {len(problems)} damaged"]))
+        print("\n".join([*problems, f"{len(entries)} verified, {len(problems)} damaged"]))
         return int(bool(problems))
     print(f"{folder}\n{inventory.table(entries, options.by)}", flush=True)
     if options.action == "list" or not entries:
         return 0
-    told = f"This removes {inventory.total(entries)}."
-    if not options.yes and not confirmed(told, "Remove", "remove it, or --kind, --older-than"):
+    message = f"This removes {inventory.total(entries)}."
+    advice = "remove it, or --kind, --older-than for less"
+    if not options.yes and not confirmed(message, "Remove", advice):
         return 1
     removed, busy = inventory.clear(entries)
     print(f"removed {inventory.total(removed)}")
     if busy:
-        print("left, for a process is at work on it: " + ", ".join(e.name for e in busy))
+        print("in use by a running process, not removed: " + ", ".join(e.name for e in busy))
     return 0
 
 

@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(joined: pd.DataFrame, passed: Mapping[str, bool]) -> int:
     """Print what is too close and which machines differ; 0 if nothing is and none does."""
     facts = joined[joined["kind"] == "check"]
-    close = facts[~(facts["margin"] >= margins.LEAST)]
-    print(f"\n{len(facts)} facts, {len(close)} closer than {margins.LEAST:g} spreads")
+    close = facts[~(facts["margin"] >= margins.MIN_MARGIN)]
+    print(f"\n{len(facts)} facts, {len(close)} closer than {margins.MIN_MARGIN:g} spreads")
     if len(close):
         print(
             close[["notebook", "name", "measured", "margin", "n_machines"]].to_string(index=False)

@@ -1,8 +1,9 @@
-"""The ledger: the claims of all notebooks in one table, and the copy of it in a page.
+"""The claims of all notebooks: one table, and its copy in CLAIMS.md.
 
-A notebook enters claims, and what its runs say about the discrepancies of `paper.discrepancies`, through its page
-into ``figures/<profile>/NN_claims.csv``; `ledger` gathers these files, `render` writes the table as
-markdown, and `update_page` puts it between two markers: it is never edited by hand.
+Each notebook writes its claims and its results on `paper.discrepancies` to
+``figures/<profile>/NN_claims.csv`` (see `memlens.experiments.notebook`). `claims_table` reads these
+files, `to_markdown` renders them, and `write_claims` replaces the text between two markers in
+CLAIMS.md. That text is never edited by hand.
 """
 
 import html
@@ -25,9 +26,9 @@ NOTEBOOKS = (
 COLUMNS = (
     "notebook", "kind", "paper", "where", "claim", "measured", "interval", "margin", "verdict",
 )  # fmt: skip
-PAGE = "CLAIMS.md"  # holds the rendered ledger, in the root of the checkout
-START, END = "<!-- ledger:start -->", "<!-- ledger:end -->"
-_WORDS = {"claim": paper.VERDICTS, "discrepancy": paper.DOUBT_VERDICTS}
+CLAIMS_FILE = "CLAIMS.md"  # in the root of the checkout
+START, END = "<!-- claims:start -->", "<!-- claims:end -->"
+_VERDICTS = {"claim": paper.VERDICTS, "discrepancy": paper.DISCREPANCY_VERDICTS}
 _NOT_TAKEN_UP = "not taken up"
 
 Interval = str | tuple[float, float] | Sequence[float] | np.ndarray | pd.Series
@@ -35,26 +36,26 @@ Interval = str | tuple[float, float] | Sequence[float] | np.ndarray | pd.Series
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper claims, or what does not add up in it, and what was measured here.
+    """A claim of a paper, or an inconsistency in one, with the result measured here.
 
     Attributes
     ----------
     kind : str
         ``"claim"`` or ``"discrepancy"``.
     paper : str
-        A key of `paper.PAPERS`; a discrepancy may name several, comma-separated.
+        A key of `paper.PAPERS`; a discrepancy may list several, separated by commas.
     where : str
-        Table, figure or section in the paper; of a discrepancy its id.
+        Table, figure or section of the paper; for a discrepancy its id.
     statement : str
         The claim in our words, or the discrepancy.
     measured : str
-        What was measured, with its numbers.
+        The result, with its numbers.
     interval : str
-        Its spread, see `interval_text`; may be empty.
+        Interval or range of the result, see `interval_text`; may be empty.
     margin : str
-        How far it lies from its threshold, see `margin_text`; may be empty.
+        Distance from the threshold, see `margin_text`; may be empty.
     verdict : str
-        One of `paper.VERDICTS`, for a discrepancy of `paper.DOUBT_VERDICTS`.
+        One of `paper.VERDICTS`; for a discrepancy one of `paper.DISCREPANCY_VERDICTS`.
     """
 
     kind: str
@@ -67,25 +68,27 @@ class Claim:
     verdict: str
 
 
-def interval_text(interval: Interval, of: str = "seed") -> str:
-    """Write an interval, or the range of the values of several seeds, or of what else there is.
+def interval_text(interval: Interval, unit: str = "seed") -> str:
+    """Format an interval, or the range of one value per seed.
 
     Parameters
     ----------
     interval : str, tuple (low, high), or array-like of shape (n_seeds,)
-        A text stays as it is. A tuple is an interval; a list, array or Series has a value a seed.
-    of : str
-        What there is a value of, if not of each seed: "target", say.
+        Text is returned unchanged. A tuple is an interval. Of a list, array or Series, the range is
+        formatted with the number of values.
+    unit : str
+        What the values of an array are counted in, for example ``"target"``.
 
     Returns
     -------
     str
-        Rounded to one digit of its width, or two if the first is 1 or 2; whole numbers stay whole.
+        Rounded to one digit of the width, or two if the first digit of the width is 1 or 2.
+        Integers stay integers.
 
     Raises
     ------
     ValueError
-        For no values, values that are not finite, low above high, or a tuple of another length.
+        For an empty array, values that are not finite, low above high, or a tuple of other length.
 
     Examples
     --------
@@ -96,20 +99,21 @@ def interval_text(interval: Interval, of: str = "seed") -> str:
     """
     if isinstance(interval, str):
         return interval.strip()
-    values, pair = np.asarray(interval, dtype=float), isinstance(interval, tuple)
+    values, is_pair = np.asarray(interval, dtype=float), isinstance(interval, tuple)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(
-            f"an interval is text, (low, high) or a finite value a seed, got {interval!r}"
+            f"interval is {interval!r}; expected text, a tuple (low, high), or one finite value "
+            f"per {unit}"
         )
-    if pair and (len(values) != 2 or values[0] > values[1]):
-        raise ValueError(f"a tuple is an interval (low, high), got {interval!r}")
+    if is_pair and (len(values) != 2 or values[0] > values[1]):
+        raise ValueError(f"interval is {interval!r}; expected (low, high) with low <= high")
     low, high = _rounded(values.min(), values.max(), bool((values == np.round(values)).all()))
-    spread = low if low == high else f"{low} to {high}"
-    return spread if pair else f"{spread}, {len(values)} {of}{'s' * (len(values) > 1)}"
+    text = low if low == high else f"{low} to {high}"
+    return text if is_pair else f"{text}, {len(values)} {unit}{'s' * (len(values) > 1)}"
 
 
 def margin_text(parts: Iterable[Comparison]) -> str:
-    """Write the smallest known margin of the parts, in spreads; empty where none is known.
+    """Format the smallest known margin of the parts, in spreads; empty if none is known.
 
     Examples
     --------
@@ -124,7 +128,7 @@ def margin_text(parts: Iterable[Comparison]) -> str:
 
 
 def _rounded(low: float, high: float, whole: bool) -> tuple[str, str]:
-    """Write both ends, no finer than their distance and four digits of the larger can tell."""
+    """Format both ends with the digits that their distance justifies, four at most."""
     size = max(abs(low), abs(high))
     digits = 0 if whole else 3 - int(f"{size:.3e}".split("e")[1])
     if high > low and not whole:
@@ -136,50 +140,51 @@ def _rounded(low: float, high: float, whole: bool) -> tuple[str, str]:
 
 
 def as_table(claims: Iterable[Claim]) -> pd.DataFrame:
-    """One row an entry, one column a field of `Claim`."""
-    return pd.DataFrame([asdict(entry) for entry in claims], columns=_fields())
+    """Return one row per claim, one column per field of `Claim`."""
+    return pd.DataFrame([asdict(claim) for claim in claims], columns=_fields())
 
 
-def ledger(profile: str = "digits") -> pd.DataFrame:
-    """Gather the claims of all notebooks of a profile.
+def claims_table(profile: str = "digits") -> pd.DataFrame:
+    """Read the claims of all notebooks of a profile.
 
     Parameters
     ----------
     profile : str
-        Whose ``figures/<profile>/NN_claims.csv`` to read. A notebook without one has no rows.
+        Reads ``figures/<profile>/NN_claims.csv``. A notebook without this file has no rows.
 
     Returns
     -------
     DataFrame
-        `COLUMNS`, all text. First the claims in notebook order, then the discrepancies in the order of
-        `paper.discrepancies`; one that no notebook took up has an empty notebook, measured, interval,
-        margin and verdict, one that two took up two rows.
+        `COLUMNS`, all text. First the claims in the order of the notebooks, then the discrepancies
+        in the order of `paper.discrepancies`, one row per notebook that reports on it. For a
+        discrepancy that no notebook reports on, notebook, measured, interval, margin and verdict
+        are empty.
 
     Raises
     ------
     FileNotFoundError
-        If no notebook of the profile has left claims.
+        If no notebook of the profile has written claims.
     ValueError
-        If a file is of an earlier form, or holds a paper, discrepancy or verdict that is not known.
+        If a file has other columns, or holds an unknown paper, discrepancy or verdict.
     """
     folder = store.figures_dir(profile)
     files = {name: folder / f"{name.split('_')[0]}_claims.csv" for name in NOTEBOOKS}
-    there = {name: file for name, file in files.items() if file.is_file()}
-    if not there:
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found:
         raise FileNotFoundError(
             f"no claims in {folder}; run `memlens reproduce --profile {profile}` first"
         )
-    frames = [_read(file).assign(notebook=name) for name, file in there.items()]
+    frames = [_read(file).assign(notebook=name) for name, file in found.items()]
     rows = pd.concat(frames, ignore_index=True).rename(columns={"statement": "claim"})
     claims = rows[rows["kind"] == "claim"]
-    return pd.concat([claims, _with_untaken(rows)], ignore_index=True)[list(COLUMNS)]
+    return pd.concat([claims, _all_discrepancies(rows)], ignore_index=True)[list(COLUMNS)]
 
 
-def _with_untaken(rows: pd.DataFrame) -> pd.DataFrame:
-    """Put what the notebooks say beside every discrepancy; its text is that of today."""
-    said = rows.loc[rows["kind"] == "discrepancy"].drop(columns=["kind", "paper", "claim"])
+def _all_discrepancies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Join every discrepancy, with its current text, with the results of the notebooks."""
+    results = rows.loc[rows["kind"] == "discrepancy"].drop(columns=["kind", "paper", "claim"])
     listed = paper.discrepancies().rename(columns={"id": "where", "discrepancy": "claim"})
-    return listed.assign(kind="discrepancy").merge(said, on="where", how="left").fillna("")
+    return listed.assign(kind="discrepancy").merge(results, on="where", how="left").fillna("")
 
 
 def _fields() -> list[str]:
@@ -187,28 +192,35 @@ def _fields() -> list[str]:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """Read one notebook's claims, if they are what this version writes."""
-    again = f"run `memlens reproduce --only {file.name.split('_')[0]}` again"
+    """Read the claims of one notebook, and refuse files of another version."""
+    advice = f"run `memlens reproduce --only {file.name.split('_')[0]}` again"
     try:
         rows = pd.read_csv(file, dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise ValueError(f"{file} is no table of claims ({error}); {again}") from error
+        raise ValueError(f"{file} is not a table of claims ({error}); {advice}") from error
     if list(rows.columns) != _fields():
-        found = ", ".join(rows.columns)
-        raise ValueError(f"{file} has the columns {found}: not of this version; {again}")
+        raise ValueError(
+            f"{file} has the columns {', '.join(rows.columns)}; expected {', '.join(_fields())}; "
+            f"{advice}"
+        )
     ids = set(paper.discrepancies()["id"])
     for row in rows.itertuples():
         known = row.paper in paper.PAPERS if row.kind == "claim" else row.where in ids
-        if not known or row.verdict not in _WORDS.get(row.kind, ()):
-            what = f"{row.kind}, {row.paper}, {row.where}: {row.verdict}"
-            raise ValueError(f"{file} holds an unknown kind, paper, discrepancy or verdict: {what}")
+        if not known or row.verdict not in _VERDICTS.get(row.kind, ()):
+            found = f"{row.kind}, {row.paper}, {row.where}: {row.verdict}"
+            raise ValueError(
+                f"{file} has an unknown kind, paper, discrepancy or verdict: {found}; {advice}"
+            )
     return rows
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Count the claims of each paper by verdict, and the discrepancies; plain text."""
-    discrepancies = table.loc[table["kind"] == "discrepancy", "verdict"]
-    return f"{_counts(table).to_string()}\n\ndoubts: {_tally(discrepancies)}{_missing(table)}"
+    """Count the claims by paper and verdict, and the discrepancies by verdict; plain text."""
+    verdicts = table.loc[table["kind"] == "discrepancy", "verdict"]
+    return (
+        f"{_counts(table).to_string()}\n\ndiscrepancies: {_count_verdicts(verdicts)}"
+        f"{_missing(table)}"
+    )
 
 
 def _counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -222,11 +234,11 @@ def _counts(table: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(all=counts.sum(axis=1))
 
 
-def _tally(verdicts: pd.Series) -> str:
-    """Count words in their fixed order; those that do not occur are left out."""
-    order = (*paper.VERDICTS, *paper.DOUBT_VERDICTS, _NOT_TAKEN_UP)
+def _count_verdicts(verdicts: pd.Series) -> str:
+    """Count each verdict that occurs, in a fixed order."""
+    order = (*paper.VERDICTS, *paper.DISCREPANCY_VERDICTS, _NOT_TAKEN_UP)
     counts = verdicts.replace("", _NOT_TAKEN_UP).value_counts()
-    return ", ".join(f"{word} {counts[word]}" for word in order if word in counts)
+    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in order if verdict in counts)
 
 
 def _missing(table: pd.DataFrame) -> str:
@@ -234,18 +246,20 @@ def _missing(table: pd.DataFrame) -> str:
     return f"\n\nNothing from {', '.join(missing)}." if missing else ""
 
 
-def render(table: pd.DataFrame) -> str:
-    """Write the ledger as GitHub markdown: counts, then a folded table a paper, then the discrepancies.
+def to_markdown(table: pd.DataFrame) -> str:
+    """Render the claims as GitHub markdown.
+
+    Counts come first, then a folded table per paper, then the discrepancies.
 
     Parameters
     ----------
     table : DataFrame
-        As `ledger` returns it.
+        As `claims_table` returns it.
 
     Returns
     -------
     str
-        Links to notebooks are relative to the checkout's root. Text is escaped.
+        Links to notebooks are relative to the root of the checkout. Text is escaped.
     """
     counts = _counts(table).reset_index()
     blocks = [_table([*counts], [map(str, row) for row in counts.itertuples(index=False)])]
@@ -253,20 +267,22 @@ def render(table: pd.DataFrame) -> str:
     for name, title in paper.PAPERS.items():
         rows = table[(table["kind"] == "claim") & (table["paper"] == name)]
         if len(rows):
-            head = f"<b>{name}</b>, <i>{html.escape(title)}</i>: {_tally(rows['verdict'])}"
+            verdicts = _count_verdicts(rows["verdict"])
+            head = f"<b>{name}</b>, <i>{html.escape(title)}</i>: {verdicts}"
             blocks.append(_folded(head, rows, columns, columns))
     discrepancies = table[table["kind"] == "discrepancy"]
-    head = f"<b>What does not add up in the papers</b>: {_tally(discrepancies['verdict'])}"
+    head = f"<b>What does not add up in the papers</b>: {_count_verdicts(discrepancies['verdict'])}"
     columns = ["where", "paper", "claim", "measured", "interval", "margin", "verdict"]
     names = [
-        "discrepancy", "papers", "what does not add up", "our runs", "interval", "margin", "verdict",
+        "discrepancy", "papers", "what does not add up", "our runs", "interval", "margin",
+        "verdict",
     ]  # fmt: skip
     blocks.append(_folded(head, discrepancies, columns, names))
     return "\n\n".join(blocks) + _missing(table)
 
 
 def _folded(head: str, rows: pd.DataFrame, columns: Sequence[str], names: Sequence[str]) -> str:
-    """Fold a table under its headline; its last column links to the notebook."""
+    """Fold a table under its headline; the last column links to the notebook."""
     cells = [
         [*(_escaped(text) for text in row[:-1]), _link(row[-1])]
         for row in rows[[*columns, "notebook"]].itertuples(index=False)
@@ -285,42 +301,50 @@ def _link(notebook: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Write text as a cell of a table that shows exactly it, on one line."""
+    """Escape text so that a table cell shows it unchanged, on one line."""
     text = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*\[|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
-def update_page(path: Path, profile: str = "digits") -> bool:
-    """Put the rendered ledger between the two markers of a page; True if that changed it.
+def write_claims(path: Path, profile: str = "digits") -> bool:
+    """Write the claims between the two markers of a markdown file.
+
+    Returns
+    -------
+    bool
+        True if the file changed.
 
     Raises
     ------
     ValueError
-        If a marker is missing, there twice, or in the wrong order; nothing is written.
+        If a marker is missing, repeated, or in the wrong order; nothing is written.
     FileNotFoundError
-        If there is no such page, or no claims; see `ledger`.
+        If there is no such file, or there are no claims; see `claims_table`.
     """
     old = path.read_bytes().decode()
-    new = _with_ledger(old, render(ledger(profile)), path)
+    new = _with_claims(old, to_markdown(claims_table(profile)), path)
     if new != old:
         store.write_atomic(path, new.encode())
     return new != old
 
 
 def is_current(path: Path, profile: str = "digits") -> bool:
-    """Whether the page holds what the ledger says today. Raises as `update_page`."""
+    """Return True if the file holds the current claims. Raises as `write_claims`."""
     old = path.read_bytes().decode()
-    return _with_ledger(old, render(ledger(profile)), path) == old
+    return _with_claims(old, to_markdown(claims_table(profile)), path) == old
 
 
-def _with_ledger(text: str, rendered: str, path: Path) -> str:
+def _with_claims(text: str, rendered: str, path: Path) -> str:
     for marker in (START, END):
         if text.count(marker) != 1:
-            raise ValueError(f"{path} has {marker} {text.count(marker)} times, needed is once")
+            raise ValueError(
+                f"{path} has {marker} {text.count(marker)} times; expected once: it marks where "
+                "the claims are written"
+            )
     before, rest = text.split(START)
     if END not in rest:
-        raise ValueError(f"{path} has {END} before {START}")
+        raise ValueError(f"{path} has {END} before {START}; exchange the two markers")
     block = f"\n\n{rendered}\n\n"
-    if "\r\n" in text:  # a checkout with the line ends of Windows
+    if "\r\n" in text:  # a checkout with Windows line ends
         block = block.replace("\n", "\r\n")
     return before + START + block + END + rest.split(END)[1]

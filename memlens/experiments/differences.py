@@ -1,7 +1,7 @@
-"""How the numbers of a new run differ from those that stood in the figures folder before.
+"""Comparison of a new run with the numbers stored in the figures folder.
 
-A figure's numbers lie beside it as a table. Two machines round differently, so trained numbers move
-in their last digits; what is larger, and each verdict that changed, should not pass unseen.
+The numbers of a figure are stored beside it as a table. Two machines round differently, so trained
+numbers differ in their last digits. Larger differences, and each changed verdict, are reported.
 """
 
 import re
@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-CLAIM = ["kind", "paper", "where", "statement"]
+CLAIM = ["kind", "paper", "where", "statement"]  # columns that identify a claim
 
 Tables = Mapping[str, pd.DataFrame]
-Figures = dict[str, tuple[float, str]]
+Differences = dict[str, tuple[float, str]]
 
 
-def read(folder: Path, number: str) -> dict[str, pd.DataFrame]:
-    """Read the tables that a notebook left, by name: of its figures, and of its claims.
+def read_tables(folder: Path, number: str) -> dict[str, pd.DataFrame]:
+    """Read the tables that a notebook has written.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ def read(folder: Path, number: str) -> dict[str, pd.DataFrame]:
     Returns
     -------
     dict of DataFrame
-        By name without ending, such as ``"03_trade"``. A file that is no table is left out, as if
-        it had not been there.
+        By name without ending, such as ``"03_trade"``. Files that cannot be read as a table are
+        left out.
     """
     tables = {}
     for file in sorted(folder.glob(f"{number}_*.csv")):
@@ -42,29 +42,28 @@ def read(folder: Path, number: str) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def figures(old: Tables, new: Tables) -> Figures:
-    """Find the largest difference of each figure that was there before.
+def figure_differences(old: Tables, new: Tables) -> Differences:
+    """Return the largest difference of each figure that both hold.
 
     Returns
     -------
     dict
-        By figure: the difference and where it is, see `largest`.
+        By figure: the difference and its place, see `largest_difference`.
     """
     both = [name for name in new if name in old and not re.match(r"\d+_(claims|checks)", name)]
-    return {name: largest(old[name], new[name]) for name in both}
+    return {name: largest_difference(old[name], new[name]) for name in both}
 
 
-def largest(old: pd.DataFrame, new: pd.DataFrame) -> tuple[float, str]:
-    """Find the largest difference between two tables of numbers.
+def largest_difference(old: pd.DataFrame, new: pd.DataFrame) -> tuple[float, str]:
+    """Return the largest difference between two tables.
 
-    Rows that words name uniquely are compared by name, in whatever order they stand; others by
-    their place.
+    Rows are matched by their text columns if these identify each row, otherwise by position.
 
     Returns
     -------
     difference : float
-        As a share of its column's range in the old table, or of its size where the range is 0;
-        infinite if rows, columns, words or gaps differ.
+        As a share of the range of its column in the old table, or of the size of the column if the
+        range is 0. Infinite if rows, columns, text or missing values differ.
     where : str
         The column, or what differs; empty if nothing does.
     """
@@ -72,28 +71,28 @@ def largest(old: pd.DataFrame, new: pd.DataFrame) -> tuple[float, str]:
         return np.inf, "other columns"
     if len(old) != len(new):
         return np.inf, f"{len(new)} rows, before {len(old)}"
-    old, new = _by_name(old), _by_name(new)
-    found = 0.0, ""
+    old, new = _sorted_by_text(old), _sorted_by_text(new)
+    difference, where = 0.0, ""
     for column in old:
-        share = _share(old[column], new[column])
-        if share > found[0]:
-            found = share, column
-    return found
+        share = _column_difference(old[column], new[column])
+        if share > difference:
+            difference, where = share, column
+    return difference, where
 
 
-def _by_name(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort the rows by their words, if no two rows have the same."""
-    words = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
-    if not words or table.duplicated(words).any():
+def _sorted_by_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort the rows by their text columns, if these identify each row."""
+    columns = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    if not columns or table.duplicated(columns).any():
         return table
-    return table.sort_values(words, ignore_index=True)
+    return table.sort_values(columns, ignore_index=True)
 
 
-def _share(old: pd.Series, new: pd.Series) -> float:
-    """Return the largest difference of one column; infinite where words or gaps differ."""
+def _column_difference(old: pd.Series, new: pd.Series) -> float:
+    """Return the largest difference of one column; infinite if text or missing values differ."""
     x, y = (pd.to_numeric(column, errors="coerce").to_numpy(float) for column in (old, new))
-    words = np.isnan(x) & np.isnan(y)  # a table with several lines of names has both in a column
-    if any(a != b for a, b in zip(_text(old[words]), _text(new[words]))):
+    is_text = np.isnan(x) & np.isnan(y)  # a table with several header rows mixes text and numbers
+    if any(a != b for a, b in zip(_as_text(old[is_text]), _as_text(new[is_text]))):
         return np.inf
     finite = np.isfinite(x) & np.isfinite(y)
     if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
@@ -104,8 +103,8 @@ def _share(old: pd.Series, new: pd.Series) -> float:
     return float(np.abs(x - y)[finite].max() / size)
 
 
-def verdicts(old: Tables, new: Tables) -> list[str]:
-    """List the claims and discrepancies whose verdict is another than before, a sentence each."""
+def changed_verdicts(old: Tables, new: Tables) -> list[str]:
+    """List the claims and discrepancies whose verdict has changed, a sentence each."""
     changed = []
     for name in new:
         if not re.fullmatch(r"\d+_claims", name) or name not in old:
@@ -121,28 +120,28 @@ def verdicts(old: Tables, new: Tables) -> list[str]:
     return changed
 
 
-def _text(values: pd.Series) -> list[str]:
+def _as_text(values: pd.Series) -> list[str]:
     return values.astype(object).where(values.notna(), "").astype(str).tolist()
 
 
-def report(differences: Figures, changed: Sequence[str]) -> str:
-    """Write both as text: the figures that differ, the largest first, then the verdicts."""
+def describe(differences: Differences, verdicts: Sequence[str]) -> str:
+    """Format the figures that differ, the largest difference first, then the changed verdicts."""
     if not differences:
-        return "No figure stood there before to compare with."
-    moved = sorted(
+        return "No stored figures to compare with."
+    changed = sorted(
         ((share, name, where) for name, (share, where) in differences.items() if share > 0),
         reverse=True,
     )
-    same = len(differences) - len(moved)
-    lines = [f"Compared with the numbers stored before: {same} of {len(differences)} figures equal"]
-    if moved:
+    n_equal = len(differences) - len(changed)
+    lines = [f"Compared with the stored numbers: {n_equal} of {len(differences)} figures equal"]
+    if changed:
         lines[0] += "; largest difference of the others, as a share of its column's range:"
-    width = max((len(name) for _, name, _ in moved), default=0)
-    for share, name, where in moved:
-        size = "other rows or words" if np.isinf(share) else _percent(share)
+    width = max((len(name) for _, name, _ in changed), default=0)
+    for share, name, where in changed:
+        size = "other rows or text" if np.isinf(share) else _percent(share)
         lines.append(f"  {name:<{width}}  {size:>8}  {where}")
-    lines.append(f"Verdicts that changed: {len(changed) or 'none'}")
-    lines += [f"  {sentence}" for sentence in changed]
+    lines.append(f"Verdicts that changed: {len(verdicts) or 'none'}")
+    lines += [f"  {sentence}" for sentence in verdicts]
     return "\n".join(lines)
 
 

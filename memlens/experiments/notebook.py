@@ -1,15 +1,13 @@
-"""What a notebook opens in its set-up cell: its profile, and where figures, facts and claims go.
+"""The notebook report: the profile of a notebook, and where its figures, checks and claims go.
 
     report = ml.open_report("02_similarity", profile)
 
-Facts are printed as yes or NO, because nbval compares text, not pictures, and a trained number is
-not the same to the last digit on another machine. A fact must be far enough from its threshold to
-be the same everywhere; what is closer is an observation, and is not compared.
+nbval compares text, not images, and a trained number differs in its last digits on another machine.
+Checks are therefore printed as yes or NO. A check must be far enough from its threshold to have the
+same result on every machine; anything closer is an observation, which is not compared.
 """
 
-import ast
 import re
-import sys
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -33,57 +31,58 @@ from memlens.experiments.claims import (
 from memlens.experiments.margins import Comparison
 from memlens.storage import store
 
-Parts = Comparison | Sequence[Comparison]
+Comparisons = Comparison | Sequence[Comparison]
 
-CHECKED = "digits"  # the profile whose facts must hold: the thresholds were measured on it
-DPI = 200  # of the saved pictures: sharp on a page, and small enough to keep in git
+ENFORCED_PROFILE = "digits"  # the thresholds were measured on it, so its checks must hold
+DPI = 200  # of saved figures: sharp on a page, and small enough to keep in git
 
 
 def open_report(
     notebook: str, profile: str, scale: float = 1.0, n_samples: int = 0
 ) -> "NotebookReport":
-    """Open a notebook's page, and set the house style.
+    """Open the report of a notebook, and set the plot style.
 
     Parameters
     ----------
     notebook : str
-        Name of the notebook, one of `NOTEBOOKS`.
+        Name of the notebook, one of `claims.NOTEBOOKS`.
     profile : str
-        Name of a profile, as the parameters cell says.
+        A name from `profiles.PROFILES`.
     scale : float in (0, 1]
-        Below 1: a first look with fewer epochs and nets, see `profiles.Profile.scaled`.
+        Below 1: a first look with fewer epochs and networks, see `profiles.Profile.scaled`.
     n_samples : int
-        Training samples to take; 0: all. What is left out stands on every figure.
+        Training samples to use; 0: all. Every figure states the reductions.
 
     Raises
     ------
     ValueError
-        For an unknown notebook or profile, or when papermill was given a parameter that the
-        parameters cell does not declare; papermill itself would only warn and go on.
+        For an unknown notebook or profile, or a scale outside (0, 1].
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> report = ml.open_report("02_similarity", "digits")
+    >>> report.profile.model
+    'mlp'
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"unknown notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
-    unknown, known = unknown_parameters(_input_history())
-    if unknown:
-        raise ValueError(
-            f"unknown parameter {', '.join(unknown)}; {notebook} has: {', '.join(known) or 'none'}"
-        )
     report = NotebookReport(notebook, profile, scale, n_samples)
     plots.apply_style()
     return report
 
 
 class NotebookReport:
-    """A notebook's profile, and what it leaves behind in ``figures/<profile>/``.
+    """The profile of a notebook, and the files that it writes to ``figures/<profile>/``.
 
     Attributes
     ----------
     notebook : str
         Name of the notebook; its number starts the name of every file.
     profile : Profile
-        Data set, nets and configs to run with.
+        Data set, networks and configurations.
     folder : Path
-        Where the files go; independent of the working directory.
+        The folder of the files; it does not depend on the working directory.
     """
 
     def __init__(self, notebook: str, profile: str, scale: float = 1.0, n_samples: int = 0) -> None:
@@ -92,28 +91,28 @@ class NotebookReport:
         if scale != 1 or n_samples:
             self.profile = self.profile.scaled(scale, n_samples or None)
         self.folder = store.figures_dir(profile)
-        self._must_hold = profile == CHECKED and not self.profile.cuts
+        self._enforced = profile == ENFORCED_PROFILE and not self.profile.reductions
         self._claims: dict[tuple[str, str, str], Claim] = {}
         self._checks: dict[tuple[str, str], tuple[Comparison, ...]] = {}
 
     def figure(
         self, drawing: Figure | Axes | np.ndarray, name: str, data: pd.DataFrame, caption: str
     ) -> None:
-        """Save a figure as ``NN_name.png``, and exactly what it draws as ``NN_name.csv``.
+        """Save a figure as ``NN_name.png``, and the numbers that it draws as ``NN_name.csv``.
 
         The figure stays open, so that the notebook shows it below the cell. The CSV starts with the
-        caption in lines of ``#`` and reads back with ``pd.read_csv(path, comment="#")``.
+        caption in lines of ``#``; read it with ``pd.read_csv(path, comment="#")``.
 
         Parameters
         ----------
         drawing : Figure, Axes or array of Axes
-            What was drawn on.
+            The figure, or axes of it.
         name : str
             Lower-case letters, digits and underscores.
         data : DataFrame
-            The numbers drawn, unrounded; its index is written unless it only counts the rows.
+            The numbers drawn, unrounded. The index is written unless it only counts the rows.
         caption : str
-            The message, the number of seeds, and the paper's figure where there is one.
+            The message, the number of seeds, and the figure of the paper if there is one.
 
         Raises
         ------
@@ -126,165 +125,173 @@ class NotebookReport:
             )
         if data.empty or not caption.strip():
             raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
-        picture, figure = BytesIO(), _figure_of(drawing)
-        if self.profile.name != CHECKED and self.notebook in NOTEBOOKS:
-            caption = f"{caption.strip()}\nThe words are those for {CHECKED}, the numbers are not."
-        if self.profile.cuts:
-            mark = f"First look, not the whole profile: {', '.join(self.profile.cuts)}."
-            plots.footnote(figure, mark)
-            caption = f"{caption.strip()}\n{mark}"
+        image, figure = BytesIO(), _figure_of(drawing)
+        if self.profile.name != ENFORCED_PROFILE and self.notebook in NOTEBOOKS:
+            caption = f"{caption.strip()}\nThis caption was written for {ENFORCED_PROFILE}."
+        if self.profile.reductions:
+            note = f"First look, not the whole profile: {', '.join(self.profile.reductions)}."
+            plots.footnote(figure, note)
+            caption = f"{caption.strip()}\n{note}"
         # matplotlib's version would otherwise be written into the file and change its bytes
-        figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(image, format="png", dpi=DPI, metadata={"Software": None})
         header = "".join(f"# {line.strip()}\n" for line in caption.strip().splitlines())
         counts_rows = data.index.equals(pd.RangeIndex(len(data))) and data.index.name is None
         table = data.to_csv(index=not counts_rows, lineterminator="\n")
         store.write_atomic(self._path(f"{name}.csv"), (header + table).encode())
-        store.write_atomic(self._path(f"{name}.png"), picture.getvalue())
+        store.write_atomic(self._path(f"{name}.png"), image.getvalue())
 
     def check(self, text: str, comparison: Comparison) -> None:
-        """Print ``text: yes``, or fail where the digits profile says otherwise.
+        """Print ``text: yes``, or raise if the comparison fails on the digits profile.
 
-        Use it for what is the same on every machine: on the digits profile its margin must be at
-        least `margins.LEAST` spreads, which a test of the stored results holds. What is closer is
-        shown by `observe`.
+        Use it for results that are the same on every machine: on the digits profile the margin must
+        be at least `margins.MIN_MARGIN` spreads, which a test of the stored results verifies. Use
+        `observe` for smaller margins.
 
         Parameters
         ----------
         text : str
-            The fact with its threshold, such as ``"CSG Pearson at least 0.70"``; once a notebook.
+            The check with its threshold, such as ``"CSG Pearson at least 0.70"``; unique in a
+            notebook.
         comparison : Comparison
-            What was measured, see `margins.above`, `below`, `between`, `close` and `exact`.
+            The measured value and its threshold, see `margins.above`, `below`, `between`, `close`
+            and `exact`.
 
         Raises
         ------
         AssertionError
-            On the whole digits profile, if it does not hold. On other profiles and in a first look
-            ``text: NO`` is printed: the thresholds were set on all of digits.
+            If it fails on the whole digits profile. On other profiles and in a first look
+            ``text: NO`` is printed, because the thresholds were set on all of digits.
         """
         self._record("check", text, comparison)
         if comparison.holds:
             print(f"{text}: yes")
             return
-        answer = f"{text}: NO (measured {comparison})"
-        if self._must_hold:
-            raise AssertionError(answer)
-        print(answer)
+        message = f"{text}: NO (measured {comparison})"
+        if self._enforced:
+            raise AssertionError(message)
+        print(message)
 
-    def observe(self, text: str, check: Comparison) -> None:
-        """Print ``text: yes`` or ``NO`` with the measured value and its margin; never fail.
+    def observe(self, text: str, comparison: Comparison) -> None:
+        """Print ``text: yes`` or ``NO`` with the measured value and its margin; never raise.
 
-        Another seed or another processor may change the answer, so it has no place in a cell whose
-        output is compared. Parameters as in `check`.
+        Another seed or processor may change the result, so do not use it in a cell whose output is
+        compared. Parameters as in `check`.
         """
-        self._record("observation", text, check)
-        print(f"{text}: {'yes' if check.holds else 'NO'} ({check})")
+        self._record("observation", text, comparison)
+        print(f"{text}: {'yes' if comparison.holds else 'NO'} ({comparison})")
 
     def claim(
         self,
         source: str,
         statement: str,
         measured: str,
-        holds: Parts,
+        comparisons: Comparisons,
         interval: Interval = "",
         *,
-        of: str = "seed",
+        unit: str = "seed",
     ) -> None:
-        """Print ``source: verdict`` and enter the claim in the ledger.
+        """Record a claim of a paper, and print ``source: verdict``.
 
         Parameters
         ----------
         source : str
             The paper and the place in it, such as ``"CSG Table 1"``; see `paper.split_source`.
         statement : str
-            The claim in our words; the same source and statement again replace the entry.
+            The claim in our words. The same source and statement replace the earlier record.
         measured : str
-            What was measured, with its numbers.
-        holds : Comparison or sequence of Comparison
-            Each part of the claim beside its threshold; see `paper.verdict`.
+            The result, with its numbers.
+        comparisons : Comparison or sequence of Comparison
+            The measured value and threshold of each part of the claim; see `paper.verdict`.
         interval : str, tuple (low, high), or array-like of shape (n_seeds,)
-            The spread of what was measured; see `ledger.interval_text`.
-        of : str
-            What the values of an array are of, if not of each seed.
+            Interval or range of the result; see `claims.interval_text`.
+        unit : str
+            What the values of an array are counted in.
         """
-        place, parts = paper.split_source(source), _parts(holds)
-        words = self._spread(interval, of), margin_text(parts), paper.verdict(_answers(parts))
-        self._enter(source, Claim("claim", *place, statement, measured, *words), parts)
+        place, parts = paper.split_source(source), _as_parts(comparisons)
+        texts = self._interval_text(interval, unit), margin_text(parts)
+        verdict = paper.verdict([part.holds for part in parts])
+        claim = Claim("claim", *place, statement, measured, *texts, verdict)
+        self._add(claim, f"{claim.paper} {claim.where}: {statement}", parts)
+        print(f"{source}: {verdict}")
 
     def discrepancy(
         self,
         name: str,
-        ours: str,
-        bears_out: Parts | None,
+        measured: str,
+        comparisons: Comparisons | None,
         interval: Interval = "",
         *,
-        of: str = "seed",
+        unit: str = "seed",
     ) -> None:
-        """Print ``name: verdict`` and enter what our runs say about a discrepancy.
+        """Record our result on a discrepancy of the papers, and print ``name: verdict``.
 
         Parameters
         ----------
         name : str
-            An id of `paper.discrepancies`; the same again replaces the entry.
-        ours : str
-            What was measured, with its numbers, or why it cannot be.
-        bears_out : Comparison, sequence of Comparison or None
-            What our runs show beside its threshold, part by part; None: they cannot tell. See
+            An id of `paper.discrepancies`. The same name replaces the earlier record.
+        measured : str
+            The result with its numbers, or the reason why it cannot be tested here.
+        comparisons : Comparison, sequence of Comparison or None
+            The measured value and threshold of each part; None: cannot be tested here. See
             `paper.discrepancy_verdict`.
-        interval, of
+        interval, unit
             As in `claim`.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, or an empty result.
         """
         listed = paper.discrepancies().set_index("id")
         if name not in listed.index:
             raise ValueError(
                 f"unknown discrepancy {name!r}; the discrepancies are: {', '.join(listed.index)}"
             )
-        if not ours.strip():
+        if not measured.strip():
             raise ValueError(
-                f"discrepancy {name!r}: say what our runs show, or why they cannot tell"
+                f"discrepancy {name!r} has no text; pass the result, or why it cannot be tested"
             )
         papers, text = listed.loc[name, ["paper", "discrepancy"]]
-        parts = () if bears_out is None else _parts(bears_out)
-        verdict = paper.discrepancy_verdict(None if bears_out is None else _answers(parts))
-        words = self._spread(interval, of), margin_text(parts), verdict
-        self._enter(name, Claim("discrepancy", papers, name, text, ours, *words), parts)
+        parts = () if comparisons is None else _as_parts(comparisons)
+        holds = None if comparisons is None else [part.holds for part in parts]
+        texts = self._interval_text(interval, unit), margin_text(parts)
+        verdict = paper.discrepancy_verdict(holds)
+        claim = Claim("discrepancy", papers, name, text, measured, *texts, verdict)
+        self._add(claim, name, parts)
+        print(f"{name}: {verdict}")
 
-    def _spread(self, interval: Interval, of: str) -> str:
-        """The interval in words; a first look may have nothing to measure, and then has none."""
-        if self._must_hold or isinstance(interval, str):
-            return interval_text(interval, of)
-        known = np.isfinite(values := np.asarray(interval, dtype=float))
-        if not known.any() or (isinstance(interval, tuple) and not known.all()):
+    def _interval_text(self, interval: Interval, unit: str) -> str:
+        """Format an interval; in a first look drop the values that could not be measured."""
+        if self._enforced or isinstance(interval, str):
+            return interval_text(interval, unit)
+        finite = np.isfinite(values := np.asarray(interval, dtype=float))
+        if not finite.any() or (isinstance(interval, tuple) and not finite.all()):
             return ""
-        return interval_text(interval if known.all() else values[known], of)
+        return interval_text(interval if finite.all() else values[finite], unit)
 
-    def _enter(self, shown: str, entry: Claim, parts: Sequence[Comparison]) -> None:
-        self._claims[entry.paper, entry.where, entry.statement] = entry
-        name = (
-            shown
-            if entry.kind == "discrepancy"
-            else f"{entry.paper} {entry.where}: {entry.statement}"
-        )
-        self._checks[entry.kind, name] = tuple(parts)
-        print(f"{shown}: {entry.verdict}")
+    def _add(self, claim: Claim, name: str, parts: tuple[Comparison, ...]) -> None:
+        self._claims[claim.paper, claim.where, claim.statement] = claim
+        self._checks[claim.kind, name] = parts
 
-    def _record(self, kind: str, text: str, check: Comparison) -> None:
-        if not isinstance(check, Comparison):
+    def _record(self, kind: str, text: str, comparison: Comparison) -> None:
+        if not isinstance(comparison, Comparison):
             raise TypeError(
-                f"{text}: pass above(values, threshold), below, between, close or exact of "
-                f"memlens.experiments.margins, got {type(check).__name__}"
+                f"{text}: got {type(comparison).__name__}; pass above(values, threshold), below, "
+                "between, close or exact of memlens.experiments.margins"
             )
-        self._checks[kind, text] = (check,)
+        self._checks[kind, text] = (comparison,)
 
     def claims(self) -> pd.DataFrame:
-        """Return the claims and discrepancies, a row each (see `ledger.Claim`).
+        """Return the claims and discrepancies of this notebook, and write them to files.
 
-        Writes them to NN_claims.csv, and every fact, observation, claim and discrepancy with its margin
-        to NN_checks.csv (see `margins.as_table`). Those of a first look go to files that end in
-        ``_first_look.csv``, which no ledger takes up.
+        ``NN_claims.csv`` holds a row per claim or discrepancy (see `claims.Claim`).
+        ``NN_checks.csv`` holds every check, observation, claim and discrepancy with its margin (see
+        `margins.as_table`). Files of a first look end in ``_first_look.csv``; `claims.claims_table`
+        does not read them.
         """
         claims = as_table(self._claims.values())
         checks = margins.as_table((*key, parts) for key, parts in self._checks.items())
-        suffix = "_first_look" if self.profile.cuts else ""
+        suffix = "_first_look" if self.profile.reductions else ""
         for name, table in (("claims", claims), ("checks", checks)):
             text = table.to_csv(index=False, lineterminator="\n")
             store.write_atomic(self._path(f"{name}{suffix}.csv"), text.encode())
@@ -294,67 +301,18 @@ class NotebookReport:
         return self.folder / f"{self.notebook.split('_')[0]}_{name}"
 
 
-def _parts(holds: Parts) -> tuple[Comparison, ...]:
-    """Return the parts of a claim as a tuple, if each has a threshold."""
-    parts = (holds,) if isinstance(holds, Comparison) else tuple(holds)
+def _as_parts(comparisons: Comparisons) -> tuple[Comparison, ...]:
+    """Return the parts of a claim as a tuple of comparisons."""
+    parts = (comparisons,) if isinstance(comparisons, Comparison) else tuple(comparisons)
     if wrong := [part for part in parts if not isinstance(part, Comparison)]:
         raise TypeError(
-            "each part of a claim is above(values, threshold), below, between, close or exact of "
-            f"memlens.experiments.margins, got {wrong[0]!r}"
+            f"a part of the claim is {wrong[0]!r}; pass above(values, threshold), below, between, "
+            "close or exact of memlens.experiments.margins"
         )
     return parts
 
 
-def _answers(parts: Sequence[Comparison]) -> list[bool]:
-    return [part.holds for part in parts]
-
-
 def _figure_of(drawing: Artist | np.ndarray) -> Figure:
-    """Return the whole figure, whichever part of it is given."""
+    """Return the whole figure that contains the given part."""
     part = np.ravel(drawing)[0] if isinstance(drawing, np.ndarray) else drawing
     return part if isinstance(part, Figure) else part.get_figure(root=True)
-
-
-def unknown_parameters(cells: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Find injected parameters that the notebook does not declare.
-
-    papermill puts a cell that starts with ``# Parameters`` after the parameters cell, which is the
-    one that assigns ``profile``. Only injections after the last parameters cell count: a reader in
-    JupyterLab may have run, changed and run again.
-
-    Parameters
-    ----------
-    cells : sequence of str
-        Sources in the order in which they ran.
-
-    Returns
-    -------
-    unknown, known : list of str
-        Injected names that are not declared; declared names.
-    """
-    known, injected = [], []
-    for cell in cells:
-        names = _assigned(cell)
-        if cell.startswith("# Parameters") and (known or "profile" not in names):
-            injected = names
-        elif "profile" in names:
-            known, injected = names, []
-    return [name for name in injected if name not in known], known
-
-
-def _assigned(source: str) -> list[str]:
-    """Return the names that a cell assigns at its top level, in order."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:  # not Python: a magic of another kernel
-        return []
-    targets = [node.targets if isinstance(node, ast.Assign) else [node.target] for node in body
-               if isinstance(node, ast.Assign | ast.AnnAssign)]  # fmt: skip
-    return [name.id for group in targets for target in group for name in ast.walk(target)
-            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]  # fmt: skip
-
-
-def _input_history() -> list[str]:
-    """Return the sources of the cells that ran so far; empty outside a kernel."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return list(shell.user_ns.get("In", [])) if shell else []

@@ -1,7 +1,7 @@
-"""Which data, nets and configs the notebooks run with: one table, one row a profile.
+"""Profiles: the data, networks and configurations of the notebooks, one row per profile.
 
-`Profile.scaled` makes a first look of a profile: fewer epochs, fewer nets in a sweep, and, if asked
-for, fewer samples. What it left out it says itself (`Profile.cuts`), and every figure repeats it.
+`Profile.scaled` returns a first look: fewer epochs, fewer networks in a sweep and, optionally,
+fewer samples. Its reductions are listed in `Profile.reductions`, and every figure states them.
 """
 
 import math
@@ -27,84 +27,105 @@ from memlens.training.runs import SNAPSHOTS, Run
 
 @dataclass(frozen=True)
 class Profile:
-    """A data set, its nets and its configs; the notebooks ask it for runs and for the truth.
+    """A data set with its networks and configurations, and methods that train them.
 
-    All work goes through the store, so that notebooks share it.
+    All results are cached, so that notebooks share them.
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> profile = ml.get_profile("digits")
+    >>> profile.model, profile.config.epochs
+    ('mlp', 60)
+    >>> profile.scaled(0.1).reductions
+    ('6 of 60 epochs', '44 of 400 networks', '2 of 10 curvature directions')
     """
 
     name: str
     dataset: str
-    model: str  # the net of every main result
+    model: str  # the network of the main results
     other_model: str  # a second architecture
-    batch_norm_model: str  # the first with batch norm, to see how samples touch each other
+    batch_norm_model: str  # with batch norm, through which samples affect each other
     config: TrainConfig
     sweep_config: TrainConfig
     sweep_models: int
-    keep: float  # share of the samples that each net of the sweep is trained on
-    noise_rates: tuple[float, ...]  # of the papers' mislabel tables
+    keep: float  # share of the samples that each network of the sweep is trained on
+    noise_rates: tuple[float, ...]  # as in the papers' mislabel tables
     optimizers: Mapping[str, Mapping[str, Any]]  # changes to the config, by optimizer
-    queries: Queries  # what the nets that are attacked, and their shadows, are asked
-    sweep_model: str | None = None  # the net of the sweep behind memorization; None: ``model``
-    published: bool = False  # whether memorization is published, and no sweep has to be trained
+    queries: Queries  # of the attacked networks and their shadows
+    sweep_model: str | None = None  # the network of the memorization sweep; None: ``model``
+    published: bool = False  # True: memorization is published, no sweep is trained
     n_shadows: int = 128
     n_targets: int = 10
     measure: MeasureConfig = MeasureConfig(
         posthoc=True, n_directions=10, weight_gradients=True, logit_gradients=True
     )
-    n_samples: int | None = None  # training samples to take; None: all
-    cuts: tuple[str, ...] = ()  # what a first look leaves out, in words; nothing: the whole profile
+    n_samples: int | None = None  # training samples to use; None: all
+    reductions: tuple[str, ...] = ()  # of a first look, as text; empty: the whole profile
 
     def scaled(self, scale: float = 1.0, n_samples: int | None = None) -> "Profile":
-        """A first look: fewer epochs and nets, by the factor ``scale``, and fewer samples.
+        """Return a first look: fewer epochs and networks by the factor ``scale``, fewer samples.
 
         Parameters
         ----------
         scale : float in (0, 1]
-            Of the epochs of all configs and of the nets of all sweeps; learning rates fall at the
-            same shares of the epochs. No less than `LEAST_EPOCHS` epochs and `LEAST_NETS` nets.
-            And of the random directions of every curvature, no less than `LEAST_DIRECTIONS`.
+            Factor for the epochs of all configurations, the networks of all sweeps and the random
+            directions of curvature; the minima are `MIN_EPOCHS`, `MIN_NETWORKS` and
+            `MIN_DIRECTIONS`. The learning rate drops at the same shares of the epochs.
         n_samples : int, optional
-            Training samples to take, the same share of every class; of the test samples as many,
-            where there are more. By default all. Batches shrink where few samples would otherwise
-            leave an epoch less than `LEAST_STEPS` steps: nets would hardly learn.
+            Training samples to use, the same share of every class; at most as many test samples. By
+            default all. The batch size is reduced if an epoch would otherwise have fewer than
+            `MIN_STEPS` steps, in which networks hardly learn.
+
+        Returns
+        -------
+        Profile
+            With its ``reductions`` listed.
 
         Raises
         ------
         ValueError
-            If the scale is not in (0, 1], or there are no samples.
+            If the scale is not in (0, 1], or n_samples is below 1.
         """
         if not 0 < scale <= 1:
             raise ValueError(f"scale is {scale}; expected a share in (0, 1], e.g. 0.1 for a tenth")
         if n_samples is not None and n_samples < 1:
             raise ValueError(f"n_samples is {n_samples}; expected one or more, or None for all")
-        config = _first_look(self.config, scale, n_samples)
+        config = _reduced(self.config, scale, n_samples)
         share = config.epochs / self.config.epochs
         snapshots = (s if isinstance(s, str) else round(s * share) for s in self.queries.snapshots)
         snapshots = dict.fromkeys(s if isinstance(s, str) else max(1, s) for s in snapshots)
-        less = replace(
+        reduced = replace(
             self,
             config=config,
-            sweep_config=_first_look(self.sweep_config, scale, n_samples),
+            sweep_config=_reduced(self.sweep_config, scale, n_samples),
             queries=replace(
                 self.queries,
                 snapshots=tuple(snapshots),
-                n_directions=_less(self.queries.n_directions, scale, LEAST_DIRECTIONS),
+                n_directions=_scaled(self.queries.n_directions, scale, MIN_DIRECTIONS),
             ),
             measure=replace(
                 self.measure,
-                every=_less(self.measure.every, scale, 1),
-                n_directions=_less(self.measure.n_directions, scale, LEAST_DIRECTIONS),
+                every=_scaled(self.measure.every, scale, 1),
+                n_directions=_scaled(self.measure.n_directions, scale, MIN_DIRECTIONS),
             ),
             n_samples=n_samples,
-            **{k: _less(getattr(self, k), scale, least) for k, least in LEAST_NETS.items()},
+            **{k: _scaled(getattr(self, k), scale, least) for k, least in MIN_NETWORKS.items()},
         )
-        return replace(less, cuts=(*self.cuts, *_cuts(self, less)))
+        return replace(reduced, reductions=(*self.reductions, *_reductions(self, reduced)))
 
     def load(self, root: Path | None = None, *, per_class: int = 1) -> Dataset:
-        """The data set, without noise; the samples of a first look only; ``root`` as of `load`.
+        """Return the data set, without label noise; of a first look only its samples.
 
-        Where memorization is published by position, samples whose place in the original order is
-        not sure are left out (82 of 50,000 in CIFAR-100), so that every sample has a truth.
+        If memorization is published by position, samples whose position in the original order is
+        uncertain are left out (82 of 50,000 in CIFAR-100), so that every sample has a ground truth.
+
+        Parameters
+        ----------
+        root : Path, optional
+            As in `imagesets.load`.
+        per_class : int
+            Required number of training samples of each class.
 
         Raises
         ------
@@ -119,16 +140,19 @@ class Profile:
         smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).min())
         if smallest < per_class:
             raise ValueError(
-                f"a class of {data.name} has {smallest} training samples, and {per_class} are "
-                f"needed: set n_samples to {per_class * data.n_classes} or more, or to 0 for all"
+                f"a class of {data.name} has {smallest} training samples; {per_class} are needed: "
+                f"set n_samples to {per_class * data.n_classes} or more, or to 0 for all"
             )
         return data
 
     def memorization(self, data: Dataset) -> pd.DataFrame:
-        """Ground truth of each training sample: published where it is, else from a sweep.
+        """Return the ground truth of each training sample: published, or from a sweep.
 
-        As `subsets.memorization` gives it; of published scores only ``memorization`` is known, the
-        other columns are NaN.
+        Returns
+        -------
+        DataFrame
+            As of `subsets.memorization`, higher = more memorized. For published scores all columns
+            but ``memorization`` are NaN.
         """
         if not self.published:
             return self.sweep(data).memorization()
@@ -137,7 +161,7 @@ class Profile:
         return scores.to_frame().assign(**dict.fromkeys(unknown, math.nan))
 
     def top_k(self, data: Dataset) -> int:
-        """Size of the most memorized tenth, as the papers' 5k of 50k."""
+        """Return a tenth of the training samples, as the papers' 5k of 50k."""
         return len(data.train) // 10
 
     def job(
@@ -148,12 +172,12 @@ class Profile:
         measure: MeasureConfig | None = None,
         **changes: Any,
     ) -> Job:
-        """One training by the profile's config with the given changes (``seed``, ``lr`` ...)."""
+        """Return a training job with the profile's config and changes to it, such as ``seed=1``."""
         config = replace(self.config, **changes)
         return Job(model or self.model, data, config, measure or self.measure)
 
     def runs(self, data: Dataset, *, seeds: int = 3, **changes: Any) -> list[Run]:
-        """The same training from ``seeds`` seeds; other arguments as in `job`."""
+        """Train with seeds 0 to ``seeds - 1``; other arguments as in `job`."""
         return train_many([self.job(data, seed=s, **changes) for s in range(seeds)])
 
     def extra_scores(
@@ -164,59 +188,60 @@ class Profile:
         kinds: Sequence[str] = tuple(KINDS),
         model: str | None = None,
     ) -> list[pd.DataFrame]:
-        """The scores that need more trainings, for each data set; see `proxies.extra_scores`."""
+        """Return the scores of extra trainings for each data set; see `proxies.extra_scores`."""
         model = model or self.model
         return extra_scores(model, datasets, self.config, seeds=seeds, kinds=kinds)
 
     def sweep(self, data: Dataset, *, model: str | None = None, **changes: Any) -> Sweep:
-        """The subset-trained nets that memorization is computed from."""
+        """Train the networks on random subsets from which memorization is computed."""
         settings = {"n_models": self.sweep_models, "keep": self.keep, "config": self.sweep_config}
         return subset_sweep(model or self.sweep_model or self.model, data, **(settings | changes))
 
     def half_sweep(self, data: Dataset, **changes: Any) -> Sweep:
-        """ModelEnsemble trained by the whole config on random halves: shadows and targets of attacks.
+        """Train networks on random halves with the whole config: shadows and targets of attacks.
 
-        Half the samples are members of a net. See `privacy.stage`.
+        Half of the samples are members of each network. See `privacy.attack_setup`.
         """
         settings = {"n_models": self.n_shadows + self.n_targets, "keep": 0.5}
         settings |= {"config": self.config, "queries": self.queries, "model": self.model}
         return self.sweep(data, **(settings | changes))
 
 
-def _less(whole: int, scale: float, least: int) -> int:
-    return max(min(least, whole), round(whole * scale))
+def _scaled(number: int, scale: float, minimum: int) -> int:
+    return max(min(minimum, number), round(number * scale))
 
 
-def _first_look(config: TrainConfig, scale: float, n_samples: int | None) -> TrainConfig:
+def _reduced(config: TrainConfig, scale: float, n_samples: int | None) -> TrainConfig:
     size = config.batch_size
     if n_samples is not None:
-        size = min(size, n_samples, max(LEAST_BATCH, n_samples // LEAST_STEPS))
-    return replace(config, epochs=_less(config.epochs, scale, LEAST_EPOCHS), batch_size=size)
+        size = min(size, n_samples, max(MIN_BATCH, n_samples // MIN_STEPS))
+    return replace(config, epochs=_scaled(config.epochs, scale, MIN_EPOCHS), batch_size=size)
 
 
-def _cuts(whole: Profile, less: Profile) -> list[str]:
-    """What a first look leaves out, in words."""
+def _reductions(whole: Profile, reduced: Profile) -> list[str]:
+    """List the differences between a first look and its whole profile, as text."""
     pairs = {
-        "epochs": (less.config.epochs, whole.config.epochs),
-        "nets": (less.sweep_models, whole.sweep_models),
-        "curvature probes": (less.measure.n_directions, whole.measure.n_directions),
+        "epochs": (reduced.config.epochs, whole.config.epochs),
+        "networks": (reduced.sweep_models, whole.sweep_models),
+        "curvature directions": (reduced.measure.n_directions, whole.measure.n_directions),
     }
-    cuts = [f"{a} of {b} {name}" for name, (a, b) in pairs.items() if a < b]
-    if less.n_samples:
-        batches = (less.config.batch_size, whole.config.batch_size)
-        swept = (less.sweep_config.batch_size, whole.sweep_config.batch_size)
-        smaller = [str(a) for a, b in (batches, swept) if a < b]
-        told = f" in batches of {' and '.join(dict.fromkeys(smaller))}" if smaller else ""
-        cuts.append(f"{less.n_samples:,} samples{told}")
-    return cuts
+    texts = [f"{a} of {b} {name}" for name, (a, b) in pairs.items() if a < b]
+    if reduced.n_samples:
+        training = (reduced.config.batch_size, whole.config.batch_size)
+        sweep = (reduced.sweep_config.batch_size, whole.sweep_config.batch_size)
+        sizes = [str(a) for a, b in (training, sweep) if a < b]
+        batches = f" in batches of {' and '.join(dict.fromkeys(sizes))}" if sizes else ""
+        texts.append(f"{reduced.n_samples:,} samples{batches}")
+    return texts
 
 
-LEAST_EPOCHS = 6  # of a first look: fewer show nothing that has a shape
-# Of 60,000 samples, none may be in all nets of a sweep, and each has to have two shadows with it
-# and two without: so many random subsets do that but once in a hundred.
-LEAST_NETS = {"sweep_models": 44, "n_shadows": 32, "n_targets": 3}
-LEAST_DIRECTIONS = 2  # of curvature: ten of them take most of the time of a run on a processor
-LEAST_BATCH, LEAST_STEPS = 16, 25  # of a first look's batches, and an epoch of them
+# Minima of a first look.
+MIN_EPOCHS = 6  # the curves of fewer epochs have no shape
+# Every one of 60,000 samples needs a network of the sweep that was trained without it, and two
+# shadows trained with it and two without: random subsets fail with a probability of 1 in 100.
+MIN_NETWORKS = {"sweep_models": 44, "n_shadows": 32, "n_targets": 3}
+MIN_DIRECTIONS = 2  # of curvature: ten take most of the time of a training on a CPU
+MIN_BATCH, MIN_STEPS = 16, 25  # samples in a batch, and batches in an epoch
 NOISE_RATES = (0.01, 0.02, 0.05, 0.10, 0.20, 0.25, 0.30)
 OPTIMIZER_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "sgd": {},
@@ -225,8 +250,8 @@ OPTIMIZER_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "adagrad": {"optimizer": "adagrad", "lr": 1e-2},
     "rmsprop": {"optimizer": "rmsprop", "lr": 1e-3, "momentum": 0.0},
 }
-# Gradients by input and weights once in four epochs, as the curvature paper does on ImageNet: at
-# n = 10 probes an epoch of them costs several of training.
+# Post-hoc signals every fourth epoch, as in the curvature paper on ImageNet: with 10 random
+# directions, measuring one epoch costs as much as training several.
 SPARSE = replace(Profile.measure, every=4)
 FAST = {"device": "auto", "precision": "auto", "channels_last": None, "compiled": None}  # on a GPU
 # Curvature paper, appendix C: no augmentation, 200 epochs, rates cut at epochs 80 and 160.
@@ -269,7 +294,7 @@ PROFILES: dict[str, Profile] = {
                 48,
                 54,
             ),
-            augmentations=("identity", "left", "right"),  # a flipped digit is another sign
+            augmentations=("identity", "left", "right"),  # a flipped digit is another symbol
             n_directions=10,
         ),
     ),
@@ -277,7 +302,7 @@ PROFILES: dict[str, Profile] = {
 
 
 def _grey(name: str) -> Profile:
-    """Grey images: the main net is a small one, as the curvature paper's downscaled ResNet."""
+    """Return a profile of grey images, with a small network as in the curvature paper."""
     return Profile(
         name=name,
         dataset=name,
@@ -301,7 +326,7 @@ def _grey(name: str) -> Profile:
 
 
 def _colour(name: str, **changes: Any) -> Profile:
-    """CIFAR: the papers' ResNet-18; a sweep of Feldman and Zhang's net, SmallInception."""
+    """Return a CIFAR profile: the papers' ResNet-18; Feldman and Zhang's SmallInception."""
     return Profile(
         name=name,
         dataset=name,
@@ -318,16 +343,16 @@ def _colour(name: str, **changes: Any) -> Profile:
         queries=Queries(
             snapshots=(*SNAPSHOTS, 10, 40), augmentations=("identity", "flip"), n_directions=10
         ),
-        n_shadows=64,  # as the papers
+        n_shadows=64,  # as in the papers
         n_targets=3,
         measure=SPARSE,
         **changes,
     )
 
 
-# ResNet-50 as the CSG paper trains it on ImageNet: 200 epochs, rates cut at 60 and 80 % of them,
-# 0.1 for a batch of 256 and in proportion for others. But crops are of a padded image here, not of
-# random size and shape.
+# ResNet-50 as in the CSG paper on ImageNet: 200 epochs, learning rate cut at 60 and 80 % of them,
+# 0.1 for a batch of 256 and in proportion for others. The crops differ: of a padded image here, of
+# random size and shape in the paper.
 IMAGENET = TrainConfig(epochs=200, batch_size=256, augment="crop_flip", threads=None, **FAST)
 
 PROFILES |= {name: _grey(name) for name in ("mnist", "fashion_mnist")}
@@ -338,18 +363,24 @@ PROFILES["imagenet"] = replace(
     other_model="resnet18",
     config=IMAGENET,
     sweep_config=IMAGENET,
-    sweep_models=2_000,  # as Feldman and Zhang, who trained ResNet-50
+    sweep_models=2_000,  # ResNet-50, as in Feldman and Zhang
     sweep_model="resnet50",
 )
 
 
 def get_profile(name: str) -> Profile:
-    """A profile by name.
+    """Return a profile by its name, see `PROFILES`.
 
     Raises
     ------
     ValueError
-        If the name is unknown; the message lists the known ones.
+        If the name is unknown; the message lists the known names.
+
+    Examples
+    --------
+    >>> import memlens as ml
+    >>> ml.get_profile("digits").dataset
+    'digits'
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")

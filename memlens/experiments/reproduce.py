@@ -1,8 +1,8 @@
-"""The main job: run the notebooks in order, headless, and say what came of it.
+"""``memlens reproduce``: run the notebooks in order, headless, and report the results.
 
-papermill executes a copy of each notebook; the notebook itself is never written to while it runs.
-Each executed copy lies in ``figures/<profile>/notebooks/``, also when the notebook failed. A copy
-that is still what a new run would give is not made again.
+papermill executes a copy of each notebook; the notebook itself is not changed. Executed copies are
+stored in ``figures/<profile>/notebooks/``, even if the notebook failed. An earlier run is reused if
+nothing that determines its outputs has changed.
 """
 
 import ast
@@ -32,10 +32,20 @@ HEAD_LINES = 6  # of a failing cell
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one notebook: no `failure` means that it ran to its end.
+    """The outcome of one notebook.
 
-    `reused`: an earlier run still stands, and nothing was run. `figure_changes`
-    and `verdict_changes` compare with what stood in the figures folder before the run.
+    Attributes
+    ----------
+    notebook : str
+    seconds : float
+    figures, claims, hold : int
+        Numbers of figures, of claims, and of claims that hold.
+    failure : str
+        Empty if the notebook ran to its end.
+    reused : bool
+        True if an earlier run was reused.
+    figure_changes, verdict_changes
+        Differences from the files in the figures folder before the run, see `differences`.
     """
 
     notebook: str
@@ -45,7 +55,7 @@ class Outcome:
     hold: int
     failure: str
     reused: bool = False
-    figure_changes: differences.Figures = field(default_factory=dict)
+    figure_changes: differences.Differences = field(default_factory=dict)
     verdict_changes: list[str] = field(default_factory=list)
 
 
@@ -57,55 +67,56 @@ def reproduce(
     parameters: Mapping[str, Any] | None = None,
     folder: Path | None = None,
 ) -> pd.DataFrame:
-    """Run the notebooks in order and print the closing table.
+    """Run the notebooks in order and print a summary.
 
     Parameters
     ----------
-    profile : name in `memlens.experiments.profiles.PROFILES`: data set, net and configs
-    only : numbers or beginnings of notebook names (``"02"``); none means all
-    fresh : empty the cache and run all notebooks, so that everything is computed again
-    save : store the outputs in the notebooks themselves; only with their own default parameters
-    parameters : further notebook parameters; every notebook that is run must declare them
-    folder : where the notebooks lie; the checkout's ``notebooks/`` by default
+    profile : str
+        A name from `profiles.PROFILES`.
+    only : sequence of str
+        Numbers or beginnings of notebook names, such as ``"02"``; empty: all.
+    fresh : bool
+        Empty the cache first, so that everything is computed again.
+    save : bool
+        Store the outputs in the notebooks themselves; only with their default parameters.
+    parameters : mapping, optional
+        Further notebook parameters; every notebook that is run must declare them.
+    folder : Path, optional
+        The folder of the notebooks, by default ``notebooks/`` of the checkout.
 
     Returns
     -------
     DataFrame
-        A row per notebook: notebook, seconds, figures, claims, hold, failure ("" when it passed),
-        reused (whether an earlier run still stands), figure_changes and verdict_changes
-        (from what stood in the figures folder before, see `memlens.experiments.differences`).
-        A notebook that fails does not stop those after it.
+        One row per notebook, one column per field of `Outcome`. A notebook that fails does not stop
+        the following ones.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        If a profile, notebook or parameter is unknown, or no notebook is there; nothing was run.
+        If a profile, notebook or parameter is unknown, or there are no notebooks; nothing was run.
     """
     paths = select(folder or store.root() / "notebooks", only)
-    given = {**(parameters or {}), "profile": check_profile(profile)}
+    check_profile(profile)
+    given = {**(parameters or {}), "profile": profile}
     changes = {path: changed_parameters(path, given) for path in paths}
     if save:
         check_defaults(changes)
     if fresh:
         print(f"cache emptied: {store.Store().clear()} artifacts")
-    again = fresh or save
-    outcomes = [
-        (None if again else standing(path, changes[path], profile))
-        or run(path, changes[path], profile, save)
-        for path in with_progress(paths)
-    ]
-    report = pd.DataFrame(outcomes)
-    print(closing_table(report, store.figures_dir(profile)))
-    compared = {
-        name: found for outcome in outcomes for name, found in outcome.figure_changes.items()
-    }
-    changed = [sentence for outcome in outcomes for sentence in outcome.verdict_changes]
-    print(f"\n{differences.report(compared, changed)}")
-    return report
+    outcomes = []
+    for path in with_progress(paths):
+        outcome = None if fresh or save else reuse(path, changes[path], profile)
+        outcomes.append(outcome or run(path, changes[path], profile, save))
+    table = pd.DataFrame(outcomes)
+    print(summary(table, store.figures_dir(profile)))
+    figures = {name: d for outcome in outcomes for name, d in outcome.figure_changes.items()}
+    verdicts = [sentence for outcome in outcomes for sentence in outcome.verdict_changes]
+    print(f"\n{differences.describe(figures, verdicts)}")
+    return table
 
 
 def select(folder: Path, only: Sequence[str]) -> list[Path]:
-    """The notebooks of the folder in order, or those whose names begin as `only` says."""
+    """Return the notebooks of a folder in order, or those that begin with one of `only`."""
     paths = sorted(folder.glob("[0-9]*.ipynb"))
     if not paths:
         raise FileNotFoundError(f"no notebooks in {folder}; run from a checkout of memlens")
@@ -116,20 +127,22 @@ def select(folder: Path, only: Sequence[str]) -> list[Path]:
     return [p for p in paths if not only or p.name.startswith(tuple(only))]
 
 
-def check_profile(profile: str) -> str:
-    """The name itself, if it is a profile."""
+def check_profile(profile: str) -> None:
+    """Refuse a name that is not a profile."""
     from memlens.experiments.profiles import PROFILES
 
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(PROFILES)}")
-    return profile
 
 
 def changed_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those given parameters that differ from the notebook's defaults.
+    """Return the given parameters that differ from the notebook's defaults.
 
-    papermill only warns about a parameter that the notebook does not know, and the default then
-    stands in silence; here it is an error, and so is a value of another type than the default's.
+    Raises
+    ------
+    ValueError
+        For a parameter that the notebook does not declare (papermill would only warn and use the
+        default), or a value of another type than the default.
     """
     declared = papermill.inspect_notebook(str(path))
     changed = {}
@@ -142,8 +155,8 @@ def changed_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         as_float = isinstance(default, float) and type(value) is int
         if default is not None and not as_float and type(value) is not type(default):
             raise ValueError(
-                f"{path.stem}: parameter {name!r} is {type(default).__name__} {default!r}, "
-                f"given was {type(value).__name__} {value!r}"
+                f"{path.stem}: parameter {name!r} is {type(value).__name__} {value!r}; expected "
+                f"{type(default).__name__}, as its default {default!r}"
             )
         if value != default:
             changed[name] = value
@@ -151,18 +164,18 @@ def changed_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_defaults(changes: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Refuse to store outputs that the notebook, run as it stands, would not give."""
+    """Refuse to store outputs of other parameters than the notebook's defaults."""
     for path, changed in changes.items():
         if changed:
-            what = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+            values = ", ".join(f"{name}={value!r}" for name, value in changed.items())
             raise ValueError(
-                f"only outputs of its own defaults can be stored in a notebook; {path.stem} "
-                f"would run with {what}. Leave out --save: the executed copy is kept anyway"
+                f"{path.stem} would run with {values}, but only outputs of the default parameters "
+                "can be stored in a notebook. Leave out --save: the executed copy is kept anyway"
             )
 
 
 def with_progress(paths: Sequence[Path]) -> Iterator[Path]:
-    """The paths one by one, under a progress bar; where there is no terminal, a line each."""
+    """Yield the paths with a progress bar, or, without a terminal, with a line for each."""
     with tqdm(paths, disable=None, unit="notebook", leave=False) as bar:
         for number, path in enumerate(bar, 1):
             bar.set_description(path.stem)
@@ -171,37 +184,38 @@ def with_progress(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def standing(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | None:
-    """The outcome of an earlier run, if running the notebook again would change nothing."""
+def reuse(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | None:
+    """Return the outcome of an earlier run, if nothing has changed since; otherwise None."""
     start = time.perf_counter()
     copy = store.figures_dir(profile) / "notebooks" / path.name
-    earlier = stored_notebooks.recall(copy, stored_notebooks.key_of(path, changed, profile))
+    earlier = stored_notebooks.read_stamp(copy, stored_notebooks.key_of(path, changed, profile))
     if earlier is None:
         return None
     return Outcome(path.stem, time.perf_counter() - start, reused=True, failure="", **earlier)
 
 
 def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Outcome:
-    """Run one notebook; whatever goes wrong in it ends in the outcome, not in an exception."""
+    """Run one notebook; an error in it is reported in the outcome, not raised."""
     figures, number = store.figures_dir(profile), path.stem.split("_")[0]
-    before, stored = ages(figures, number), differences.read(figures, number)
+    before = modification_times(figures, number)
+    stored = differences.read_tables(figures, number)
     start = time.perf_counter()
-    key = stored_notebooks.key_of(
-        path, changed, profile
-    )  # as it is now: it may be edited meanwhile
+    # before the run, during which the notebook may be edited
+    key = stored_notebooks.key_of(path, changed, profile)
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
-    made = {p for p, age in ages(figures, number).items() if before.get(p) != age}
-    tables = differences.read(figures, number)
-    claims = [p for p in made if re.fullmatch(r"\d+_claims(_first_look)?\.csv", p.name)]
+    after = modification_times(figures, number)
+    written = {p for p, time_ns in after.items() if before.get(p) != time_ns}
+    tables = differences.read_tables(figures, number)
+    claims = [p for p in written if re.fullmatch(r"\d+_claims(_first_look)?\.csv", p.name)]
     entries = pd.read_csv(claims[0]) if claims else pd.DataFrame({"kind": [], "verdict": []})
     verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are discrepancies
     result = {
-        "figures": sum(p.suffix == ".png" for p in made),
+        "figures": sum(p.suffix == ".png" for p in written),
         "claims": len(verdicts),
         "hold": int((verdicts == "holds").sum()),
-        "figure_changes": differences.figures(stored, tables),
-        "verdict_changes": differences.verdicts(stored, tables),
+        "figure_changes": differences.figure_differences(stored, tables),
+        "verdict_changes": differences.changed_verdicts(stored, tables),
     }
     if notebook is not None:
         copy = figures / "notebooks" / path.name
@@ -209,19 +223,19 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     if failure:
         tqdm.write(f"\n{path.stem} failed {failure}\n", file=sys.stderr)
     elif notebook is not None:
-        stored_notebooks.remember(copy, key, made, result)
+        stored_notebooks.write_stamp(copy, key, written, result)
         if save:
             store.write_atomic(path, copy.read_bytes())
     return Outcome(path.stem, seconds, failure=failure, **result)
 
 
-def ages(figures: Path, number: str) -> dict[Path, int]:
-    """When each file of one notebook was last written, in ns."""
+def modification_times(figures: Path, number: str) -> dict[Path, int]:
+    """Return the modification time of each file of one notebook, in ns."""
     return {p: p.stat().st_mtime_ns for p in figures.glob(f"{number}_*")}
 
 
 def execute(path: Path, changed: Mapping[str, Any]) -> tuple[NotebookNode | None, str]:
-    """The executed notebook, as far as it came, and what stopped it ("" for nothing)."""
+    """Return the executed notebook, complete or not, and the reason for a failure (or "")."""
     failure = ""
     with tempfile.TemporaryDirectory(prefix="memlens-") as scratch, kernel_environment():
         out = Path(scratch) / "executed.ipynb"
@@ -246,7 +260,7 @@ def execute(path: Path, changed: Mapping[str, Any]) -> tuple[NotebookNode | None
 
 
 def describe(error: PapermillExecutionError, injected: bool) -> str:
-    """Where the notebook stopped: cell number (from 1, as in the file), its head, the error."""
+    """Return the number of the failing cell (from 1, as in the file), its head and the error."""
     number = error.cell_index + (0 if injected else 1)
     lines = error.source.splitlines()
     head = [f"    {line}" for line in lines[:HEAD_LINES]]
@@ -257,17 +271,17 @@ def describe(error: PapermillExecutionError, injected: bool) -> str:
 
 @contextmanager
 def kernel_environment() -> Iterator[None]:
-    """Start kernels with this Python and this memlens, whatever the user's own settings are.
+    """Start kernels with this Python and this memlens, regardless of the user's settings.
 
-    A kernelspec of the user's, or a JUPYTER_PATH, would replace the kernel; an MPLBACKEND would
-    keep the figures out of the notebook.
+    A kernelspec of the user or a JUPYTER_PATH would replace the kernel. An MPLBACKEND would keep
+    figures out of the notebook.
     """
     before = dict(os.environ)
     for name in ("JUPYTER_PATH", "MPLBACKEND"):
         os.environ.pop(name, None)
     package = str(store.PACKAGE.parent)
-    places = [package, *filter(None, [before.get("PYTHONPATH")])]
-    os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYTHONPATH=os.pathsep.join(places))
+    folders = [package, *filter(None, [before.get("PYTHONPATH")])]
+    os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYTHONPATH=os.pathsep.join(folders))
     try:
         yield
     finally:
@@ -275,25 +289,26 @@ def kernel_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def closing_table(report: pd.DataFrame, figures: Path) -> str:
-    """A line per notebook, and the sum; failures are marked, their reasons were shown before."""
+def summary(outcomes: pd.DataFrame, figures: Path) -> str:
+    """Format a line per notebook and the totals; the reasons of failures were printed before."""
     table = pd.DataFrame(
         {
-            "notebook": report["notebook"],
-            "seconds": report["seconds"].map("{:.1f}".format),
-            "figures": report["figures"],
+            "notebook": outcomes["notebook"],
+            "seconds": outcomes["seconds"].map("{:.1f}".format),
+            "figures": outcomes["figures"],
             "claims that hold": [
-                f"{h} of {c}" for h, c in zip(report["hold"], report["claims"], strict=True)
+                f"{h} of {c}" for h, c in zip(outcomes["hold"], outcomes["claims"], strict=True)
             ],
             "": [
                 "FAILED" if failure else "unchanged" if reused else ""
-                for failure, reused in zip(report["failure"], report["reused"], strict=True)
+                for failure, reused in zip(outcomes["failure"], outcomes["reused"], strict=True)
             ],
         }
     )
-    total = report[["seconds", "figures", "hold", "claims"]].sum()
+    total = outcomes[["seconds", "figures", "hold", "claims"]].sum()
     return (
         f"\n{table.to_string(index=False)}\n\n"
-        f"{len(report)} notebooks, {total['seconds']:.0f} s; {total['figures']:.0f} figures, with "
-        f"their numbers, in {figures}; {total['hold']:.0f} of {total['claims']:.0f} claims hold"
+        f"{len(outcomes)} notebooks, {total['seconds']:.0f} s; {total['figures']:.0f} figures, "
+        f"with their numbers, in {figures}; {total['hold']:.0f} of {total['claims']:.0f} claims "
+        "hold"
     )

@@ -1,8 +1,8 @@
-"""Executed notebooks as files, and which of them need not be run again.
+"""Executed copies of notebooks, and the stamps by which a later run reuses them.
 
-A stamp lies beside each executed copy. A notebook is finished as long as its cells, its parameters,
-the package and the libraries that compute are the same, and every file that it left is there as it
-was left. The stamp is written last, so that an interrupted run leaves none.
+A stamp is a JSON file beside the executed copy. The copy is reused if the cells, the parameters,
+the package and the numerical libraries are unchanged, and every file written by the run still has
+the same content. The stamp is written last, so an interrupted run leaves none.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ LIBRARIES = ("torch", "numpy", "pandas", "scikit-learn", "matplotlib")
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what changes from run to run: timings, versions, widget states.
+    """Return the notebook without timings, versions and widget states, which change every run.
 
-    Two runs with the same outputs give the same bytes.
+    Two runs with the same outputs then give the same bytes.
     """
     cells = []
     for cell in notebook.cells:
@@ -42,13 +42,13 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def as_bytes(notebook: NotebookNode) -> bytes:
-    """The notebook, cleaned, as a file holds it."""
+    """Return the content of the file of a cleaned notebook."""
     text = nbformat.writes(nbformat.from_dict(clean(notebook)))
     return (text.rstrip("\n") + "\n").encode()
 
 
 def key_of(path: Path, changed: Mapping[str, Any], profile: str) -> str:
-    """Hash of everything that shapes the outputs of a notebook; its stored outputs do not."""
+    """Return a hash of everything that determines the outputs of a notebook."""
     cells = [(c.cell_type, c.source) for c in nbformat.read(path, as_version=4).cells]
     package = sorted(p for p in store.PACKAGE.rglob("*") if p.suffix in (".py", ".csv"))
     code = [hashlib.sha256(p.read_bytes()).hexdigest() for p in package]
@@ -56,21 +56,23 @@ def key_of(path: Path, changed: Mapping[str, Any], profile: str) -> str:
     return store.fingerprint([cells, dict(changed), profile, code, libraries])
 
 
-def remember(copy: Path, key: str, files: Iterable[Path], outcome: Mapping[str, Any]) -> None:
-    """Stamp an executed copy: its key, the checksums of the files it left, what came of it."""
+def write_stamp(copy: Path, key: str, files: Iterable[Path], outcome: Mapping[str, Any]) -> None:
+    """Write the stamp of an executed copy: its key, the checksums of its files, its outcome."""
     sums = {str(p.relative_to(copy.parent.parent)): _checksum(p) for p in (copy, *files)}
     stamp = {"key": key, "files": sums, "outcome": dict(outcome)}
     store.write_atomic(_stamp(copy), json.dumps(stamp, indent=1).encode())
 
 
-def recall(copy: Path, key: str) -> dict[str, Any] | None:
-    """What came of the run, if it is still what a new run would give; else None."""
+def read_stamp(copy: Path, key: str) -> dict[str, Any] | None:
+    """Return the outcome of an earlier run; None if its key or a file of it has changed."""
     try:
         stamp = json.loads(_stamp(copy).read_text())
         if stamp["key"] != key:
             return None
         folder = copy.parent.parent
-        same = all(_checksum(folder / name) == found for name, found in stamp["files"].items())
+        same = all(
+            _checksum(folder / name) == checksum for name, checksum in stamp["files"].items()
+        )
         return stamp["outcome"] if same else None
     except (OSError, ValueError, KeyError, AttributeError):  # no stamp, or a damaged one
         return None

@@ -1,4 +1,4 @@
-"""The ledger gathers what the notebooks left, and the copy of it in CLAIMS.md is never stale."""
+"""The table of claims gathers what the notebooks wrote, and its copy in CLAIMS.md is current."""
 
 import re
 from decimal import Decimal
@@ -12,15 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlens.__main__ import main
-from memlens.experiments import claims as room
+from memlens.experiments import claims as claims_module
 from memlens.experiments import paper
-from memlens.experiments.claims import END, NOTEBOOKS, START, Claim, interval_text, ledger, render
+from memlens.experiments.claims import (
+    END,
+    NOTEBOOKS,
+    START,
+    Claim,
+    claims_table,
+    interval_text,
+    to_markdown,
+)
 from memlens.experiments.margins import above, exact
 from memlens.experiments.notebook import NotebookReport
 from memlens.storage import store
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = f"# Title\n\nabove\n\n{START}\nstale\n{END}\n\nbelow\n"
+CONTENT = f"# Title\n\nabove\n\n{START}\nstale\n{END}\n\nbelow\n"
 
 
 @pytest.fixture
@@ -85,8 +93,8 @@ def test_intervals_are_written_with_the_digits_that_their_width_allows(interval,
 
 
 def test_values_of_something_else_than_seeds_say_of_what():
-    assert interval_text([1, 4], of="target") == "1 to 4, 2 targets"
-    assert interval_text((1, 4), of="target") == "1 to 4"
+    assert interval_text([1, 4], unit="target") == "1 to 4, 2 targets"
+    assert interval_text((1, 4), unit="target") == "1 to 4"
 
 
 @pytest.mark.parametrize(
@@ -113,8 +121,8 @@ def test_a_written_interval_is_off_by_less_than_a_tenth_of_its_width(case):
 # ---------------------------------------------------------------- gathering
 
 
-def test_the_ledger_has_claims_in_notebook_order_and_then_every_doubt(left):
-    table = ledger("digits")
+def test_claims_come_in_notebook_order_and_then_every_discrepancy(left):
+    table = claims_table("digits")
     assert list(table.columns) == [
         "notebook", "kind", "paper", "where", "claim", "measured", "interval", "margin",
         "verdict",
@@ -145,30 +153,30 @@ def test_the_ledger_has_claims_in_notebook_order_and_then_every_doubt(left):
     assert not table.isna().any(axis=None)
 
 
-def test_a_doubt_has_the_text_of_today(left):
+def test_a_discrepancy_has_its_current_text(left):
     file = left / "02_claims.csv"
     file.write_text(file.read_text().replace("ECE is worse", "an earlier wording"))
-    assert not ledger()["claim"].str.contains("earlier wording").any()
+    assert not claims_table()["claim"].str.contains("earlier wording").any()
 
 
 def test_words_that_look_like_missing_values_stay_words(figures):
-    page = NotebookReport("00_primer", "digits")
-    page.claim("CSG Table 1", "NA", "nan", exact(True))
-    page.claims()
-    assert ledger().loc[0, ["claim", "measured"]].tolist() == ["NA", "nan"]
+    report = NotebookReport("00_primer", "digits")
+    report.claim("CSG Table 1", "NA", "nan", exact(True))
+    report.claims()
+    assert claims_table().loc[0, ["claim", "measured"]].tolist() == ["NA", "nan"]
 
 
-def test_without_any_claims_the_ledger_says_what_to_do(figures):
+def test_without_claims_the_error_says_what_to_run(figures):
     with pytest.raises(FileNotFoundError, match="no claims in .*digits; run `memlens reproduce"):
-        ledger()
+        claims_table()
 
 
 def test_notebooks_that_left_nothing_are_named(left):
     NotebookReport("00_primer", "digits").claims()  # an empty file is as good as none
-    text = render(ledger())
+    text = to_markdown(claims_table())
     last = text.splitlines()[-1]
     assert last == f"Nothing from {', '.join(n for n in NOTEBOOKS if n[:2] not in ('02', '04'))}."
-    assert room.summary(ledger()).endswith(last)
+    assert claims_module.summary(claims_table()).endswith(last)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +184,14 @@ def test_notebooks_that_left_nothing_are_named(left):
     [
         ("source,statement,measured,verdict\na,b,c,holds\n",
          r"02_claims\.csv has the columns source, statement.*memlens reproduce --only 02"),
-        ("", r"02_claims\.csv is no table of claims.*memlens reproduce --only 02"),
+        ("", r"02_claims\.csv is not a table of claims.*memlens reproduce --only 02"),
         ("claim,CGS,Table 1,a,b,,,holds", "unknown kind, paper.*: claim, CGS, Table 1: holds"),
         ("claim,CSG,Table 1,a,b,,,seems to hold", "unknown.*: seems to hold"),
         ("claim,CSG,Table 1,a,b,,,seen here too", "unknown.*: seen here too"),
-        ("discrepancy,CSG,csg-table2,a,b,,,seen here too", "unknown.*: discrepancy, CSG, csg-table2: "),
+        ("discrepancy,CSG,csg-table2,a,b,,,seen here too", "unknown.*: discrepancy, CSG"),
         ("discrepancy,CSG,csg-table2-ece,a,b,,,holds", "unknown.*: holds"),
         ("hunch,CSG,Table 1,a,b,,,holds", "unknown kind.*: hunch"),
-        ("claim,CSG,Table 1,a,b", "unknown.*: claim, CSG, Table 1: $"),
+        ("claim,CSG,Table 1,a,b", "unknown.*: claim, CSG, Table 1: ; run"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_form_is_named_with_what_to_do(left, content, message):
@@ -191,18 +199,18 @@ def test_a_file_of_another_form_is_named_with_what_to_do(left, content, message)
     rows = content.startswith(("claim", "discrepancy", "hunch"))
     (left / "02_claims.csv").write_text(header + content + "\n" if rows else content)
     with pytest.raises(ValueError, match=message):
-        ledger()
+        claims_table()
 
 
 def test_the_summary_counts_by_verdict_and_paper(left):
-    lines = [line.split() for line in room.summary(ledger()).splitlines()]
+    lines = [line.split() for line in claims_module.summary(claims_table()).splitlines()]
     assert lines[0] == ["CSG", "CSL", "curvature", "all"]
     assert lines[2] == ["holds", "2", "0", "0", "2"]
     assert lines[3] == ["holds", "in", "part", "0", "1", "0", "1"]
     assert lines[4] == ["does", "not", "hold", "here", "0", "0", "1", "1"]
     seen = "seen here too 1, not seen here 1, cannot be tested here 1"
     untaken = f"not taken up {len(paper.discrepancies()) - 2}"
-    assert f"\ndoubts: {seen}, {untaken}\n" in room.summary(ledger())
+    assert f"\ndiscrepancies: {seen}, {untaken}\n" in claims_module.summary(claims_table())
 
 
 # ---------------------------------------------------------------- markdown
@@ -235,9 +243,9 @@ def parsed_tables(text):
             yield [cells(head), *(cells(row) for row in body["children"])]
 
 
-def test_the_markdown_has_counts_a_folded_table_a_paper_and_the_doubts(left):
-    table = ledger()
-    text = render(table)
+def test_the_markdown_has_counts_a_folded_table_a_paper_and_the_discrepancies(left):
+    table = claims_table()
+    text = to_markdown(table)
     counts, csg, csl, curvature, discrepancies = parsed_tables(text)
     assert counts == [
         ["claims", "CSG", "CSL", "curvature", "all"],
@@ -266,32 +274,34 @@ def test_the_markdown_has_counts_a_folded_table_a_paper_and_the_doubts(left):
 
 def test_links_lead_to_notebooks_that_exist(left):
     for name in NOTEBOOKS:
-        page = NotebookReport(name, "digits")
-        page.claim("CSG Table 1", "a", "1", exact(True))
-        page.claims()
-    links = re.findall(r"\[(\d\d)\]\(([^)]*)\)", render(ledger()))
+        report = NotebookReport(name, "digits")
+        report.claim("CSG Table 1", "a", "1", exact(True))
+        report.claims()
+    links = re.findall(r"\[(\d\d)\]\(([^)]*)\)", to_markdown(claims_table()))
     assert {number for number, _ in links} == {name[:2] for name in NOTEBOOKS}
     for number, target in links:
         assert (ROOT / target).is_file() and Path(target).name.startswith(number)
 
 
 def test_a_paper_without_claims_has_no_table(figures):
-    page = NotebookReport("00_primer", "digits")
-    page.claim("CSL poster", "a", "1", exact(True))
-    page.claims()
-    assert "<b>CSL</b>" in render(ledger()) and "<b>CSG</b>" not in render(ledger())
+    report = NotebookReport("00_primer", "digits")
+    report.claim("CSL poster", "a", "1", exact(True))
+    report.claims()
+    assert "<b>CSL</b>" in to_markdown(claims_table()) and "<b>CSG</b>" not in to_markdown(
+        claims_table()
+    )
 
 
 def one_row(text):
     entry = Claim("claim", "CSG", "Table 1", text, text, "", "", "holds")
-    table = room.as_table([entry]).rename(columns={"statement": "claim"})
-    return render(table.assign(notebook="02_similarity")[list(room.COLUMNS)])
+    table = claims_module.as_table([entry]).rename(columns={"statement": "claim"})
+    return to_markdown(table.assign(notebook="02_similarity")[list(claims_module.COLUMNS)])
 
 
 NASTY = [
     "a | b", "|", "||", "a \\| b", "\\", "a\\", "x \\\\| y", "`code | code`", "*bold* and **bold**",
     "in_confidence, _under_ and __two__", "first_* and last_*", "[0.1, 0.2]", "[a](b)", "![a](b)",
-    "a < b > c & d", "<b>bold</b>", "<!-- ledger:end -->", "</details>", "&amp; &#124;", "~~no~~",
+    "a < b > c & d", "<b>bold</b>", "<!-- claims:end -->", "</details>", "&amp; &#124;", "~~no~~",
     "{'sgd': 0.78}", "R² 0.57 ± 0.01", "5 % of $x$ and $y$", "line\none\r\n\ttwo", "# no title",
     "--- | ---",
 ]  # fmt: skip
@@ -322,99 +332,101 @@ def test_a_marker_in_a_claim_is_no_marker():
     assert START not in text and END not in text
 
 
-# ---------------------------------------------------------------- the page's copy
+# ---------------------------------------------------------------- the copy in CLAIMS.md
 
 
-def test_update_puts_the_ledger_between_the_markers_and_nowhere_else(left, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(PAGE)
-    assert not room.is_current(page)
-    assert room.update_page(page)
-    assert page.read_text() == PAGE.replace("\nstale\n", f"\n\n{render(ledger())}\n\n")
-    assert room.is_current(page)
+def test_the_claims_are_written_between_the_markers_and_nowhere_else(left, tmp_path):
+    file = tmp_path / "claims.md"
+    file.write_text(CONTENT)
+    assert not claims_module.is_current(file)
+    assert claims_module.write_claims(file)
+    assert file.read_text() == CONTENT.replace(
+        "\nstale\n", f"\n\n{to_markdown(claims_table())}\n\n"
+    )
+    assert claims_module.is_current(file)
 
 
-def test_updating_again_changes_nothing(left, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(PAGE)
-    room.update_page(page)
-    before, age = page.read_bytes(), page.stat().st_mtime_ns
-    assert not room.update_page(page)
-    assert (page.read_bytes(), page.stat().st_mtime_ns) == (before, age)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "page.md"]
+def test_writing_again_changes_nothing(left, tmp_path):
+    file = tmp_path / "claims.md"
+    file.write_text(CONTENT)
+    claims_module.write_claims(file)
+    before, age = file.read_bytes(), file.stat().st_mtime_ns
+    assert not claims_module.write_claims(file)
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == (before, age)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["claims.md", "figures"]
 
 
-def test_a_new_measurement_makes_the_page_stale(left, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(PAGE)
-    room.update_page(page)
-    file = left / "04_claims.csv"
-    file.write_text(file.read_text().replace("0.995", "0.994"))
-    assert not room.is_current(page)
+def test_a_new_measurement_makes_the_file_stale(left, tmp_path):
+    file = tmp_path / "claims.md"
+    file.write_text(CONTENT)
+    claims_module.write_claims(file)
+    table = left / "04_claims.csv"
+    table.write_text(table.read_text().replace("0.995", "0.994"))
+    assert not claims_module.is_current(file)
 
 
 def test_line_ends_of_windows_are_kept(left, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_bytes(PAGE.replace("\n", "\r\n").encode())
-    room.update_page(page)
-    assert page.read_bytes().count(b"\n") == page.read_bytes().count(b"\r\n") > 20
-    assert room.is_current(page)
+    file = tmp_path / "claims.md"
+    file.write_bytes(CONTENT.replace("\n", "\r\n").encode())
+    claims_module.write_claims(file)
+    assert file.read_bytes().count(b"\n") == file.read_bytes().count(b"\r\n") > 20
+    assert claims_module.is_current(file)
 
 
 @pytest.mark.parametrize(
-    ("page_text", "message"),
+    ("content", "message"),
     [
-        ("# Title\n", "ledger:start --> 0 times"),
-        (f"{START}\n", "ledger:end --> 0 times"),
-        (f"{END}\n", "ledger:start --> 0 times"),
-        (PAGE + START, "ledger:start --> 2 times"),
-        (PAGE + END, "ledger:end --> 2 times"),
-        (f"{END}\n{START}\n", "ledger:end --> before <!-- ledger:start"),
+        ("# Title\n", "claims:start --> 0 times"),
+        (f"{START}\n", "claims:end --> 0 times"),
+        (f"{END}\n", "claims:start --> 0 times"),
+        (CONTENT + START, "claims:start --> 2 times"),
+        (CONTENT + END, "claims:end --> 2 times"),
+        (f"{END}\n{START}\n", "claims:end --> before <!-- claims:start"),
     ],
 )
-def test_a_page_whose_markers_are_not_right_is_left_alone(left, tmp_path, page_text, message):
-    page = tmp_path / "page.md"
-    page.write_text(page_text)
-    for call in (room.update_page, room.is_current):
-        with pytest.raises(ValueError, match=rf"page\.md has .*{message}"):
-            call(page)
-    assert page.read_text() == page_text
+def test_a_file_with_wrong_markers_is_left_alone(left, tmp_path, content, message):
+    file = tmp_path / "claims.md"
+    file.write_text(content)
+    for call in (claims_module.write_claims, claims_module.is_current):
+        with pytest.raises(ValueError, match=rf"claims\.md has .*{message}"):
+            call(file)
+    assert file.read_text() == content
 
 
 def test_the_command_writes_and_checks(left, tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text(PAGE)
+    file = tmp_path / "claims.md"
+    file.write_text(CONTENT)
     assert main(["claims"]) == 0
-    assert capsys.readouterr().out == room.summary(ledger()) + "\n"
-    assert main(["claims", "--check", "--page", str(page)]) == 1
-    assert "out of date; run `memlens claims --profile digits --page" in capsys.readouterr().out
-    assert page.read_text() == PAGE
-    assert main(["claims", "--page", str(page)]) == 0
-    assert capsys.readouterr().out.endswith("page.md: written\n")
-    assert main(["claims", "--check", "--page", str(page)]) == 0
-    assert main(["claims", "--page", str(page)]) == 0
-    assert capsys.readouterr().out.endswith("page.md: up to date\n")
+    assert capsys.readouterr().out == claims_module.summary(claims_table()) + "\n"
+    assert main(["claims", "--check", "--file", str(file)]) == 1
+    assert "out of date; run `memlens claims --profile digits --file" in capsys.readouterr().out
+    assert file.read_text() == CONTENT
+    assert main(["claims", "--file", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("claims.md: written\n")
+    assert main(["claims", "--check", "--file", str(file)]) == 0
+    assert main(["claims", "--file", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("claims.md: up to date\n")
 
 
 def test_the_command_tells_what_is_wrong(left, tmp_path, capsys):
-    page = tmp_path / "page.md"
-    assert main(["claims", "--check", "--page", str(page)]) == 2
-    assert "page.md" in capsys.readouterr().err
-    page.write_text("no markers")
-    assert main(["claims", "--page", str(page)]) == 2
-    assert "ledger:start" in capsys.readouterr().err
+    file = tmp_path / "claims.md"
+    assert main(["claims", "--check", "--file", str(file)]) == 2
+    assert "claims.md" in capsys.readouterr().err
+    file.write_text("no markers")
+    assert main(["claims", "--file", str(file)]) == 2
+    assert "claims:start" in capsys.readouterr().err
     assert main(["claims", "--profile", "mnist"]) == 2
     assert "run `memlens reproduce --profile mnist` first" in capsys.readouterr().err
 
 
-def differing(page, rendered):
-    """Rows of a rendered ledger that a page lacks, but for what another machine may change.
+def differing(stored, rendered):
+    """Rows of the rendered claims that a file lacks, but for what another machine may change.
 
     Trained numbers move in their digits, and a verdict may turn where its margin is below three.
     """
-    verdicts = "|".join(paper.VERDICTS + paper.DOUBT_VERDICTS)
+    verdicts = "|".join(paper.VERDICTS + paper.DISCREPANCY_VERDICTS)
     numbers = re.compile(rf"\d+|exact|over 100|(?<=: )(({verdicts}) \d+(, )?)+")
-    known = {numbers.sub("#", line) for line in page.splitlines()}
+    known = {numbers.sub("#", line) for line in stored.splitlines()}
     anyhow = {re.sub(verdicts, "*", line) for line in known}
     missing = []
     for line in rendered.splitlines():
@@ -425,35 +437,37 @@ def differing(page, rendered):
     return missing
 
 
-def test_the_page_is_what_the_notebooks_left(monkeypatch):
+def test_the_claims_are_those_of_the_stored_notebooks(monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(ROOT / "figures"))
-    text = (ROOT / room.PAGE).read_text(encoding="utf-8")
-    missing = differing(text, room.render(room.ledger("digits")))
-    assert missing == [], f"{room.PAGE} is out of date: run `make claims`"
+    text = (ROOT / claims_module.CLAIMS_FILE).read_text(encoding="utf-8")
+    missing = differing(text, to_markdown(claims_table("digits")))
+    assert missing == [], f"{claims_module.CLAIMS_FILE} is out of date: run `make claims`"
     assert all(text.count(marker) == 1 for marker in (START, END))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert START not in readme and f"({room.PAGE})" in readme  # it has a link, and no second copy
+    assert (
+        START not in readme and f"({claims_module.CLAIMS_FILE})" in readme
+    )  # it has a link, and no second copy
 
 
-def test_the_command_takes_the_page_of_the_checkout_by_default(left, tmp_path, monkeypatch, capsys):
+def test_the_command_takes_the_file_of_the_checkout_by_default(left, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "root", lambda: tmp_path)
-    page = tmp_path / "CLAIMS.md"
-    page.write_text(PAGE)
+    file = tmp_path / "CLAIMS.md"
+    file.write_text(CONTENT)
     assert main(["claims"]) == 0
-    assert page.read_text() == PAGE  # without --write it only prints
+    assert file.read_text() == CONTENT  # without --write it only prints
     assert main(["claims", "--check"]) == 1
     assert main(["claims", "--write"]) == 0
-    assert render(ledger()) in page.read_text()
+    assert to_markdown(claims_table()) in file.read_text()
     assert main(["claims", "--check"]) == 0
     with pytest.raises(SystemExit):
         main(["claims", "--check", "--write"])
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_a_stale_ledger_is_told_from_another_machine(left):
-    page = render(ledger())
-    assert differing(page, page) == []
-    assert differing(page, page.replace("0.78", "0.77")) == []
+def test_stale_claims_are_told_from_another_machine(left):
+    stored = to_markdown(claims_table())
+    assert differing(stored, stored) == []
+    assert differing(stored, stored.replace("0.78", "0.77")) == []
     safe, close = above([0.98, 0.99], 0.9), above([0.98, 0.99], 0.984)
     for check, verdict, found in (
         (safe, "does not hold here", 1), (close, "does not hold here", 0), (close, "is unknown", 1),
@@ -461,10 +475,10 @@ def test_a_stale_ledger_is_told_from_another_machine(left):
         late = NotebookReport("04_mislabel", "digits")
         late.claim("CSG Table 4", "CSG finds flips", "0.995", check)
         late.claims()
-        fresh = render(ledger())
+        fresh = to_markdown(claims_table())
         turned = [
             line.replace("| holds |", f"| {verdict} |") if "Table 4" in line else line
             for line in fresh.splitlines()
         ]
         assert len(differing(fresh, "\n".join(turned))) == found
-    assert differing(page, page.replace("CSG finds flips", "CSG finds all flips"))
+    assert differing(stored, stored.replace("CSG finds flips", "CSG finds all flips"))

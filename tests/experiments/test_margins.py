@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memlens.experiments import margins
-from memlens.experiments.margins import LEAST, above, as_table, below, between, close, exact
+from memlens.experiments.margins import MIN_MARGIN, above, as_table, below, between, close, exact
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,9 +69,9 @@ def test_close_takes_what_is_equal_without_a_tolerance():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: above([], 0), "one number, or one a seed"),
+        (lambda: above([], 0), "one number, or one per seed"),
         (lambda: above([[1.0, 2.0]], 0), r"shape \(1, 2\)"),
-        (lambda: above(1, np.nan), "threshold is a finite number"),
+        (lambda: above(1, np.nan), "expected a finite number"),
         (lambda: between(1, 2, 2), "low must be below high"),
         (lambda: close([1, 2], [1]), "shapes"),
         (lambda: close([], []), "shapes"),
@@ -122,15 +122,15 @@ def test_two_checks_of_one_name_are_refused():
         margins.over_machines({"here": twice})
 
 
-# ---------------------------------------------------------------- the notebooks' own
+# ---------------------------------------------------------------- the notebooks
 
 
-def close_facts(stored, checks):
-    """Facts that a notebook checks although they are too close, or of which nothing is known."""
-    facts = checks.loc[checks["kind"] == "check", ["notebook", "name", "low", "high"]]
+def unsafe_checks(stored, checks):
+    """Checks of a notebook that are too close to their threshold, or without a stored margin."""
+    current = checks.loc[checks["kind"] == "check", ["notebook", "name", "low", "high"]]
     known = stored[stored["kind"] == "check"]
-    joined = facts.merge(known, on=["notebook", "name", "low", "high"], how="left")
-    bad = ~(joined["margin"] >= LEAST) | ~(joined["n_machines"] >= 4)
+    joined = current.merge(known, on=["notebook", "name", "low", "high"], how="left")
+    bad = ~(joined["margin"] >= MIN_MARGIN) | ~(joined["n_machines"] >= 4)
     return joined.loc[bad, ["notebook", "name", "margin", "n_machines"]].values.tolist()
 
 
@@ -140,12 +140,14 @@ def stored_checks():
     return pd.concat(tables, ignore_index=True)
 
 
-def test_every_fact_of_every_notebook_is_far_enough_from_its_threshold():
+def test_every_check_of_every_notebook_is_far_enough_from_its_threshold():
     stored = pd.read_csv(ROOT / "figures/digits/margins.csv", dtype={"notebook": str})
     checks = stored_checks()
     numbers = {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
     assert set(checks["notebook"]) == numbers
-    assert close_facts(stored, checks) == [], "too close: use page.observe; or run make margins"
+    assert unsafe_checks(stored, checks) == [], (
+        "too close: use report.observe, or run make test-elsewhere"
+    )
 
 
 def test_every_claim_of_every_notebook_has_its_margin_recorded():
@@ -154,19 +156,19 @@ def test_every_claim_of_every_notebook_has_its_margin_recorded():
     assert len(claims) and claims["margin"].notna().all()
 
 
-def test_a_fact_that_is_too_close_or_unknown_is_found():
+def test_a_check_that_is_too_close_or_unknown_is_found():
     reference = machine(1.0, 0.6, 3.0)
     stored = margins.over_machines(dict.fromkeys("abcd", reference))
     checks = as_table([("check", f"f{k}", [above(1, 0.5)]) for k in range(3)]).assign(notebook="03")
-    found = [name for _, name, *_ in close_facts(stored, checks)]
+    found = [name for _, name, *_ in unsafe_checks(stored, checks)]
     assert found == ["f1", "f2"]  # 0.7 spreads; not there
-    assert close_facts(stored.assign(n_machines=3), checks[:1])
+    assert unsafe_checks(stored.assign(n_machines=3), checks[:1])
     moved = checks.assign(low=0.4)  # a threshold that was changed since
-    assert len(close_facts(stored, moved)) == 3
+    assert len(unsafe_checks(stored, moved)) == 3
 
 
-def test_facts_stand_where_they_are_compared_and_observations_where_not():
-    """Each fact of the stored results is printed in a checked cell, each observation in none."""
+def test_checks_are_printed_in_compared_cells_and_observations_in_others():
+    """Each stored check is printed in a compared cell, each observation in another."""
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         checked, other = "", ""
@@ -177,7 +179,7 @@ def test_facts_stand_where_they_are_compared_and_observations_where_not():
             else:
                 other += text
         checks = stored_checks().query("notebook == @path.name[:2]")
-        for check in checks.query("kind == 'fact'").itertuples():
+        for check in checks.query("kind == 'check'").itertuples():
             assert f"{check.name}: yes" in checked.splitlines(), check.name
         for check in checks.query("kind == 'observation'").itertuples():
             assert f"{check.name}: " in other and f"{check.name}: " not in checked, check.name

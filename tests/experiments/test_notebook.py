@@ -1,4 +1,4 @@
-"""A page's figures, facts and claims, alone and in a real kernel run by papermill."""
+"""The figures, checks and claims of a notebook report, alone and in a kernel run by papermill."""
 
 import base64
 from dataclasses import replace
@@ -13,13 +13,11 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-from papermill.exceptions import PapermillExecutionError
 
 from memlens.evaluation import plots
-from memlens.experiments import notebook as page_room
 from memlens.experiments import profiles
 from memlens.experiments.margins import above, below, exact
-from memlens.experiments.notebook import NOTEBOOKS, open_report, unknown_parameters
+from memlens.experiments.notebook import NOTEBOOKS, open_report
 
 COLUMNS = ["kind", "paper", "where", "statement", "measured", "interval", "margin", "verdict"]
 DATA = pd.DataFrame({"epoch": [1, 2, 3], "csg": [0.1, 1 / 3, np.pi]})
@@ -47,7 +45,7 @@ def drawing():
     return fig, ax
 
 
-def test_open_page_gives_the_profile_the_style_and_a_folder_by_profile(report, tmp_path):
+def test_open_report_gives_the_profile_the_style_and_a_folder_by_profile(report, tmp_path):
     assert report.profile is profiles.get_profile("digits")
     assert report.folder == tmp_path / "figures" / "digits"
     assert plt.rcParams["figure.constrained_layout.use"]
@@ -55,7 +53,7 @@ def test_open_page_gives_the_profile_the_style_and_a_folder_by_profile(report, t
     assert open_report("02_similarity", "other").folder.name == "other"
 
 
-def test_open_page_refuses_unknown_names():
+def test_open_report_refuses_unknown_names():
     with pytest.raises(ValueError, match="unknown notebook '07_more'.*00_primer"):
         open_report("07_more", "digits")
     with pytest.raises(ValueError, match="unknown profile 'didgits'.*digits"):
@@ -138,26 +136,26 @@ def test_a_figure_without_its_numbers_is_refused_and_nothing_is_written(
     assert not report.folder.exists()
 
 
-def test_a_fact_that_holds_is_printed(report, capsys):
+def test_a_check_that_holds_is_printed(report, capsys):
     report.check("CSG Pearson at least 0.70", above([0.78, 0.80], 0.70))
     assert capsys.readouterr().out == "CSG Pearson at least 0.70: yes\n"
 
 
-def test_a_fact_that_fails_stops_the_digits_profile(report, capsys):
+def test_a_check_that_fails_stops_the_digits_profile(report, capsys):
     with pytest.raises(AssertionError, match=r"at least 0\.70: NO \(measured 0\.61\)"):
         report.check("CSG Pearson at least 0.70", above(0.61, 0.70))
     assert capsys.readouterr().out == ""
 
 
-def test_a_fact_that_fails_is_told_on_other_profiles(capsys):
+def test_a_check_that_fails_is_printed_on_other_profiles(capsys):
     report = open_report("02_similarity", "other")
     report.check("CSG Pearson at least 0.70", above([np.nan, 0.8], 0.70))
     report.check("CSG Pearson at least 0.80", above([0.60, 0.62], 0.80))
-    told = (
+    printed = (
         "CSG Pearson at least 0.70: NO (measured nan)\nCSG Pearson at least 0.80: NO (measured "
         "0.61, 13.4 spreads from the threshold)\n"
     )
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == printed
 
 
 def test_an_observation_never_fails_and_shows_what_was_measured(report, capsys):
@@ -174,7 +172,7 @@ def test_what_has_no_threshold_is_refused(report, check):
     for enter in (report.check, report.observe):
         with pytest.raises(TypeError, match="pass above"):
             enter("CSG Pearson", check)
-    with pytest.raises(TypeError, match="each part of a claim is above"):
+    with pytest.raises(TypeError, match="a part of the claim is .*pass above"):
         report.claim("CSG Table 1", "CSG agrees", "0.79", [above(1, 0), check])
     assert report.claims().empty
 
@@ -202,16 +200,16 @@ def test_claims_are_printed_recorded_and_written(report, capsys):
     report.claim("CSG Table 1", "CSG beats curvature", "0.79 against 0.60", exact(True))
     report.claim("CSG Fig. 4", "linear, in both", "R² 0.9, 0.2", [exact(np.True_), exact(False)])
     report.claim("CSG Table 2", "calibration improves", "ECE 0.14 against 0.10", (exact(False),))
-    told = "CSG Table 1: holds\nCSG Fig. 4: holds in part\nCSG Table 2: does not hold here\n"
-    assert capsys.readouterr().out == told
-    ledger = report.claims()
-    assert list(ledger.columns) == COLUMNS
-    assert set(ledger["kind"]) == {"claim"} and set(ledger["paper"]) == {"CSG"}
-    assert list(ledger["where"]) == ["Table 1", "Fig. 4", "Table 2"]
-    assert list(ledger["verdict"]) == ["holds", "holds in part", "does not hold here"]
-    assert ledger["measured"][1] == "R² 0.9, 0.2"
+    printed = "CSG Table 1: holds\nCSG Fig. 4: holds in part\nCSG Table 2: does not hold here\n"
+    assert capsys.readouterr().out == printed
+    claims = report.claims()
+    assert list(claims.columns) == COLUMNS
+    assert set(claims["kind"]) == {"claim"} and set(claims["paper"]) == {"CSG"}
+    assert list(claims["where"]) == ["Table 1", "Fig. 4", "Table 2"]
+    assert list(claims["verdict"]) == ["holds", "holds in part", "does not hold here"]
+    assert claims["measured"][1] == "R² 0.9, 0.2"
     back = pd.read_csv(report.folder / "02_claims.csv", keep_default_na=False)
-    pd.testing.assert_frame_equal(back, ledger)
+    pd.testing.assert_frame_equal(back, claims)
 
 
 def test_running_a_claim_again_replaces_it(report):
@@ -229,8 +227,8 @@ def test_two_spellings_of_a_place_are_one_claim(report, capsys):
     assert report.claims()[["paper", "where", "measured"]].values.tolist() == [
         ["curvature", "section 4.3", "0.8"],
     ]  # fmt: skip
-    told = "Curvature 4.3: does not hold here\ncurvature Sec. 4.3: holds\n"
-    assert capsys.readouterr().out == told  # as written, because stored outputs compare it
+    printed = "Curvature 4.3: does not hold here\ncurvature Sec. 4.3: holds\n"
+    assert capsys.readouterr().out == printed  # as written, because stored outputs compare it
 
 
 @pytest.mark.parametrize("source", ["here", "Table 1", "CSG"])
@@ -250,7 +248,7 @@ def test_a_claim_may_have_an_interval(report):
     ]  # fmt: skip
 
 
-def test_doubts_are_printed_recorded_and_written_with_the_claims(report, capsys):
+def test_discrepancies_are_printed_recorded_and_written_with_the_claims(report, capsys):
     report.claim("CSG Table 2", "calibration improves", "0.14, 0.10", exact(False))
     report.discrepancy(
         "csg-table2-ece", "0.018 and 0.019", [exact(True), exact(False)], interval=[0.01, 0.02]
@@ -273,52 +271,22 @@ def test_doubts_are_printed_recorded_and_written_with_the_claims(report, capsys)
     pd.testing.assert_frame_equal(back, table)
 
 
-def test_an_unknown_doubt_or_one_of_which_nothing_is_said_is_refused(report):
+def test_an_unknown_discrepancy_or_one_without_text_is_refused(report):
     with pytest.raises(ValueError, match="unknown discrepancy 'csg-table2'; .*csg-table2-sums"):
         report.discrepancy("csg-table2", "0.1", exact(True))
-    with pytest.raises(ValueError, match="'csg-table2-sums': say what our runs show"):
+    with pytest.raises(ValueError, match="'csg-table2-sums' has no text; pass the result"):
         report.discrepancy("csg-table2-sums", " ", None)
-    with pytest.raises(TypeError, match=r"each part of a claim is above.*got 0\.1"):
+    with pytest.raises(TypeError, match=r"a part of the claim is 0\.1; pass above"):
         report.discrepancy("csg-table2-sums", "0.1", [0.1])
     assert report.claims().empty
 
 
-def test_a_notebook_without_claims_writes_an_empty_ledger(report):
+def test_a_notebook_without_claims_writes_an_empty_table(report):
     assert report.claims().empty
     assert (report.folder / "02_claims.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
-PARAMETERS = 'profile: str = "digits"  # which data\nseeds: int = 3\nlow, high = 0, 1'
 SET_UP = 'import memlens as ml\nreport = ml.open_report("00_primer", profile)'
-
-
-@pytest.mark.parametrize(
-    ("cells", "unknown"),
-    [
-        ([], []),
-        (["", PARAMETERS, SET_UP], []),
-        ([PARAMETERS, '# Parameters\nprofile = "digits"\nhigh = 2\n', SET_UP], []),
-        ([PARAMETERS, "# Parameters\nsede = 2\nseeds = 2\n", SET_UP], ["sede"]),
-        (["%matplotlib inline", PARAMETERS, "# Parameters\nsede = 2\n", SET_UP], ["sede"]),
-        (["# Parameters\nseeds = 2\n", SET_UP], ["seeds"]),  # no parameters cell at all
-        # a reader mends the parameters cell by hand and runs it and the set-up cell again
-        ([PARAMETERS, "# Parameters\nsede = 2\n", SET_UP, PARAMETERS, SET_UP], []),
-        # the parameters cell itself starts with that comment
-        (["# Parameters\n" + PARAMETERS, "# Parameters\nsede = 2\n"], ["sede"]),
-        (["# Parameters\n" + PARAMETERS, SET_UP], []),
-        # other uses of the name are no parameters cell
-        ([PARAMETERS, "# Parameters\nsede = 2\n", "d = {}\nd[profile] = 1\nf(profile)"], ["sede"]),
-    ],
-)
-def test_injected_names_are_compared_with_the_parameters_cell(cells, unknown):
-    assert unknown_parameters(cells)[0] == unknown
-
-
-def test_open_page_names_the_unknown_and_the_known(monkeypatch):
-    cells = [PARAMETERS, "# Parameters\nsede = 2\n", SET_UP]
-    monkeypatch.setattr(page_room, "_input_history", lambda: cells)
-    with pytest.raises(ValueError, match="sede; 02_similarity has: profile, seeds"):
-        open_report("02_similarity", "digits")
 
 
 def notebook(path, *cells):
@@ -349,36 +317,30 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
         'frame = pd.DataFrame({"x": [1, 2], "y": [3, seeds]})\nax.plot(frame["x"], frame["y"])\n'
         'report.figure(ax, "line", frame, "a line")'
     )
-    facts = (
+    checks = (
         "from memlens.experiments.margins import exact\n"
         'report.check("two seeds", exact(seeds == 2))\n'
         'report.claim("CSG here", "drawn", "1", exact(True))'
     )
-    book = papermill_run(tmp_path, draw, facts, "report.claims()", seeds=2)
-    shown, told = book.cells[3].outputs, book.cells[4].outputs
+    book = papermill_run(tmp_path, draw, checks, "report.claims()", seeds=2)
+    shown, printed = book.cells[3].outputs, book.cells[4].outputs
     assert [output.output_type for output in shown] == ["display_data"]
     picture = base64.b64decode(shown[0].data["image/png"])
     width = int.from_bytes(picture[16:20])
     assert 380 < width < 430  # 3.4 in at the style's 120 dots an inch: the style was in force
-    assert told[0].text == "two seeds: yes\nCSG here: holds\n"
+    assert printed[0].text == "two seeds: yes\nCSG here: holds\n"
     folder = tmp_path / "figures" / "digits"
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["00_checks.csv", "00_claims.csv", "00_line.csv", "00_line.png"]
     assert list(pd.read_csv(folder / "00_line.csv", comment="#")["y"]) == [3, 2]
 
 
-@pytest.mark.slow
-def test_in_a_kernel_an_unknown_parameter_is_refused(tmp_path):
-    with pytest.raises(PapermillExecutionError, match=r"unknown parameter sede; .*profile, seeds"):
-        papermill_run(tmp_path, sede=2)
-
-
-def test_a_caption_says_whose_words_it_has(report):
+def test_a_caption_of_another_profile_is_marked():
     for name, marked in (("digits", False), ("other", True)):
-        own = open_report("02_similarity", name)
-        own.figure(drawing()[0], "curve", DATA, "CSG rises.")
-        text = (own.folder / "02_curve.csv").read_text()
-        assert ("# The words are those for digits, the numbers are not.\n" in text) == marked
+        report = open_report("02_similarity", name)
+        report.figure(drawing()[0], "curve", DATA, "CSG rises.")
+        text = (report.folder / "02_curve.csv").read_text()
+        assert ("# This caption was written for digits.\n" in text) == marked
 
 
 def test_only_the_whole_digits_profile_must_have_something_to_measure(report):

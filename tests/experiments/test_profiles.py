@@ -11,7 +11,7 @@ from memlens.ensembles import costs
 from memlens.training.config import MeasureConfig, TrainConfig
 
 
-def test_the_digits_profile_is_the_papers_recipe_at_the_size_of_digits():
+def test_the_digits_profile_is_the_papers_config_at_the_size_of_digits():
     profile = ml.get_profile("digits")
     data = profile.load()
     assert profile.top_k(data) == 143
@@ -55,8 +55,8 @@ def test_a_sweep_is_that_of_the_profile_unless_changed(short, tiny):
 
 
 def test_the_half_sweep_has_the_profiles_targets_and_shadows(short, tiny):
-    asked = replace(ml.get_profile("digits").queries, snapshots=("last", 2), n_directions=1)
-    profile = replace(short, queries=asked, n_shadows=3, n_targets=2)
+    queries = replace(ml.get_profile("digits").queries, snapshots=("last", 2), n_directions=1)
+    profile = replace(short, queries=queries, n_shadows=3, n_targets=2)
     half = profile.half_sweep(tiny)
     assert half.masks.shape == (5, 60)
     assert (half.masks.sum(1) == 30).all()
@@ -81,10 +81,10 @@ def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
     assert look.measure.every == 1 and whole.measure.every == 4
     assert {*look.queries.snapshots} >= {"peak", "best_val", "last", 1}
     assert look.queries.n_directions == look.measure.n_directions == 2
-    assert look.cuts == (
+    assert look.reductions == (
         "6 of 200 epochs",
-        "44 of 400 nets",
-        "2 of 10 curvature probes",
+        "44 of 400 networks",
+        "2 of 10 curvature directions",
         "600 samples in batches of 24",
     )
     half = whole.scaled(0.5)
@@ -108,8 +108,8 @@ def test_samples_without_a_published_truth_are_left_out(monkeypatch, pets):
     assert len(replace(profile, n_samples=9).load().train) == 9
 
 
-def test_too_few_samples_of_a_class_are_told_before_any_training():
+def test_too_few_samples_of_a_class_are_refused_before_any_training():
     profile = replace(ml.get_profile("digits"), n_samples=20)
     assert profile.load(per_class=2).train.labels.bincount().tolist() == [2] * 10
-    with pytest.raises(ValueError, match=r"has 2 training samples, and 3 are needed: .* to 30 or"):
+    with pytest.raises(ValueError, match=r"has 2 training samples; 3 are needed: .* to 30 or"):
         profile.load(per_class=3)

@@ -1,4 +1,4 @@
-"""The main job, on small notebooks written for each test; and what nbval does and does not see."""
+"""The headless run, on small notebooks written for each test; and the limits of nbval."""
 
 import os
 import re
@@ -127,7 +127,7 @@ folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / profile
 """
 
 
-def test_the_closing_lines_tell_what_differs_from_the_stored_numbers(folder, capsys):
+def test_the_summary_lists_what_differs_from_the_stored_numbers(folder, capsys):
     figures = folder.parent / "figures" / "digits"
     figures.mkdir(parents=True)
     (figures / "00_a.csv").write_text("x,y\n1,0.5\n2,1.0\n")
@@ -136,12 +136,12 @@ def test_the_closing_lines_tell_what_differs_from_the_stored_numbers(folder, cap
     )
     notebook(folder, "00_primer", DRAWN)
     assert __main__.main(["reproduce"]) == 0
-    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "00_a    100.0%  y" in told
-    assert "Verdicts that changed: 1" in told
-    assert "CSG Table 1 (CSG agrees): holds in part, before: holds" in told
-    assert __main__.main(["reproduce"]) == 0  # nothing is run, and the same is told
-    assert [line.strip() for line in capsys.readouterr().out.splitlines()][-3:] == told[-3:]
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "00_a    100.0%  y" in lines
+    assert "Verdicts that changed: 1" in lines
+    assert "CSG Table 1 (CSG agrees): holds in part, before: holds" in lines
+    assert __main__.main(["reproduce"]) == 0  # nothing is run, and the same is lines
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()][-3:] == lines[-3:]
 
 
 @pytest.mark.slow
@@ -227,8 +227,8 @@ sys.exit(__main__.main(["reproduce"]))
         (["--only", "07"], "no notebook begins with 07; there are: 00_primer, 01_next"),
         (["--profile", "cifar"], "unknown profile 'cifar'; there are: digits, mnist"),
         (["-p", "sedes=3"], "00_primer has no parameter 'sedes'; it has: profile, seeds, rate"),
-        (["-p", "seeds=many"], "parameter 'seeds' is int 3, given was str 'many'"),
-        (["--save", "-p", "seeds=4"], "00_primer would run with seeds=4. Leave out --save"),
+        (["-p", "seeds=many"], "parameter 'seeds' is str 'many'; expected int, as its default 3"),
+        (["--save", "-p", "seeds=4"], "00_primer would run with seeds=4, but only outputs of the default"),
         (["--save", "--profile", "mnist"], "would run with profile='mnist'"),
     ],
 )
@@ -318,8 +318,8 @@ def test_the_catalogue_is_printed(capsys):
 
 
 @pytest.mark.parametrize("name", ["score", "scores"])
-def test_an_unknown_command_is_told_which_there_are(name, capsys):
-    """These two were commands that one letter told apart."""
+def test_an_unknown_command_is_lines_which_there_are(name, capsys):
+    """These two were commands that one letter lines apart."""
     with pytest.raises(SystemExit) as stop:
         __main__.main([name])
     assert stop.value.code == 2
@@ -403,4 +403,4 @@ def test_the_notebooks_take_a_first_look_in_a_moment(tmp_path, monkeypatch):
     assert report["failure"].tolist() == ["", ""]
     assert (report["figures"] >= 8).all() and (report["claims"] >= 10).all()
     peak = (tmp_path / "figures" / "digits" / "01_peak.csv").read_text()
-    assert "# First look, not the whole profile: 6 of 60 epochs, 44 of 400 nets" in peak
+    assert "# First look, not the whole profile: 6 of 60 epochs, 44 of 400 networks" in peak

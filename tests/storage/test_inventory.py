@@ -77,7 +77,7 @@ def test_the_table_has_size_age_and_cost(cache, capsys):
 
 def test_verify_lists_damaged_entries(cache, capsys):
     assert main(["cache", "verify"]) == 0
-    assert capsys.readouterr().out == "13 looked at, 0 damaged\n"
+    assert capsys.readouterr().out == "13 verified, 0 damaged\n"
     for path in (cache.folder / RUN / "config.json", TrainingCheckpoint.of(cache, STARTED).path):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -88,7 +88,7 @@ def test_verify_lists_damaged_entries(cache, capsys):
     printed = capsys.readouterr().out
     for name in (f"{RUN}:", f"{STARTED}.checkpoint:", f"{BEGUN}.0-49: FileNotFoundError"):
         assert name in printed
-    assert printed.endswith("13 looked at, 3 damaged\n")
+    assert printed.endswith("13 verified, 3 damaged\n")
     assert kinds(cache) == before  # nothing is changed
 
 
@@ -121,7 +121,7 @@ def test_clear_keeps_what_a_process_computes(cache, capsys):
     with locks.locked(cache.lock_of(SWEEP), "it"):
         assert main(["cache"]) == 0
         assert main(["cache", "clear", "--yes"]) == 0
-    left = f"left, for a process is at work on it: {SWEEP}"
+    left = f"in use by a running process, not removed: {SWEEP}"
     assert left in capsys.readouterr().out
     assert set(kinds(cache)) == {"sweep", "leftover", "damaged"}
 

@@ -1,9 +1,8 @@
-"""The numbers that the papers print, ours beside them, and verdicts on what they claim.
+"""The numbers printed in the papers, comparisons with ours, and verdicts on claims.
 
-This folder has one CSV file per table. `tables` lists them, `table` reads one, `printed` and
-`printed_similarity` return the printed numbers under our names, and `discrepancies` lists what does
-not add up in them.
-A number here is what was printed, right or wrong: nothing is corrected.
+Each printed table is a CSV file in this folder. `tables` lists them and `table` reads one.
+`printed` and `printed_similarity` return printed numbers under our names. `discrepancies` lists
+inconsistencies in the papers. The numbers are as printed; nothing is corrected.
 """
 
 import re
@@ -19,18 +18,18 @@ PAPERS = {
     "curvature": "Memorization Through the Lens of Curvature of Loss Function Around Samples",
 }
 VERDICTS = ("holds", "holds in part", "does not hold here")
-DOUBT_VERDICTS = (
+DISCREPANCY_VERDICTS = (
     "seen here too", "seen here in part", "not seen here", "cannot be tested here",
 )  # fmt: skip
 
-# Our names where the papers print another; None where no table prints the score.
-# * The papers' cheap CSG (0.1 to 0.3 of a training) is the sum up to the peak, our `early_csg`;
-#   they print the same name for the sum over the whole run, so both of ours stand beside it.
-# * They do not say which form of SAMIS they print; the loss form is taken to be it.
-# * They print one SSFT: "forgotten for ever" in the curvature paper, in the later ones (going by
-#   their authors' code) the share of wrong predictions. Both of ours stand beside it.
-# * In-confidence is 1 - p_y in their text and 1 - max p in their code: both of ours, as well.
-# * Our `learning_time` is Eq. 4 of CSG; what the tables print by that name, see `printed_name`.
+# Our score names and the printed names, where they differ; None: no table prints the score.
+# * The papers' cheap CSG (0.1 to 0.3 of a training) is the sum up to the peak, our `early_csg`.
+#   They print the same name for the sum over the whole run, so both of ours are compared with it.
+# * The papers do not define which form of SAMIS they print; we assume the loss form.
+# * They print one SSFT: "forgotten for ever" in the curvature paper, the share of wrong predictions
+#   in the later papers (according to their authors' code). Both of ours are compared with it.
+# * In-confidence is 1 - p_y in their text and 1 - max p in their code. Again both are compared.
+# * Our `learning_time` is Eq. 4 of CSG; for the printed one see `printed_name`.
 _PRINTED_AS = {
     "early_csg": "csg", "vog": "vog_all", "samis_loss": "samis", "ssft_mean": "ssft",
     "confident_learning": "cl", "in_confidence_max": "in_confidence", "learning_time": None,
@@ -38,48 +37,53 @@ _PRINTED_AS = {
 
 
 def verdict(parts: bool | Sequence[bool]) -> str:
-    """Verdict on a claim of one part or several: all, some or none of them hold.
+    """Return the verdict on a claim: all, some or none of its parts hold.
 
     Parameters
     ----------
     parts : bool or sequence of bool
-        The answer, or one for each part of the claim, at least one.
+        True for each part that holds; at least one.
 
     Returns
     -------
     str
         One of `VERDICTS`.
 
+    Raises
+    ------
+    ValueError, TypeError
+        For no parts, or a part that is not True or False.
+
     Examples
     --------
     >>> verdict([True, False])
     'holds in part'
     """
-    answers = [parts] if isinstance(parts, bool | np.bool_) else list(parts)
-    if not answers:
+    parts = [parts] if isinstance(parts, bool | np.bool_) else list(parts)
+    if not parts:
         raise ValueError("a verdict needs at least one part, got none")
-    wrong = [part for part in answers if not isinstance(part, bool | np.bool_)]
+    wrong = [part for part in parts if not isinstance(part, bool | np.bool_)]
     if wrong:
-        raise TypeError(f"each part of a verdict is True or False, got {wrong[0]!r}")
-    return VERDICTS[0 if all(answers) else 1 if any(answers) else 2]
+        raise TypeError(f"a part of the verdict is {wrong[0]!r}; expected True or False")
+    return VERDICTS[0 if all(parts) else 1 if any(parts) else 2]
 
 
-def discrepancy_verdict(bears_out: bool | Sequence[bool] | None) -> str:
-    """Verdict on a discrepancy: what our runs say about something that does not add up.
+def discrepancy_verdict(parts: bool | Sequence[bool] | None) -> str:
+    """Return the verdict on a discrepancy: our runs show all, some or none of its parts.
 
     Parameters
     ----------
-    bears_out : bool, sequence of bool or None
-        Whether our runs show it too, or each part of it; None where they cannot tell.
+    parts : bool, sequence of bool or None
+        True for each part that our runs show; None if it cannot be tested here.
 
     Returns
     -------
     str
-        One of `DOUBT_VERDICTS`.
+        One of `DISCREPANCY_VERDICTS`.
     """
-    if bears_out is None:
-        return DOUBT_VERDICTS[3]
-    return DOUBT_VERDICTS[VERDICTS.index(verdict(bears_out))]
+    if parts is None:
+        return DISCREPANCY_VERDICTS[3]
+    return DISCREPANCY_VERDICTS[VERDICTS.index(verdict(parts))]
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -88,16 +92,23 @@ def split_source(source: str) -> tuple[str, str]:
     Raises
     ------
     ValueError
-        If it does not start with a key of `PAPERS` (in any case), or names no place.
+        If it does not start with a key of `PAPERS` (in any case), or has no place.
+    TypeError
+        If it is not text.
+
+    Examples
+    --------
+    >>> split_source("CSG Sec. 4.3")
+    ('CSG', 'section 4.3')
     """
     if not isinstance(source, str):
-        raise TypeError(f"source is {type(source).__name__}: pass text such as 'CSG Table 1'")
+        raise TypeError(f"source is {type(source).__name__}; pass text such as 'CSG Table 1'")
     name, _, place = source.strip().partition(" ")
     papers = {known.lower(): known for known in PAPERS}
     if name.lower() not in papers or not place.strip():
         raise ValueError(
-            f"source {source!r}: begin with {', '.join(PAPERS)}, and go on with the place, "
-            "such as 'CSG Table 1'"
+            f"source {source!r}: begin with {', '.join(PAPERS)}, followed by the place, such as "
+            "'CSG Table 1'"
         )
     # sections are written in several ways: "4.3", "Sec. 4.3", "Section 4.3"
     place = re.sub(r"^(sec\.|section)?\s*(?=\d)", "section ", place.strip(), flags=re.IGNORECASE)
@@ -105,25 +116,24 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def tables() -> pd.DataFrame:
-    """List the printed tables: columns name, paper (a key of `PAPERS`), title, rows."""
-    index = _read("tables")
-    return index.assign(rows=[len(_read(name)) for name in index["name"]])
+    """List the printed tables: columns name, paper (a key of `PAPERS`), title."""
+    return _read("tables")
 
 
 def discrepancies() -> pd.DataFrame:
-    """List what does not add up in the printed numbers.
+    """List the inconsistencies in the printed numbers.
 
     Returns
     -------
     DataFrame
-        Columns id (what `Page.discrepancy` takes it up by), paper (keys of `PAPERS`, comma-separated),
-        table (listed by `tables`) and discrepancy.
+        Columns id (the name in `NotebookReport.discrepancy`), paper (keys of `PAPERS`, separated by
+        commas), table (listed by `tables`) and discrepancy.
     """
     return _read("discrepancies")
 
 
 def table(name: str, **where: object) -> pd.DataFrame:
-    """One printed table, or its rows where the named columns have the given values.
+    """Return a printed table, or its rows where the named columns have the given values.
 
     Parameters
     ----------
@@ -135,12 +145,12 @@ def table(name: str, **where: object) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The printed rows in printed order; NaN where the paper prints none.
+        The rows in printed order; NaN for values that are not printed.
 
     Raises
     ------
     ValueError
-        For an unknown table or column, or where no row is left.
+        For an unknown table or column, or if no row is left.
 
     Examples
     --------
@@ -148,56 +158,57 @@ def table(name: str, **where: object) -> pd.DataFrame:
     >>> csg[["cifar100_cosine", "cifar100_pearson"]].values.tolist()
     [[0.84, 0.72]]
     """
-    names = list(_read("tables")["name"])
+    names = list(tables()["name"])
     if name not in names:
         raise ValueError(f"unknown table {name!r}; the tables are: {', '.join(names)}")
     return _rows(_read(name), where, name)
 
 
 def printed_name(score: str, name: str) -> str | None:
-    """Under which name a table prints one of our scores; None where it is known not to.
+    """Return the name under which a table prints one of our scores; None if it does not.
 
-    The tables print two learning times: the curvature paper that of Maini et al., learned for good
-    (our `last_wrong`), the others the first right prediction (our `first_correct`).
+    "Learning time" has two meanings: in the curvature paper the epoch from which a sample stays
+    right (Maini et al., our `last_wrong`), in the others the first right prediction (our
+    `first_correct`).
     """
     if score in ("first_correct", "last_wrong"):
-        theirs = "last_wrong" if name.startswith("curvature") else "first_correct"
-        return "learning_time" if score == theirs else None
+        meant = "last_wrong" if name.startswith("curvature") else "first_correct"
+        return "learning_time" if score == meant else None
     return _PRINTED_AS.get(score, score)
 
 
 def printed(scores: Iterable[str], name: str, **where: object) -> pd.DataFrame:
-    """Rows of a printed table under our names of the scores.
+    """Return the rows of a printed table under our score names.
 
     Parameters
     ----------
     scores : iterable of str
-        Our names.
+        Our score names.
     name : str
-        A table with a row a score: a column ``proxy`` or ``method``.
+        A table with one row per score: it has a column ``proxy`` or ``method``.
     **where
         Column and value to keep, such as ``dataset="cifar100", noise=0.1``.
 
     Returns
     -------
     DataFrame, index "score"
-        The other columns of the table; NaN for a score that it does not have.
+        The other columns of the table; NaN for scores that are not in it.
 
     Raises
     ------
     ValueError
-        As `table`; if the table has no row a score, or several for one.
+        As `table`; also if the table has no column of scores, or several rows for one score.
     """
     return _by_score(table(name, **where), scores, name)
 
 
 def _by_score(frame: pd.DataFrame, scores: Iterable[str], name: str) -> pd.DataFrame:
-    """Take the rows of printed scores by our names."""
+    """Select the rows of printed scores by our names."""
     key = next((column for column in ("proxy", "method") if column in frame), None)
     if key is None:
-        raise ValueError(f"{name} has no row a score; it has: {', '.join(frame)}")
+        raise ValueError(f"{name} has no row per score; its columns are: {', '.join(frame)}")
     if frame[key].duplicated().any():
-        raise ValueError(f"{name} has several rows for one score: fix more columns with `where`")
+        raise ValueError(f"{name} has several rows for one score; fix more columns with `where`")
     ours = pd.Index(list(scores), name="score", dtype=object)
     rows = frame.set_index(key).reindex([printed_name(score, name) for score in ours])
     return rows.set_index(ours)
@@ -261,12 +272,12 @@ def printed_similarity(
 
 
 def _of_dataset(frame: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
-    """Keep one data set's rows or columns; a table that names none is about CIFAR-100."""
+    """Select the rows or columns of a data set; a table that names none is of CIFAR-100."""
     if "proxy" not in frame:
-        raise ValueError(f"{name} prints no similarity of scores; csg_table1_similarity does")
+        raise ValueError(f"{name} has no similarity of scores; csg_table1_similarity has")
     if "dataset" in frame:
         return _rows(frame, {"dataset": dataset}, name)
     wide = {f"{dataset}_{column}": column for column in ("cosine", "pearson")}
     if not (set(wide) <= set(frame) or ("cosine" in frame and dataset == "cifar100")):
-        raise ValueError(f"{name} prints no similarity for the data set {dataset!r}")
+        raise ValueError(f"{name} has no similarity for the data set {dataset!r}")
     return frame.rename(columns=wide)
