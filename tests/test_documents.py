@@ -1,4 +1,4 @@
-"""What the documents mention exists: links, paths, names, commands; and the README is short.
+"""Links, paths, names and commands in the documents exist, and the README is short.
 
 Each check is a function of a text that returns the problems it finds, and is shown to find one.
 """
@@ -92,7 +92,7 @@ def unknown_names(text):
 
 
 def exists(name):
-    """Whether a dotted name is a module of memlens, or in one."""
+    """Return True if a dotted name is a module of memlens, or in one."""
     place, _, leaf = name.rpartition(".")
     if place and hasattr(import_module(place), leaf):
         return True
@@ -203,7 +203,7 @@ def test_the_layers_are_those_that_are_checked():
         (unknown_commands, "```\nmemlens divine PATH\n```", "memlens divine"),
         (unknown_commands, "run `memlens cache --forever`", "--forever"),
         (unknown_commands, "run `make\nsense`", "make sense"),
-        (misplaced, "| csg | `csg` | `memlens/tracking/epochs.py` |", "csg"),
+        (misplaced, "| csg | `csg` | `memlens/tracking/signals.py` |", "csg"),
         (misplaced, "* `memlens/tracking/scores.py`: `return 2 * csg(trace)`", "return 2"),
     ],
 )  # fmt: skip

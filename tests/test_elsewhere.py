@@ -15,7 +15,7 @@ from memlens.experiments.margins import above, as_table
 folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / "digits"
 folder.mkdir(parents=True)
 threads = int(os.environ["OMP_NUM_THREADS"])
-checks = as_table([("fact", "safe", [above(9, 1)]), ("fact", "close", [above(threads, 0)])])
+checks = as_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(threads, 0)])])
 checks.to_csv(folder / "03_checks.csv", index=False)
 print("ok")"""
 
@@ -39,17 +39,17 @@ def stored(tmp_path, monkeypatch):
     monkeypatch.setattr(elsewhere, "WORK", tmp_path / "work")
     folder = tmp_path / "figures" / "digits"
     folder.mkdir(parents=True)
-    checks = as_table([("fact", "safe", [above(9, 1)]), ("fact", "close", [above(2, 0)])])
+    checks = as_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(2, 0)])])
     checks.to_csv(folder / "03_checks.csv", index=False)
     return folder
 
 
 @pytest.mark.slow
-def test_a_fact_that_moves_from_machine_to_machine_is_named(stored, tmp_path, capsys):
+def test_a_check_that_moves_from_machine_to_machine_is_named(stored, tmp_path, capsys):
     books = notebook(tmp_path / "books", LEAVE)
     assert elsewhere.main(["--machines", "sse", "--notebooks", str(books)]) == 1
     told = capsys.readouterr().out
-    assert "2 facts, 1 closer than 3 spreads" in told
+    assert "2 checks, 1 closer than 3 spreads" in told
     assert "sse: checked outputs as stored" in told
     joined = pd.read_csv(stored / "margins.csv", dtype={"notebook": str}).set_index("name")
     assert joined.loc["close", "over_machines"] == pytest.approx(0.5**0.5, abs=1e-5)  # 2 and 1
@@ -65,7 +65,7 @@ def test_an_output_that_differs_elsewhere_is_found(stored, tmp_path, capsys):
 
 
 def test_all_safe_and_equal_is_success(capsys):
-    table = as_table([("fact", "safe", [above([2, 2.1], 1)])]).assign(notebook="03")
+    table = as_table([("check", "safe", [above([2, 2.1], 1)])]).assign(notebook="03")
     joined = margins.over_machines({"a": table, "b": table})
     assert elsewhere.report(joined, {"sse": True}) == 0
     assert elsewhere.report(joined, {"sse": False}) == 1

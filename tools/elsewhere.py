@@ -1,8 +1,8 @@
-"""Run all notebooks as other machines would, and measure how safe each fact is.
+"""Run all notebooks as other machines would, and measure how safe each check is.
 
 ``make test-elsewhere`` runs every notebook from an empty cache under other instruction sets and
 thread counts, compares the checked outputs with the stored ones, and writes
-``figures/digits/margins.csv``: how far each fact and each part of a claim lies from its threshold,
+``figures/digits/margins.csv``: how far each check and each part of a claim lies from its threshold,
 in units of its spread over seeds and over these machines. It takes three times as long as all
 notebooks take without vector instructions: about an hour on two cores.
 """
@@ -76,7 +76,7 @@ def checks_in(folder: Path) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all outputs are equal and every fact is safe."""
+    """Run the command; 0 if all outputs are equal and every check is safe."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--keep-cache", action="store_true",
@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(joined: pd.DataFrame, passed: Mapping[str, bool]) -> int:
     """Print what is too close and which machines differ; 0 if nothing is and none does."""
-    facts = joined[joined["kind"] == "check"]
-    close = facts[~(facts["margin"] >= margins.MIN_MARGIN)]
-    print(f"\n{len(facts)} facts, {len(close)} closer than {margins.MIN_MARGIN:g} spreads")
+    checks = joined[joined["kind"] == "check"]
+    close = checks[~(checks["margin"] >= margins.MIN_MARGIN)]
+    print(f"\n{len(checks)} checks, {len(close)} closer than {margins.MIN_MARGIN:g} spreads")
     if len(close):
         print(
             close[["notebook", "name", "measured", "margin", "n_machines"]].to_string(index=False)

@@ -39,7 +39,7 @@ def figures(tmp_path, monkeypatch):
 
 @pytest.fixture
 def left(figures, capsys):
-    """What two notebooks leave, in the order in which nobody should list them."""
+    """The claims of two notebooks, written in the reverse order."""
     late = NotebookReport("04_mislabel", "digits")
     late.claim(
         "CSL poster",
@@ -92,7 +92,7 @@ def test_intervals_are_written_with_the_digits_that_their_width_allows(interval,
     assert interval_text(interval) == expected
 
 
-def test_values_of_something_else_than_seeds_say_of_what():
+def test_the_unit_of_the_values_is_written():
     assert interval_text([1, 4], unit="target") == "1 to 4, 2 targets"
     assert interval_text((1, 4), unit="target") == "1 to 4"
 
@@ -102,7 +102,7 @@ def test_values_of_something_else_than_seeds_say_of_what():
     [(), [], 0.7, None, (0.1,), (0.1, 0.2, 0.3), (0.2, 0.1), [0.1, np.nan], (0, np.inf),
      [[0.1, 0.2]], ["a"]],
 )  # fmt: skip
-def test_what_is_no_interval_is_refused(interval):
+def test_other_values_are_refused(interval):
     with pytest.raises((ValueError, TypeError)):
         interval_text(interval)
 
@@ -139,11 +139,9 @@ def test_claims_come_in_notebook_order_and_then_every_discrepancy(left):
     discrepancies = table[table["kind"] == "discrepancy"]
     assert list(table["kind"]) == ["claim"] * 4 + ["discrepancy"] * len(discrepancies)
     assert list(discrepancies["where"].unique()) == list(paper.discrepancies()["id"])
-    assert (
-        len(discrepancies) == len(paper.discrepancies()) + 1
-    )  # two notebooks have something to say on one
-    said = discrepancies.set_index("where").loc["csg-table2-ece"]
-    assert said[["notebook", "measured", "verdict"]].values.tolist() == [
+    assert len(discrepancies) == len(paper.discrepancies()) + 1  # two notebooks report on one
+    results = discrepancies.set_index("where").loc["csg-table2-ece"]
+    assert results[["notebook", "measured", "verdict"]].values.tolist() == [
         ["02_similarity", "0.018 and 0.012", "seen here too"],
         ["04_mislabel", "on noise 0.3 and 0.2", "not seen here"],
     ]
@@ -166,7 +164,7 @@ def test_words_that_look_like_missing_values_stay_words(figures):
     assert claims_table().loc[0, ["claim", "measured"]].tolist() == ["NA", "nan"]
 
 
-def test_without_claims_the_error_says_what_to_run(figures):
+def test_an_error_without_claims_names_the_command(figures):
     with pytest.raises(FileNotFoundError, match="no claims in .*digits; run `memlens reproduce"):
         claims_table()
 
@@ -408,7 +406,7 @@ def test_the_command_writes_and_checks(left, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("claims.md: up to date\n")
 
 
-def test_the_command_tells_what_is_wrong(left, tmp_path, capsys):
+def test_the_command_reports_errors(left, tmp_path, capsys):
     file = tmp_path / "claims.md"
     assert main(["claims", "--check", "--file", str(file)]) == 2
     assert "claims.md" in capsys.readouterr().err
@@ -437,7 +435,7 @@ def differing(stored, rendered):
     return missing
 
 
-def test_the_claims_are_those_of_the_stored_notebooks(monkeypatch):
+def test_the_file_holds_the_claims_of_the_stored_figures(monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(ROOT / "figures"))
     text = (ROOT / claims_module.CLAIMS_FILE).read_text(encoding="utf-8")
     missing = differing(text, to_markdown(claims_table("digits")))
@@ -464,7 +462,7 @@ def test_the_command_takes_the_file_of_the_checkout_by_default(left, tmp_path, m
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_stale_claims_are_told_from_another_machine(left):
+def test_stale_claims_differ_from_those_of_another_machine(left):
     stored = to_markdown(claims_table())
     assert differing(stored, stored) == []
     assert differing(stored, stored.replace("0.78", "0.77")) == []

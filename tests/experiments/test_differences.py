@@ -1,4 +1,4 @@
-"""How new numbers are compared with stored ones: planted differences, each found and named."""
+"""Comparison of new numbers with stored ones: each planted difference is found and named."""
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,7 @@ def test_the_report_names_the_largest_first():
     assert describe({}, []) == "No stored figures to compare with."
 
 
-def test_tables_are_read_by_number_and_what_is_none_is_left_out(tmp_path):
+def test_tables_are_read_by_number_and_other_files_are_left_out(tmp_path):
     (tmp_path / "03_a.csv").write_text("# a caption\n# of two lines\nx,y\n1,NA\n")
     (tmp_path / "03_empty.csv").write_text("")
     (tmp_path / "03_binary.csv").write_bytes(b"\xff\xfe\x00")

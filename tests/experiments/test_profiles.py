@@ -72,7 +72,7 @@ def test_bad_requests_are_named():
         ml.get_profile("digits").job(ml.load("digits"), learning_rate=0.1)
 
 
-def test_a_first_look_has_fewer_of_all_but_enough_to_say_something():
+def test_a_first_look_is_smaller_down_to_the_minima():
     whole = ml.get_profile("fashion_mnist")
     look = whole.scaled(0.03, 600)
     assert (look.config.epochs, look.sweep_config.epochs) == (6, 6)

@@ -140,7 +140,7 @@ def test_the_summary_lists_what_differs_from_the_stored_numbers(folder, capsys):
     assert "00_a    100.0%  y" in lines
     assert "Verdicts that changed: 1" in lines
     assert "CSG Table 1 (CSG agrees): holds in part, before: holds" in lines
-    assert __main__.main(["reproduce"]) == 0  # nothing is run, and the same is lines
+    assert __main__.main(["reproduce"]) == 0  # nothing is run, and the same is printed
     assert [line.strip() for line in capsys.readouterr().out.splitlines()][-3:] == lines[-3:]
 
 
@@ -228,7 +228,10 @@ sys.exit(__main__.main(["reproduce"]))
         (["--profile", "cifar"], "unknown profile 'cifar'; there are: digits, mnist"),
         (["-p", "sedes=3"], "00_primer has no parameter 'sedes'; it has: profile, seeds, rate"),
         (["-p", "seeds=many"], "parameter 'seeds' is str 'many'; expected int, as its default 3"),
-        (["--save", "-p", "seeds=4"], "00_primer would run with seeds=4, but only outputs of the default"),
+        (
+            ["--save", "-p", "seeds=4"],
+            "00_primer would run with seeds=4, but only outputs of the default",
+        ),
         (["--save", "--profile", "mnist"], "would run with profile='mnist'"),
     ],
 )
@@ -318,14 +321,14 @@ def test_the_catalogue_is_printed(capsys):
 
 
 @pytest.mark.parametrize("name", ["score", "scores"])
-def test_an_unknown_command_is_lines_which_there_are(name, capsys):
-    """These two were commands that one letter lines apart."""
+def test_an_unknown_command_lists_the_commands(name, capsys):
+    """These were two commands in version 0.1."""
     with pytest.raises(SystemExit) as stop:
         __main__.main([name])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert f"invalid choice: '{name}'" in said
-    listed = said.split("choose from")[1]
+    error = capsys.readouterr().err
+    assert f"invalid choice: '{name}'" in error
+    listed = error.split("choose from")[1]
     found = re.findall(r"\w+", listed)
     assert found == ["audit", "train", "reproduce", "claims", "catalogue", "cache"]
 
