@@ -1,7 +1,7 @@
 """memlens: see what a network memorizes.
 
-The subpackages, from the ground up. Each imports only from those above it, and those of one line
-do not import each other:
+The subpackages, from the lowest layer to the highest. Each imports only from the lines above it;
+subpackages on one line do not import each other:
 
 storage, models, evaluation, tracking
 data
@@ -10,18 +10,18 @@ ensembles
 attacks, audit
 experiments
 
-storage      files that survive kills, locks, the store of finished work
-models       small nets, and the papers' own
+storage      atomic files, locks, the cache of finished work, checkpoints of unfinished work
+models       small networks, and the papers' networks
 evaluation   similarity with intervals, detection, calibration, plots
-tracking     ``Recorder``: what happens to every sample while any loop trains, and its scores
-data         ``Samples`` and ``Dataset``: images and labels that you can see and edit
-training     ``train``: the one training loop, its configuration, many trainings, many devices
-ensembles    many nets trained together: Feldman-Zhang memorization, scores of more trainings
+tracking     ``Recorder``: per-sample signals of any training loop, and the scores
+data         ``Dataset`` and ``Samples``: images, labels and original indices
+training     ``train``: the training loop, its configuration, many trainings, many devices
+ensembles    networks trained together: Feldman-Zhang memorization, scores of extra trainings
 attacks      membership inference, and the distance to the decision boundary
-audit        your own data: read it, score it, report what looks wrong
-experiments  profiles, the notebooks' page, printed tables, claims, the headless run
+audit        your own images: read them, score them, report suspected labels and duplicates
+experiments  profiles, notebook reports, printed tables, claims, the headless run
 
-Names are loaded on first use, so ``import memlens`` costs nothing.
+Names are imported on first use, so that ``import memlens`` is fast.
 """
 
 from importlib import import_module
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         value = import_module(f"memlens.{name}")
     else:
         raise AttributeError(f"module 'memlens' has no attribute {name!r}; it has {__all__}")
-    globals()[name] = value  # the next use finds it without coming here
+    globals()[name] = value  # later uses do not call this function
     return value
 
 
