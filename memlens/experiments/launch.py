@@ -21,7 +21,7 @@ from memlens.training.distributed import ProcessGroup, process_group, train_in_g
 from memlens.training.jobs import Job, described, train_many
 from memlens.training.runs import Run
 
-RESIZE = 8 / 7  # the shorter side before the cut, over that of the cut: 256 for 224
+RESIZE = 8 / 7  # shorter side before the crop, over the side of the crop: 256 for 224
 
 
 def make_job(
