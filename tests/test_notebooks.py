@@ -165,7 +165,7 @@ def literal_names(source):
 
 
 def any_profile(folder):
-    """Profile and size are the first parameters, and the page of the notebook is opened so."""
+    """Profile and size are the first parameters, and the report is opened with them."""
     asked, opened = ["profile", "scale", "n_samples"], dict.fromkeys(notebooks(folder))
     for where, tree in trees(folder):
         for node in ast.walk(tree):
@@ -177,7 +177,7 @@ def any_profile(folder):
         if literal_names(first)[:3] != asked:
             problems.append(f"{name}: the first parameters must be {', '.join(asked)}")
         if opened[name] != (call := [repr(name), *asked]):
-            problems.append(f"{name}: the page must be opened with {', '.join(call)}")
+            problems.append(f"{name}: the report must be opened with {', '.join(call)}")
     return problems
 
 
