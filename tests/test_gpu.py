@@ -13,7 +13,7 @@ from memlens.data.samples import from_arrays
 from memlens.models import registry
 from memlens.tracking import signals
 from memlens.tracking.counting import CountingRecorder
-from memlens.tracking.hooks import RecorderHooks, from_loss
+from memlens.tracking.hooks import RecorderHooks, scale_from_loss
 from memlens.tracking.recorder import Recorder
 from memlens.training.batches import Batches
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
@@ -101,8 +101,8 @@ def test_reading_the_scale_off_the_loss_does_not_wait_either(place):
     loss, items = 4 * F.cross_entropy(logits, y), torch.tensor(3).to(place)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        scale, *_ = from_loss(logits, y, loss, items)
-        two, *_ = from_loss(logits, y, loss / 2, items)
+        scale, *_ = scale_from_loss(logits, y, loss, items)
+        two, *_ = scale_from_loss(logits, y, loss / 2, items)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (scale.item(), two.item()) == (6.0, 2.0)  # a sum is nearest to 4, b over items is 2

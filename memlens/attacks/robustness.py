@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memlens.data.samples import Dataset, Samples
-from memlens.tracking.signals import warn_if_samples_touch
+from memlens.tracking.signals import warn_if_train_mode
 from memlens.training import devices
 from memlens.training.batches import sequential_batches
 
@@ -177,7 +177,7 @@ def adversarial_distance(
     ValueError
         If pixels lie outside 0 to ``data.pixel_max``, or a logit is not finite.
     """
-    warn_if_samples_touch(net)
+    warn_if_train_mode(net)
     samples = data.train if samples is None else samples
     forward = lambda x: net(data.normalise(x * data.pixel_max))  # noqa: E731
     distances, weight = [], next(net.parameters(), samples.labels)  # a network may have none

@@ -158,11 +158,11 @@ class RecorderHooks:
         logits = logits.detach().float()
         if "logits" in self._arrived:
             said = self._arrived["logits"]
-            scale, apart, whole = from_logits(logits, y, said)
+            scale, apart, whole = scale_from_logits(logits, y, said)
             enough = len(y) * JUDGED**2
         elif "loss" in self._arrived:
             said = self._loss.detach()
-            scale, apart, whole = from_loss(logits, y, said, self._items)
+            scale, apart, whole = scale_from_loss(logits, y, said, self._items)
             scale, enough = scale * self._arrived["loss"].float(), JUDGED**2
         else:
             raise ValueError("no backward pass came through the logits: call update() after it")
@@ -227,7 +227,7 @@ class RecorderHooks:
             self._arrived[name] = gradient
 
 
-def from_logits(logits: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def scale_from_logits(logits: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the mean cross-entropy was multiplied by, from the gradient (b, n_classes) at logits.
 
     Returns
@@ -246,7 +246,7 @@ def from_logits(logits: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Te
     return factor * len(y), apart.square().sum(), whole
 
 
-def from_loss(
+def scale_from_loss(
     logits: Tensor, y: Tensor, loss: Tensor, items: Tensor | float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a net multiplied the mean cross-entropy by to get its ``loss``.

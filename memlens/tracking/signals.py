@@ -135,7 +135,7 @@ def curvature(
         raise ValueError(
             f"n_directions={n_directions}, step={step}: expected at least one probe, step > 0"
         )
-    warn_if_samples_touch(model)
+    warn_if_train_mode(model)
     generator = torch.Generator(x.device).manual_seed(seed)
     product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
     norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
@@ -194,7 +194,7 @@ def zero_order_curvature(
     if x.dtype != torch.float64:
         raise TypeError(f"x is {x.dtype}: second differences need float64, in the model as well")
     if isinstance(model, nn.Module):
-        warn_if_samples_touch(model)
+        warn_if_train_mode(model)
     generator = torch.Generator(x.device).manual_seed(seed)
 
     def at(moved: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def zero_order_curvature(
     return total
 
 
-def warn_if_samples_touch(model: nn.Module) -> None:
+def warn_if_train_mode(model: nn.Module) -> None:
     """Warn about layers in train mode that make one sample's signals depend on others, or chance.
 
     The warning names the caller's caller.

@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from memlens.tracking.signals import loss, warn_if_samples_touch
+from memlens.tracking.signals import loss, warn_if_train_mode
 
 # Floats that a layer's per-sample gradients may take at once (64 MB): larger batches are split.
 BLOCK = 2**24
@@ -53,7 +53,7 @@ def weight_gradient_norm(model: nn.Module, x: Tensor, y: Tensor, *, only: str = 
     ValueError
         If no parameter has such a name, or a batch norm with weights is in train mode.
     """
-    warn_if_samples_touch(model)
+    warn_if_train_mode(model)
     with LayerHooks(model) as taps, torch.enable_grad():
         total = loss(model(x), y).sum()
     back = torch.autograd.grad(total, taps.edges) if taps.edges else ()

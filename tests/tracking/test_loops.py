@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as Weighted
 
 from memlens.tracking.counting import CountingRecorder
-from memlens.tracking.hooks import RecorderHooks, from_logits, from_loss
+from memlens.tracking.hooks import RecorderHooks, scale_from_logits, scale_from_loss
 from memlens.tracking.indexing import with_index
 from memlens.tracking.recorder import Recorder
 
@@ -498,7 +498,7 @@ def test_the_factor_is_read_from_the_logits(times):
     logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(5), requires_grad=True)
     y = torch.arange(9) % 4
     (gradient,) = torch.autograd.grad(times * F.cross_entropy(logits, y), logits)
-    factor, apart, whole = from_logits(logits.detach(), y, gradient)
+    factor, apart, whole = scale_from_logits(logits.detach(), y, gradient)
     assert float(factor) == pytest.approx(times, rel=1e-5)
     assert apart < 1e-10 * whole
 
@@ -508,9 +508,9 @@ def test_the_factor_is_read_from_the_loss(kind, times):
     logits, y = torch.randn(9, 4, generator=torch.Generator().manual_seed(5)), torch.arange(9) % 4
     loss = times * F.cross_entropy(logits, y)
     for items in (25, torch.tensor(25)):
-        factor, apart, whole = from_loss(logits, y, loss, items)
+        factor, apart, whole = scale_from_loss(logits, y, loss, items)
         assert float(factor) == pytest.approx(times) and apart < 1e-10 * whole
-    _, apart, whole = from_loss(logits, y, 1.3 * loss, 25)
+    _, apart, whole = scale_from_loss(logits, y, 1.3 * loss, 25)
     assert apart > 0.01 * whole
 
 
