@@ -1,4 +1,4 @@
-"""The task that every foreign loop trains on, and the plain loop that it is compared with.
+"""The task that every framework trains, and the plain loop to compare with.
 
 As a script it is one process of several: ``foreign_loops.py KIND FOLDER``, started by
 `run_processes`.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # before a process group, which it would hold for good: see `ranks`
+import torch._dynamo  # before a process group, or it keeps a reference to the group
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -33,7 +33,7 @@ def dataset():
 
 
 class Dicts(torch.utils.data.Dataset):
-    """The same samples as a `Trainer` wants them."""
+    """The same samples as dicts, for a `Trainer`."""
 
     def __len__(self):
         return N
@@ -65,7 +65,7 @@ def plain(
     low=None,
     scaler=None,
 ):
-    """A recorder and a net from a loop as short as it can be.
+    """Return recorder and network of a minimal loop.
 
     Accumulated losses are divided by their number, by ``divisor``, or weighted by their samples.
     ``low`` is a dtype for autocast, ``scaler`` a GradScaler.
@@ -99,7 +99,7 @@ def plain(
 
 
 def assert_same(found, expected, rtol=2e-5, atol=2e-6):
-    """Equal within what float32 rounds; the visits exactly."""
+    """Compare signals up to float32 rounding, and visits exactly."""
     assert found.n_epochs == expected.n_epochs
     assert found.trace.visits.tolist() == expected.trace.visits.tolist()
     for name in SIGNALS:
@@ -109,7 +109,7 @@ def assert_same(found, expected, rtol=2e-5, atol=2e-6):
 
 
 def run_processes(kind, folder, n=2, seconds=170):
-    """What ``n`` processes of `torch.distributed` record: the recorder that they gathered."""
+    """Run ``n`` processes; return the gathered recorder and the saved dict of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,11 +127,11 @@ def run_processes(kind, folder, n=2, seconds=170):
         for rank in range(n)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=seconds)[0] for process in processes]
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, text in zip(processes, said, strict=True):
+    for process, text in zip(processes, outputs, strict=True):
         assert process.returncode == 0, text[-3000:]
     results = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(n)]
     gathered = []
@@ -143,13 +143,13 @@ def run_processes(kind, folder, n=2, seconds=170):
 
 
 def global_batches(n=2):
-    """What `run_processes` visits in each step: the batches of all ranks, the padding included."""
+    """Return the samples of each step of `run_processes`: all ranks, including the padding."""
     order = torch.cat([torch.arange(N), torch.arange(-N % n)])
     parts = [order[rank::n].split(SIZE) for rank in range(n)]
     return [torch.cat(step) for step in zip(*parts, strict=True)]
 
 
-def keep(folder, rank, recorder, share, *stops):
+def save(folder, rank, recorder, share, *stops):
     values = [stop.values for stop in stops]
     state = {"recorder": recorder.state_dict(), "share": share, "values": values}
     torch.save(state, Path(folder) / f"{rank}.pt")
@@ -173,7 +173,7 @@ def ddp_process(folder):
         recorder.end_epoch()
         stop.update(net, recorder)
         rank = torch.distributed.get_rank()
-        with torch.no_grad():  # as if sums had been taken in another order
+        with torch.no_grad():  # as if sums had another order
             net.module[0].bias *= 1 + 1e-3 * rank
         norm.update(net, recorder)
         with torch.no_grad():
@@ -182,7 +182,7 @@ def ddp_process(folder):
     share = recorder.visits.sum(1).tolist()
     whole = recorder.gathered()
     assert whole.merged and whole.gathered() is whole  # and not added up once more
-    keep(folder, rank, whole, share, stop, norm)
+    save(folder, rank, whole, share, stop, norm)
 
 
 def lightning_process(folder):
@@ -195,7 +195,7 @@ def lightning_process(folder):
         train=lightning_task.loader(sampler=sampler),
     )  # fmt: skip
     share = callback.recorder.visits.sum(1).tolist()
-    keep(folder, rank, callback.recorder.gathered(), share)
+    save(folder, rank, callback.recorder.gathered(), share)
 
 
 def huggingface_process(folder):
@@ -203,12 +203,12 @@ def huggingface_process(folder):
 
     callback = huggingface_task.fit(folder)
     share = callback.recorder.visits.sum(1).tolist()
-    keep(folder, int(os.environ["RANK"]), callback.recorder.gathered(), share)
+    save(folder, int(os.environ["RANK"]), callback.recorder.gathered(), share)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     globals()[f"{sys.argv[1]}_process"](sys.argv[2])
-    # Neither framework ends a group of gloo, whose threads at times abort an interpreter that ends.
+    # Neither framework destroys its gloo group, whose threads can abort the interpreter at exit.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -13,7 +13,7 @@ from memlens.tracking.integrations import TrainerRecorder
 
 
 class Classifier(nn.Module):
-    """A net whose loss is a mean: the Trainer divides it by the number of batches."""
+    """A network whose loss is a mean: the Trainer divides it by the number of batches."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ class Classifier(nn.Module):
 
 
 class Counting(Classifier):
-    """A net that divides by ``num_items_in_batch`` itself, as those of transformers do."""
+    """A network that divides by ``num_items_in_batch``, like those of transformers."""
 
     def forward(self, pixel_values, labels=None, num_items_in_batch=None, **kwargs):
         logits = self.net(pixel_values)

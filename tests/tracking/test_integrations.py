@@ -1,4 +1,4 @@
-"""Callbacks for frameworks: the same scores as the plain loop, and the loop left as it was."""
+"""Callbacks for frameworks: the scores of the plain loop, and an unchanged training."""
 
 import subprocess
 import sys
@@ -28,10 +28,10 @@ QUICK = {"patience": 1, "min_rise": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("room", "needs"), [("lightning", "lightning"), ("huggingface", "transformers")]
+    ("module", "needs"), [("lightning", "lightning"), ("huggingface", "transformers")]
 )
 @pytest.mark.slow
-def test_a_framework_is_imported_when_used_and_its_absence_is_named(room, needs):
+def test_a_framework_is_imported_when_used_and_its_absence_is_reported(module, needs):
     code = f"""
 import sys
 import memlens as ml
@@ -40,7 +40,7 @@ dir(ml), ml.tracking, ml.with_index, ml.RecorderHooks
 assert {{"lightning", "transformers", "accelerate"}}.isdisjoint(sys.modules)
 sys.modules[{needs!r}] = None
 try:
-    from memlens.tracking.integrations.{room} import Callback
+    from memlens.tracking.integrations.{module} import Callback
 except ImportError as error:
     print(error)
 """
@@ -48,7 +48,7 @@ except ImportError as error:
     assert f"needs {needs}" in run.stdout and "pip install" in run.stdout, run.stderr
 
 
-def test_a_callback_that_is_not_there_is_named():
+def test_an_unknown_callback_is_refused():
     from memlens.tracking import integrations
 
     with pytest.raises(AttributeError, match="no attribute 'KerasRecorder'"):
@@ -57,7 +57,7 @@ def test_a_callback_that_is_not_there_is_named():
 
 
 def best_weights(stop, net):
-    """Whether the kept weights are those of a plain loop that ends at the peak."""
+    """Return True if the kept weights are those of a plain loop that ends at the peak."""
     expected = plain(epochs=stop.peak.peak_epoch + 1)[1].state_dict()
     names = [name for name in stop.best_state if name.endswith("3.weight")]
     return torch.allclose(stop.best_state[names[0]], expected["3.weight"], atol=1e-6)
@@ -81,7 +81,7 @@ def test_lightning_gives_the_scores_of_the_plain_loop(lightning, module):
     assert_same(callback.recorder, plain()[0])
 
 
-def test_recording_leaves_lightnings_training_as_it_was(lightning):
+def test_recording_does_not_change_lightnings_training(lightning):
     nets = [lightning.Classifier(), lightning.Classifier()]
     lightning.fit([], nets[0])
     lightning.fit(net=nets[1])
@@ -162,7 +162,7 @@ def test_lightning_stops_at_the_peak(lightning, curve):
 
 
 def fake(update, values):
-    """A curve with a peak, whatever the net does."""
+    """Replace the curve by these values."""
     curve = iter(values)
     return lambda _: update(next(curve))
 
@@ -185,7 +185,7 @@ def test_lightning_resumes_from_a_checkpoint(lightning, tmp_path, validate, step
     saved = tmp_path / f"step={steps or 5}.ckpt"  # five steps are an epoch, two are within it
     callback = fit(EPOCHS, saved)
     assert len(callback.stop.values) == EPOCHS
-    if steps == 2:  # Lightning goes on with the third batch by number, and reads the first again
+    if steps == 2:  # Lightning resumes at the third step, but its loader at the first batch
         visits = callback.recorder.visits
         assert visits[0].tolist() == [2] * 2 * SIZE + [1] * SIZE + [0] * (N - 3 * SIZE)
         assert visits[1:].unique().tolist() == [1]
@@ -193,7 +193,7 @@ def test_lightning_resumes_from_a_checkpoint(lightning, tmp_path, validate, step
         assert_same(callback.recorder, plain()[0])
 
 
-def test_a_stop_that_is_called_as_lightning_resumes_adds_no_epoch(lightning, tmp_path):
+def test_a_peak_detected_as_lightning_resumes_adds_no_epoch(lightning, tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     def fit(values, **how):
@@ -222,7 +222,7 @@ def test_a_lightning_callback_is_for_one_training(lightning, tmp_path):
     assert again.recorder.n_epochs == 0
 
 
-def test_what_lies_before_a_watched_submodule_goes_on_training(lightning):
+def test_layers_before_the_hooked_submodule_are_trained(lightning):
     class Stemmed(lightning.Classifier):
         def __init__(self):
             super().__init__()
@@ -231,7 +231,7 @@ def test_what_lies_before_a_watched_submodule_goes_on_training(lightning):
         def forward(self, x):
             return self.net(self.stem(x))
 
-    with pytest.raises(ValueError, match=r"or the whole net"):
+    with pytest.raises(ValueError, match=r"or on the whole network"):
         lightning.fit(lightning.LightningRecorder(N, module="net"), net=Stemmed())
     net = Stemmed()
     before = net.stem.weight.clone()
@@ -239,7 +239,7 @@ def test_what_lies_before_a_watched_submodule_goes_on_training(lightning):
     assert not torch.equal(net.stem.weight, before)
 
 
-def test_what_lightning_does_not_tell_is_asked_for(lightning):
+def test_unusable_lightning_batches_losses_and_modules_are_refused(lightning):
     bare = torch.utils.data.DataLoader(TensorDataset(X, Y), SIZE)
     with pytest.raises(ValueError, match=r"no index and labels \(list of 2\): wrap .*with_index"):
         net = lightning.Classifier()
@@ -254,7 +254,7 @@ def test_what_lightning_does_not_tell_is_asked_for(lightning):
         lightning.fit(callback)
 
 
-def test_batches_of_dicts_are_understood(lightning):
+def test_batches_may_be_dicts(lightning):
     from memlens.tracking.integrations.lightning import index_and_labels
 
     assert index_and_labels({"index": 1, "label": 2}) == (1, 2)
@@ -292,7 +292,7 @@ def test_the_trainer_gives_the_scores_of_the_plain_loop(huggingface, tmp_path, w
     assert_same(callback.recorder, plain()[0])
 
 
-def test_recording_leaves_the_trainers_training_as_it_was(huggingface, tmp_path):
+def test_recording_does_not_change_the_trainers_training(huggingface, tmp_path):
     from transformers import TrainerCallback
 
     nets = [huggingface.Classifier(), huggingface.Classifier()]
@@ -384,11 +384,11 @@ def test_the_trainer_resumes_from_a_checkpoint(huggingface, tmp_path, settings, 
     assert_same(callback.recorder, plain()[0])
     assert len(callback.stop.values) == EPOCHS
     (checkpoint / "memlens_recorder_0.pt").unlink()
-    with pytest.raises(ValueError, match=rf"goes on from step {step}, but .* is not there"):
+    with pytest.raises(ValueError, match=rf"resumes from step {step}, but .* does not exist"):
         huggingface.fit(tmp_path, resume=str(checkpoint), **settings)
 
 
-def test_a_stop_that_is_called_as_the_trainer_resumes_adds_no_epoch(huggingface, tmp_path):
+def test_a_peak_detected_as_the_trainer_resumes_adds_no_epoch(huggingface, tmp_path):
     def fit(values, **how):
         stop = PeakStop(**QUICK)
         callback = huggingface.TrainerRecorder(N, stop=stop)
@@ -416,7 +416,7 @@ def test_a_trainers_callback_is_for_one_training(huggingface, tmp_path):
         huggingface.fit(tmp_path, resume=str(checkpoint))
 
 
-def test_the_next_training_takes_off_what_an_interrupted_one_left(huggingface, tmp_path):
+def test_the_next_training_removes_the_hooks_of_an_interrupted_one(huggingface, tmp_path):
     from transformers import TrainerCallback
 
     class Interrupt(TrainerCallback):
@@ -432,12 +432,12 @@ def test_the_next_training_takes_off_what_an_interrupted_one_left(huggingface, t
     assert not net._forward_hooks and not net._forward_pre_hooks
 
 
-def test_a_training_that_ends_within_an_epoch_keeps_what_it_saw(huggingface, tmp_path):
+def test_a_training_that_ends_within_an_epoch_keeps_its_steps(huggingface, tmp_path):
     callback = huggingface.fit(tmp_path, max_steps=7)
     assert callback.recorder.visits.sum(1).tolist() == [N, 2 * SIZE]
 
 
-def test_what_the_trainer_does_not_tell_is_asked_for(huggingface, tmp_path):
+def test_a_missing_index_or_missing_labels_are_refused(huggingface, tmp_path):
     message = r"ml.with_index, and set remove_unused_columns=False"
     with pytest.raises(ValueError, match=message):
         huggingface.fit(tmp_path, train=huggingface.Dicts())
@@ -445,9 +445,9 @@ def test_what_the_trainer_does_not_tell_is_asked_for(huggingface, tmp_path):
         huggingface.fit(tmp_path, remove_unused_columns=True)
     net = huggingface.Classifier()
     net.config = SimpleNamespace(problem_type=None)
-    with pytest.raises(ValueError, match=r"label_smoothing_factor has to be 0"):
+    with pytest.raises(ValueError, match=r"leave label_smoothing_factor at 0"):
         huggingface.fit(tmp_path, net=net, label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match=r"compute_loss_func takes them away"):
+    with pytest.raises(ValueError, match=r"compute_loss_func, which removes the labels"):
         loss = lambda out, labels, **_: torch.nn.functional.cross_entropy(out["logits"], labels)  # noqa: E731
         huggingface.fit(tmp_path, net=huggingface.Classifier(), loss=loss)
 

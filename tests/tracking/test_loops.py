@@ -1,4 +1,4 @@
-"""Loops of one's own: an index for every sample, samplers, workers, AMP, compilation, processes."""
+"""Custom loops: index of each sample, samplers, workers, AMP, compilation, processes, hooks."""
 
 import pickle
 
@@ -35,7 +35,7 @@ from memlens.tracking.recorder import Recorder
 
 
 class Named(torch.utils.data.Dataset):
-    classes, asked = ["cat", "dog"], ()
+    classes, fetched = ["cat", "dog"], ()
 
     def __len__(self):
         return 5
@@ -46,11 +46,11 @@ class Named(torch.utils.data.Dataset):
         return [torch.full((1,), float(i)), i % 2]
 
     def __getitems__(self, positions):
-        self.asked = tuple(positions)
+        self.fetched = tuple(positions)
         return [self[i] for i in positions]
 
 
-def test_an_item_is_led_by_its_index():
+def test_an_item_begins_with_its_index():
     data = with_index(Named())
     assert len(data) == 5
     assert data[3][0] == 3 and data[3][2] == 1 and isinstance(data[3], tuple)
@@ -60,7 +60,7 @@ def test_an_item_is_led_by_its_index():
 
 
 @pytest.mark.parametrize("position", [5, -6])
-def test_a_position_outside_is_refused_whatever_the_wrapped_one_would_give(position):
+def test_a_position_outside_the_data_set_is_refused(position):
     class Endless(Named):
         def __getitem__(self, i):
             return [i]
@@ -72,10 +72,10 @@ def test_a_position_outside_is_refused_whatever_the_wrapped_one_would_give(posit
     assert len(list(with_index(Endless()))) == 5
 
 
-def test_many_items_at_once_are_asked_for_at_once_where_that_can_be():
+def test_several_items_are_fetched_together_where_possible():
     inner = Named()
     assert [item[0] for item in with_index(inner).__getitems__([4, 0, -2])] == [4, 0, 3]
-    assert inner.asked == (4, 0, 3)
+    assert inner.fetched == (4, 0, 3)
     items = with_index(TensorDataset(X, Y)).__getitems__([7, 2])
     assert [item[0] for item in items] == [7, 2]
     assert torch.equal(items[1][1], X[2])
@@ -88,7 +88,7 @@ def test_a_dict_gets_the_key_index():
         with_index([{"index": 1}])[0]
 
 
-def test_other_attributes_are_those_of_the_wrapped_one_also_in_a_copy():
+def test_other_attributes_are_those_of_the_wrapped_data_set_also_when_unpickled():
     data = pickle.loads(pickle.dumps(with_index(Named())))
     assert data.classes == ["cat", "dog"] and data[1][0] == 1
     with pytest.raises(AttributeError, match="targets"):
@@ -96,12 +96,12 @@ def test_other_attributes_are_those_of_the_wrapped_one_also_in_a_copy():
     assert not hasattr(data, "targets")
 
 
-def test_positions_are_those_of_what_was_wrapped():
+def test_positions_are_those_in_the_wrapped_data_set():
     assert with_index(Subset(TensorDataset(X, Y), [9, 4]))[1][0] == 1
     assert Subset(dataset(), [9, 4])[1][0] == 4
 
 
-def test_what_has_no_positions_is_refused():
+def test_data_sets_without_positions_are_refused():
     class Stream(IterableDataset):
         def __iter__(self):
             yield 1
@@ -116,7 +116,7 @@ def test_what_has_no_positions_is_refused():
         with_index(X)[0]
 
 
-def test_workers_hand_over_the_right_index():
+def test_workers_return_the_right_index():
     loader = DataLoader(dataset(), SIZE, shuffle=True, num_workers=2)
     seen = []
     for index, x, y in loader:
@@ -129,7 +129,7 @@ def test_workers_hand_over_the_right_index():
 
 
 class Loop:
-    """A loop as people write it, around one net; ``step`` is what differs."""
+    """A usual training loop of one network; the ``step`` varies."""
 
     def __init__(self, kind=Recorder, **options):
         self.net = build()
@@ -187,7 +187,7 @@ def test_drop_last_leaves_a_sample_out():
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-def test_a_grad_scaler_leaves_the_scores_as_they_are(low):
+def test_a_grad_scaler_does_not_change_the_scores(low):
     loop, scaler = Loop(), torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
     used = set()
 
@@ -210,7 +210,7 @@ def test_a_grad_scaler_leaves_the_scores_as_they_are(low):
     assert_same(recorder, plain(low=low)[0], rtol=torch.finfo(low).eps)
 
 
-def test_a_scaler_that_overflows_leaves_a_gap_and_goes_on():
+def test_an_overflow_of_a_scaler_leaves_a_gap():
     loop, scaler = Loop(), torch.amp.GradScaler("cpu", init_scale=2.0**15)
     steps = iter(range(1000))
 
@@ -255,69 +255,69 @@ def test_two_processes_record_what_one_does(tmp_path):
     assert len(results[0]["values"][1]) == EPOCHS
 
 
-# ---------------------------------------------------------------------------- a watched net
+# ---------------------------------------------------------------------------- hooks
 
 
-def watched_loop(net, recorder, step, epochs=EPOCHS, **how):
+def hooked_loop(net, recorder, step, epochs=EPOCHS, **how):
     optimizer = torch.optim.SGD(net.parameters(), RATE)
-    with RecorderHooks(net, recorder, **how) as watched:
+    with RecorderHooks(net, recorder, **how) as hooks:
         for _ in range(epochs):
             for index in in_order():
                 optimizer.zero_grad()
-                step(net, index, watched)
+                step(net, index, hooks)
                 optimizer.step()
-            watched.end_epoch()
+            hooks.end_epoch()
     return recorder
 
 
-def by_position(net, index, watched):
+def by_position(net, index, hooks):
     F.cross_entropy(net(X[index]), Y[index]).backward()
-    watched.update(index, Y[index])
+    hooks.update(index, Y[index])
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.25, 4096.0])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_watched_net_needs_not_be_told_what_the_loss_is_multiplied_by(factor, reduction):
-    def step(net, index, watched):
+def test_the_scale_of_the_loss_is_measured(factor, reduction):
+    def step(net, index, hooks):
         loss = F.cross_entropy(net(X[index]), Y[index], reduction=reduction)
         if reduction == "sum":
             loss = loss / len(index)
         (loss * factor).backward()
         for weight in net.parameters():
             weight.grad /= factor
-        watched.update(index, Y[index])
+        hooks.update(index, Y[index])
 
-    assert_same(watched_loop(build(), Recorder(N), step), plain()[0])
+    assert_same(hooked_loop(build(), Recorder(N), step), plain()[0])
 
 
 @pytest.mark.parametrize("given", [None, 1.0])
-def test_a_scale_can_be_given(given):
-    assert_same(watched_loop(build(), Recorder(N), by_position, loss_scale=given), plain()[0])
+def test_a_scale_can_be_passed(given):
+    assert_same(hooked_loop(build(), Recorder(N), by_position, loss_scale=given), plain()[0])
 
 
-def test_a_recorder_of_sums_is_given_the_scale_of_a_sum():
-    recorder = watched_loop(build(), Recorder(N, reduction="sum"), by_position)
+def test_the_scale_is_relative_to_the_recorders_reduction():
+    recorder = hooked_loop(build(), Recorder(N, reduction="sum"), by_position)
     assert_same(recorder, plain()[0])
 
 
-def test_only_training_is_watched_and_the_hooks_come_off():
+def test_only_train_mode_is_recorded_and_the_hooks_are_removed():
     net, recorder = build(), Recorder(N)
-    watched = RecorderHooks(net, recorder)
+    hooks = RecorderHooks(net, recorder)
     net.eval()
     net(X)
     net.train()
     with torch.no_grad():
         net(X)
     with pytest.raises(ValueError, match=r"has not run in train mode since the last update"):
-        watched.update(torch.arange(N), Y)
+        hooks.update(torch.arange(N), Y)
     assert net(X).grad_fn is not None
-    watched.remove()
+    hooks.remove()
     net(X), net(X)
     assert not net._forward_hooks and not net._forward_pre_hooks
 
 
 class ByName(nn.Module):
-    """A net called with keywords; what it does not know it does not take."""
+    """A network with keyword arguments; others are an error."""
 
     def __init__(self, compiled=None):
         super().__init__()
@@ -328,14 +328,14 @@ class ByName(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
-def by_keyword(net, index, watched):
+def by_keyword(net, index, hooks):
     out = net(mask=torch.ones(1), pixel_values=X[index], labels=Y[index], index=index)
     out["loss"].backward()
-    watched.update()
+    hooks.update()
 
 
-def test_keywords_are_found_and_the_index_is_taken_away():
-    recorder = watched_loop(ByName(), Recorder(N), by_keyword, input="pixel_values")
+def test_keywords_are_recorded_and_the_index_is_removed():
+    recorder = hooked_loop(ByName(), Recorder(N), by_keyword, input="pixel_values")
     assert_same(recorder, plain()[0])
     net = ByName().eval()
     with RecorderHooks(net, Recorder(N)):
@@ -348,18 +348,18 @@ def test_hooks_work_on_compiled_nets(how):
     torch.compiler.reset()
     net = build()
     if how == "around":  # hooks on what torch.compile returns
-        recorder = watched_loop(torch.compile(net, backend="aot_eager"), Recorder(N), by_position)
+        recorder = hooked_loop(torch.compile(net, backend="aot_eager"), Recorder(N), by_position)
     elif how == "in_place":
         net.compile(backend="aot_eager")
-        recorder = watched_loop(net, Recorder(N), by_position)
+        recorder = hooked_loop(net, Recorder(N), by_position)
     else:  # hooks on the net, which the loop calls through the compiled one
         compiled = torch.compile(net, backend="aot_eager")
 
-        def step(_, index, watched):
+        def step(_, index, hooks):
             F.cross_entropy(compiled(X[index]), Y[index]).backward()
-            watched.update(index, Y[index])
+            hooks.update(index, Y[index])
 
-        recorder = watched_loop(net, Recorder(N), step)
+        recorder = hooked_loop(net, Recorder(N), step)
     assert_same(recorder, plain()[0])
 
 
@@ -377,25 +377,25 @@ def other_labels(logits, y):
 
 @pytest.mark.parametrize("loss", [smoothed, weighted, other_labels])
 def test_another_loss_is_refused(loss):
-    def step(net, index, watched):
+    def step(net, index, hooks):
         loss(net(X[index]), Y[index]).backward()
-        watched.update(index, Y[index])
+        hooks.update(index, Y[index])
 
     with pytest.raises(ValueError, match=r"differs by \d+% from that of the cross-entropy"):
-        watched_loop(build(), Recorder(N), step)
-    assert watched_loop(build(), Recorder(N), step, loss_scale=1.0).n_epochs == EPOCHS
+        hooked_loop(build(), Recorder(N), step)
+    assert hooked_loop(build(), Recorder(N), step, loss_scale=1.0).n_epochs == EPOCHS
 
 
-def test_what_lies_before_the_watched_net_is_not_kept_from_training():
+def test_layers_before_the_hooked_network_are_trained():
     stem, net = nn.Conv2d(1, 1, 1), build()
     with (
         RecorderHooks(net, Recorder(N)),
-        pytest.raises(ValueError, match=r"watch the module that gets"),
+        pytest.raises(ValueError, match=r"on the module that receives"),
     ):
         net(stem(X))
     whole = nn.Sequential(stem, net)
-    with RecorderHooks(whole, Recorder(N)) as watched:
-        by_position(whole, torch.arange(N), watched)
+    with RecorderHooks(whole, Recorder(N)) as hooks:
+        by_position(whole, torch.arange(N), hooks)
     assert stem.weight.grad.any()
 
 
@@ -403,129 +403,129 @@ def test_what_lies_before_the_watched_net_is_not_kept_from_training():
 def test_bfloat16_is_the_cross_entropy_however_well_it_is_fitted(rate):
     net, recorder = build().bfloat16(), Recorder(N)
     optimizer = torch.optim.SGD(net.parameters(), rate)
-    with RecorderHooks(net, recorder) as watched:
+    with RecorderHooks(net, recorder) as hooks:
         for _ in range(30):
             for index in in_order():
                 optimizer.zero_grad()
                 F.cross_entropy(net(X[index].bfloat16()), Y[index]).backward()
-                watched.update(index, Y[index])
+                hooks.update(index, Y[index])
                 optimizer.step()
-            watched.end_epoch()
+            hooks.end_epoch()
     assert recorder.n_epochs == 30
 
 
 @pytest.mark.parametrize("loss", [smoothed, weighted, other_labels])
-def test_another_loss_is_refused_in_bfloat16_too(loss):
-    def step(net, index, watched):
+def test_another_loss_is_refused_in_bfloat16(loss):
+    def step(net, index, hooks):
         loss(net(X[index].bfloat16()).float(), Y[index]).backward()
-        watched.update(index, Y[index])
+        hooks.update(index, Y[index])
 
     with pytest.raises(ValueError, match=r"differs by \d+% from that of the cross-entropy"):
-        watched_loop(build().bfloat16(), Recorder(N), step, epochs=12)
+        hooked_loop(build().bfloat16(), Recorder(N), step, epochs=12)
 
 
-def test_rounding_of_a_fitted_net_is_no_other_loss():
+def test_rounding_in_a_fitted_network_is_not_refused():
     logits = torch.tensor([[14.0, 0.0], [14.0, 0.0]], requires_grad=True)
     y, net, recorder = torch.tensor([0, 0]), nn.Identity(), Recorder(2)
-    with RecorderHooks(net, recorder) as watched:
+    with RecorderHooks(net, recorder) as hooks:
         out = net(logits.detach())
         (error,) = torch.autograd.grad(F.cross_entropy(out, y), out, retain_graph=True)
         out.backward(1.02 * error + torch.tensor([[1e-7, 0.0], [0.0, 0.0]]))  # as compilers round
-        watched.update(torch.arange(2), y)
-        watched.end_epoch()
+        hooks.update(torch.arange(2), y)
+        hooks.end_epoch()
 
 
-def test_a_new_watch_takes_the_hooks_of_an_older_one_off():
+def test_new_hooks_replace_older_ones():
     net = build()
     RecorderHooks(net, Recorder(N))  # of a training that was interrupted
     net(X)
-    with RecorderHooks(net, Recorder(N)) as watched:
-        by_position(net, torch.arange(N), watched)
-        watched.end_epoch()
+    with RecorderHooks(net, Recorder(N)) as hooks:
+        by_position(net, torch.arange(N), hooks)
+        hooks.end_epoch()
     assert not net._forward_hooks and not net._forward_pre_hooks
 
 
-def test_a_net_that_knows_everything_is_still_measured():
+def test_a_fully_fitted_network_is_recorded():
     net, recorder = nn.Linear(2, 2), Recorder(1)
     with torch.no_grad():
         net.weight.copy_(1000 * torch.eye(2))
-    with RecorderHooks(net, recorder) as watched:
+    with RecorderHooks(net, recorder) as hooks:
         F.cross_entropy(net(torch.tensor([[1.0, 0.0]])), torch.tensor([0])).backward()
-        watched.update(torch.tensor([0]), torch.tensor([0]))
-        watched.end_epoch()
+        hooks.update(torch.tensor([0]), torch.tensor([0]))
+        hooks.end_epoch()
     assert recorder.trace.grad_l2.tolist() == [[0.0]]
 
 
-def test_an_overflow_in_a_watched_net_is_a_gap_and_no_other_loss():
+def test_an_overflow_under_hooks_is_a_gap():
     steps = iter(range(100))
 
-    def step(net, index, watched):
+    def step(net, index, hooks):
         factor = 3e38 if next(steps) == 6 else 1.0
         (F.cross_entropy(net(X[index]), Y[index]) * factor * factor).backward()
-        watched.update(index, Y[index])
+        hooks.update(index, Y[index])
         for weight in net.parameters():
             weight.grad.nan_to_num_(0.0, 0.0, 0.0)  # as a scaler skips the step
 
-    recorder = watched_loop(build(), Recorder(N), step)
+    recorder = hooked_loop(build(), Recorder(N), step)
     gaps = np.isnan(recorder.trace.grad_l2)
     assert gaps[1, 8:16].all() and gaps.sum() == 8
     assert not np.isnan(recorder.trace.loss).any()
 
 
-def test_what_a_watched_net_lacks_is_named():
+def test_missing_tensors_are_reported():
     net = ByName()
-    watched = RecorderHooks(net, Recorder(N))
+    hooks = RecorderHooks(net, Recorder(N))
     net(pixel_values=X, labels=Y)["loss"].backward()
     with pytest.raises(ValueError, match=r"no index: wrap the training set with ml.with_index"):
-        watched.update()
+        hooks.update()
     with pytest.raises(ValueError, match=r"ran twice in one step"):
         net(pixel_values=X, labels=Y)
-    watched.reset()
+    hooks.reset()
     net(pixel_values=X, labels=Y, index=torch.arange(N))
-    with pytest.raises(ValueError, match=r"no backward pass came through the logits"):
-        watched.update()
-    watched.remove()
+    with pytest.raises(ValueError, match=r"no gradient at the logits"):
+        hooks.update()
+    hooks.remove()
     flat = nn.Conv2d(1, 4, 3)
     with RecorderHooks(flat, Recorder(N)), pytest.raises(ValueError, match=r"expected logits"):
         flat(X)
 
 
-# ---------------------------------------------------------------------------- what a loss is times
+# ---------------------------------------------------------------------------- scale of a loss
 
 
 @pytest.mark.parametrize("times", [1.0, 1 / 3, 2.0**14])
-def test_the_factor_is_read_from_the_logits(times):
+def test_the_scale_is_measured_from_the_logits(times):
     logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(5), requires_grad=True)
     y = torch.arange(9) % 4
     (gradient,) = torch.autograd.grad(times * F.cross_entropy(logits, y), logits)
-    factor, apart, whole = scale_from_logits(logits.detach(), y, gradient)
-    assert float(factor) == pytest.approx(times, rel=1e-5)
-    assert apart < 1e-10 * whole
+    scale, error, size = scale_from_logits(logits.detach(), y, gradient)
+    assert float(scale) == pytest.approx(times, rel=1e-5)
+    assert error < 1e-10 * size
 
 
 @pytest.mark.parametrize(("kind", "times"), [("mean", 1), ("sum", 9), ("items", 9 / 25)])
-def test_the_factor_is_read_from_the_loss(kind, times):
+def test_the_scale_is_measured_from_the_loss(kind, times):
     logits, y = torch.randn(9, 4, generator=torch.Generator().manual_seed(5)), torch.arange(9) % 4
     loss = times * F.cross_entropy(logits, y)
     for items in (25, torch.tensor(25)):
-        factor, apart, whole = scale_from_loss(logits, y, loss, items)
-        assert float(factor) == pytest.approx(times) and apart < 1e-10 * whole
-    _, apart, whole = scale_from_loss(logits, y, 1.3 * loss, 25)
-    assert apart > 0.01 * whole
+        scale, error, size = scale_from_loss(logits, y, loss, items)
+        assert float(scale) == pytest.approx(times) and error < 1e-10 * size
+    _, error, size = scale_from_loss(logits, y, 1.3 * loss, 25)
+    assert error > 0.01 * size
 
 
-def test_a_net_that_hides_its_logits_from_the_loss_is_measured_by_the_loss():
+def test_the_scale_is_measured_from_the_loss_if_the_logits_have_no_gradient():
     class Copies(ByName):
         def forward(self, **inputs):
             out = super().forward(**inputs)
             return {**out, "logits": out["logits"].clone()}  # as mixed precision converts them
 
-    def step(net, index, watched):
+    def step(net, index, hooks):
         loss = net(pixel_values=X[index], labels=Y[index], index=index)["loss"]
         (loss * 1024).backward()
         for weight in net.parameters():
             weight.grad /= 1024
-        watched.update()
+        hooks.update()
 
-    assert_same(watched_loop(Copies(), Recorder(N), step), plain()[0])
-    assert_same(watched_loop(Copies(), Recorder(N, reduction="sum"), step), plain()[0])
+    assert_same(hooked_loop(Copies(), Recorder(N), step), plain()[0])
+    assert_same(hooked_loop(Copies(), Recorder(N, reduction="sum"), step), plain()[0])

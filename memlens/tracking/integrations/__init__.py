@@ -1,7 +1,7 @@
-"""Callbacks that record the training loops of frameworks.
+"""Callbacks that record trainings by Lightning and by the Hugging Face Trainer.
 
-``integrations.LightningRecorder`` needs lightning, ``integrations.TrainerRecorder`` needs
-transformers and accelerate. Neither is imported before its callback is used.
+`LightningRecorder` needs lightning, `TrainerRecorder` needs transformers and accelerate. Each
+framework is imported when its callback is first used.
 """
 
 from importlib import import_module

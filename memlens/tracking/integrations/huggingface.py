@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 
-from memlens.tracking.counting import CountingRecorder
-from memlens.tracking.hooks import RecorderHooks
-from memlens.tracking.resuming import check_new, kept, take_up
+from memlens.tracking.integrations.callback import RecorderCallback
 from memlens.tracking.stopping import PeakStop
 
 try:
@@ -20,30 +18,39 @@ except ImportError as error:
     ) from error
 
 
-class TrainerRecorder(TrainerCallback):
-    """Records every training epoch of a `Trainer`; evaluation is not recorded.
+class TrainerRecorder(RecorderCallback, TrainerCallback):
+    """Callback that records every training epoch of a Hugging Face `Trainer`.
 
-    The training set, of dicts, is wrapped with ``ml.with_index``, and the arguments have
-    ``remove_unused_columns=False``, or the Trainer drops the index; the net does not see it.
-    What the loss is multiplied by is measured (see `RecorderHooks`): the Trainer divides it by the number
-    of accumulated batches, or the net by ``num_items_in_batch``, depending on the net. Make a new
-    one for each training.
+    Wrap the training set, whose items are dicts, with ``ml.with_index``, and set
+    ``remove_unused_columns=False``, because the Trainer drops the index otherwise; the network
+    does not receive it. The scale of the loss is measured by `RecorderHooks`: either the Trainer
+    divides the loss by the number of accumulated batches, or the network divides it by
+    ``num_items_in_batch``. Evaluation is not recorded. Make a new callback for each training.
+
+    >>> callback = ml.TrainerRecorder(len(dataset), input="pixel_values")  # doctest: +SKIP
+    >>> arguments = TrainingArguments(folder, remove_unused_columns=False)  # doctest: +SKIP
+    >>> Trainer(model, arguments, train_dataset=ml.with_index(dataset),
+    ...         callbacks=[callback]).train()  # doctest: +SKIP
+    >>> callback.recorder.scores()  # doctest: +SKIP
+
+    ``examples/huggingface_trainer.py`` is the whole program.
 
     Parameters
     ----------
     n_samples : int
         Size of the training set.
     stop : PeakStop, optional
-        Ends the training at a peak. The weights at the peak are in ``stop.best_state``.
+        Ends the training at a peak; ``stop.best_state`` has the weights at the peak.
     input : str, optional
-        Argument of the net whose gradient is recorded, as "pixel_values"; by default the first
-        tensor of floats.
+        Argument of the network whose gradient is recorded, such as "pixel_values"; by default the
+        first floating-point tensor.
     loss_scale : float, optional
         See `RecorderHooks`.
 
     Attributes
     ----------
-    recorder : CountingRecorder; of several processes each holds its share, until ``recorder.gathered()``
+    recorder : CountingRecorder
+        In one process of several, its share; ``recorder.gathered()`` merges them.
     stop : PeakStop or None
     """
 
@@ -55,34 +62,28 @@ class TrainerRecorder(TrainerCallback):
         input: str | None = None,
         loss_scale: float | None = None,
     ) -> None:
-        self.recorder, self.stop = CountingRecorder(n_samples), stop
-        self.input, self.loss_scale = input, loss_scale
-        self._watched: RecorderHooks | None = None
-        self._ended = False  # before the epoch that has begun, which is then not recorded
+        super().__init__(n_samples, stop, loss_scale)
+        self.input = input
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Watch the net; go on from the checkpoint that the Trainer goes on from."""
+        """Register the hooks, and load the checkpoint from which the Trainer resumes."""
         if args.n_gpu > 1:
             raise ValueError(
-                f"one process drives {args.n_gpu} GPUs: start one for each, with torchrun"
+                f"one process uses {args.n_gpu} GPUs: start one process per GPU, with torchrun"
             )
-        check_new(self.recorder, state.global_step)
-        self._watched = RecorderHooks(
-            kwargs["model"], self.recorder, input=self.input, loss_scale=self.loss_scale
-        )
+        self._attach(kwargs["model"], state.global_step, input=self.input)
         if state.global_step:
             self._load(args, state)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close an epoch whose last step was in a checkpoint, and its end was not."""
-        self._ended = False
-        if self.recorder.in_epoch and float(state.epoch).is_integer():
-            self.on_epoch_end(args, state, control, **kwargs)
-            self._ended = control.should_training_stop  # the Trainer makes one more step
+        """Close the previous epoch if the checkpoint was written after its last step."""
+        resumed_at_end = self.recorder.in_epoch and float(state.epoch).is_integer()
+        # The Trainer takes one more step before it stops.
+        self._stopped = resumed_at_end and self._end_epoch(control, kwargs["model"])
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -93,57 +94,58 @@ class TrainerRecorder(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the batch that a step of the optimizer follows."""
+        """Record the last batch before a step of the optimizer."""
         self._update()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the epoch, and stop if the peak is called."""
-        if not self.recorder.in_epoch:
-            return
-        self._watched.end_epoch()
-        if self.stop and self.stop.update(kwargs["model"], self.recorder):
-            control.should_training_stop = True
+        """Close the epoch, and stop the training if the peak is detected."""
+        self._end_epoch(control, kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the net as it was."""
-        self._watched.remove()
+        """Remove the hooks."""
+        self._detach()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep what is recorded beside the Trainer's checkpoint, each process its share."""
-        torch.save(kept(self.recorder, self.stop, args.world_size), self._path(args, state))
+        """Save everything recorded so far in the Trainer's checkpoint, one file per process."""
+        torch.save(self._checkpoint(), self._path(args, state))
+
+    def _end_epoch(self, control: TrainerControl, model: torch.nn.Module) -> bool:
+        detected = self._close_epoch(model)
+        control.should_training_stop |= detected
+        return detected
 
     def _update(self) -> None:
-        if self._ended:
-            return self._watched.reset()
-        if self._watched.index is None:
+        if self._stopped:
+            self._hooks.reset()
+            return
+        if self._hooks.index is None:
             raise ValueError(
-                "the batch holds no index: wrap the training set with ml.with_index, and set "
+                "the batch has no index: wrap the training set with ml.with_index, and set "
                 "remove_unused_columns=False in TrainingArguments"
             )
-        if self._watched.y is None:
+        if self._hooks.y is None:
             raise ValueError(
-                "the net was given no labels: the training set's dicts need `labels`, "
-                "label_smoothing_factor has to be 0, and compute_loss_func takes them away: a loss "
-                "of your own goes into the net, or into compute_loss of a Trainer of your own"
+                "the network was called without labels: the items of the training set need "
+                "`labels`; leave label_smoothing_factor at 0, and replace compute_loss_func, which "
+                "removes the labels, by a loss in the network or in Trainer.compute_loss"
             )
-        self._watched.update()
-
-    def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        return folder / f"memlens_recorder_{args.process_index}.pt"
+        self._hooks.update()
 
     def _load(self, args: TrainingArguments, state: TrainerState) -> None:
         path = self._path(args, state)
         if not path.exists():
             raise ValueError(
-                f"the training goes on from step {state.global_step}, but {path} is not there: "
+                f"the training resumes from step {state.global_step}, but {path} does not exist: "
                 "resume from a checkpoint that was written with this callback, or without it"
             )
-        state = torch.load(path, weights_only=True)
-        take_up(state, self.recorder, self.stop, args.world_size)
+        self._resume(torch.load(path, weights_only=True))
+
+    def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        return folder / f"memlens_recorder_{args.process_index}.pt"

@@ -5,10 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from memlens.tracking.counting import CountingRecorder
-from memlens.tracking.hooks import RecorderHooks
+from memlens.tracking.integrations.callback import RecorderCallback
 from memlens.tracking.processes import world_size
-from memlens.tracking.resuming import check_new, kept, take_up
 from memlens.tracking.stopping import PeakStop
 
 try:
@@ -20,12 +18,12 @@ except ImportError as error:
 
 
 def index_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Positions and labels of a batch ``(index, x, y)`` or ``{"index": ..., "labels": ...}``.
+    """Return index and labels of a batch ``(index, x, y)`` or ``{"index": ..., "labels": ...}``.
 
     Raises
     ------
     ValueError
-        If the batch holds no index.
+        If the batch has another form.
     """
     if isinstance(batch, Mapping) and "index" in batch:
         names = [name for name in ("labels", "label", "y") if name in batch]
@@ -37,30 +35,37 @@ def index_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
             return index, y
     kind = list(batch) if isinstance(batch, Mapping) else f"{type(batch).__name__} of {len(batch)}"
     raise ValueError(
-        f"the batch holds no index and labels ({kind}): wrap the training set with ml.with_index "
+        f"the batch has no index and labels ({kind}): wrap the training set with ml.with_index "
         "so that it is (index, x, y), or give LightningRecorder an `unpack` function"
     )
 
 
-class LightningRecorder(Callback):
-    """Records every training epoch of a Lightning trainer; validation is not recorded.
+class LightningRecorder(RecorderCallback, Callback):
+    """Callback that records every training epoch of a Lightning trainer.
 
-    The data loader's data set is wrapped with ``ml.with_index``, and `training_step` unpacks
-    ``index, x, y``. Accumulation, mixed precision and several processes need nothing else: what the
-    loss is multiplied by is measured (see `RecorderHooks`). Make a new one for each training.
+    Wrap the data set of the training loader with ``ml.with_index``, and unpack ``index, x, y`` in
+    ``training_step``. Accumulated gradients, mixed precision and several processes need nothing
+    else, because `RecorderHooks` measures the scale of the loss. Validation is not recorded. Make a
+    new callback for each training.
 
-    From a checkpoint within an epoch Lightning goes on with the batch of that number, while its
-    loader begins anew: what is read first is visited twice in that epoch, and counted so.
+    When Lightning resumes within an epoch, it continues the count of batches but starts the loader
+    from the beginning: samples that are read twice in that epoch are counted twice.
+
+    >>> callback = ml.LightningRecorder(len(dataset), stop=ml.PeakStop())  # doctest: +SKIP
+    >>> Trainer(callbacks=[callback]).fit(module, loader)  # doctest: +SKIP
+    >>> callback.recorder.scores(callback.stop.peak)  # doctest: +SKIP
+
+    ``examples/lightning_loop.py`` is the whole program.
 
     Parameters
     ----------
     n_samples : int
         Size of the training set.
     stop : PeakStop, optional
-        Ends the training at a peak. The weights at the peak are in ``stop.best_state``.
+        Ends the training at a peak; ``stop.best_state`` has the weights at the peak.
     module : str, optional
-        Name of the submodule that `training_step` calls with images, as "net"; by default the
-        Lightning module itself, ``self(x)``.
+        Name of the submodule that ``training_step`` calls with images, such as "net"; by default
+        the Lightning module itself, ``self(x)``.
     unpack : callable, optional
         From a batch to (index, y); by default `index_and_labels`.
     loss_scale : float, optional
@@ -68,7 +73,8 @@ class LightningRecorder(Callback):
 
     Attributes
     ----------
-    recorder : CountingRecorder; of several processes each holds its share, until ``recorder.gathered()``
+    recorder : CountingRecorder
+        In one process of several, its share; ``recorder.gathered()`` merges them.
     stop : PeakStop or None
     """
 
@@ -81,79 +87,70 @@ class LightningRecorder(Callback):
         unpack: Callable[[Any], tuple[Tensor, Tensor]] = index_and_labels,
         loss_scale: float | None = None,
     ) -> None:
-        self.recorder, self.stop = CountingRecorder(n_samples), stop
-        self.module, self.unpack, self.loss_scale = module, unpack, loss_scale
-        self._watched: RecorderHooks | None = None
+        super().__init__(n_samples, stop, loss_scale)
+        self.module, self.unpack = module, unpack
         self._batch: Any = None
-        self._ended = False  # before the epoch that has begun, which is then not recorded
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the net."""
-        check_new(self.recorder, trainer.global_step)
-        self._remove()
-        net = pl_module.get_submodule(self.module) if self.module else pl_module
-        self._watched = RecorderHooks(net, self.recorder, loss_scale=self.loss_scale)
+        """Register the hooks."""
+        network = pl_module.get_submodule(self.module) if self.module else pl_module
+        self._attach(network, trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the batch until its backward pass."""
-        if batch_idx == 0:  # a checkpoint of an epoch's last step resumes with the next epoch
-            self._ended = self._close(trainer, pl_module)  # Lightning makes one more step
-        self._watched.reset()  # of a step that was skipped
+        if batch_idx == 0:
+            # A checkpoint of an epoch's last step resumes with the next epoch, before the end of
+            # the last one was recorded. Lightning takes one more step before it stops.
+            self._stopped = self._end_epoch(trainer, pl_module)
+        self._hooks.reset()  # drop a step whose backward pass was skipped
         self._batch = batch
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the step."""
-        if self._ended:
-            return
-        index, y = self.unpack(self._batch)
-        self._watched.update(index, y)
+        if not self._stopped:
+            self._hooks.update(*self.unpack(self._batch))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the epoch, and stop if the peak is called."""
-        self._close(trainer, pl_module)
+        """Close the epoch, and stop the training if the peak is detected."""
+        self._end_epoch(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the net as it was."""
-        self._remove()
+        """Remove the hooks."""
+        self._detach()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the net as it was."""
-        self._remove()
+        """Remove the hooks."""
+        self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: all epochs, and the one that has begun."""
-        return kept(self.recorder, self.stop, world_size())
+        """Return everything recorded so far, for Lightning's checkpoint."""
+        return self._checkpoint()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Continue from what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            With several processes, or of several: a checkpoint holds the share of one. If a stop is
-            wanted and the checkpoint has none.
+            If there are several processes: the checkpoint has the share of one. If the checkpoint
+            was written by several processes, or without the stop that is used now.
         """
         if world_size() > 1:
             raise ValueError(
-                "a checkpoint holds the recorded share of one process of several: resume without "
+                "a checkpoint has the recorded share of one process of several: resume without "
                 "LightningRecorder, or train in one process"
             )
-        take_up(state_dict, self.recorder, self.stop, world_size())
+        self._resume(state_dict)
 
-    def _close(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Close an epoch that has begun; whether the peak is called."""
-        if not self.recorder.in_epoch:
-            return False
-        self._watched.end_epoch()
-        called = bool(self.stop) and self.stop.update(pl_module, self.recorder)
-        trainer.should_stop |= called
-        return called
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        detected = self._close_epoch(pl_module)
+        trainer.should_stop |= detected
+        return detected
 
-    def _remove(self) -> None:
-        if self._watched:
-            self._watched.remove()
-        self._watched = self._batch = None
+    def _detach(self) -> None:
+        super()._detach()
+        self._batch = None
