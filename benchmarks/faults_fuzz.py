@@ -208,7 +208,7 @@ CALLS = [
     Call("data.with_noise", lambda r: ml.load("digits").with_noise(r), _tuples(scalars)),
     Call("load", ml.load, _tuples(scalars)),
     Call("stopping.find_peak", lambda v, s: stopping.find_peak(v, **s),
-         _tuples(vectors, settings_of(["patience", "warmup", "smoothing", "min_rise"]))),
+         _tuples(vectors, settings_of(["patience", "min_rise"]))),
     Call("scores", _trace_score, _tuples(st.integers(0, 4), arrays(), st.none() | arrays())),
     Call("TrainConfig", _keywords(ml.TrainConfig), _tuples(settings_of(
         ["epochs", "batch_size", "lr", "momentum", "milestones", "seed", "optimizer"]))),

@@ -1,1 +1,1 @@
-"""Record what happens to every sample while any loop trains, and score it."""
+"""Record per-sample signals in any training loop, and score every sample."""

@@ -69,9 +69,9 @@ class Sums(NamedTuple):
 
 
 class CountingRecorder(Recorder):
-    """Records loops in which a sample may be visited any number of times an epoch.
+    """Recorder for loops in which a sample may be visited any number of times per epoch.
 
-    Use it for samplers that draw with weights, pad, or drop the last batch, and for one process of
+    Use it for samplers that draw with weights, pad, or drop the last batch, and in each process of
     several. A signal of an epoch is the mean over the sample's visits (of the L2 norm the root of
     the mean square), and NaN without a visit; `Trace.visits` holds their number. In the scores, an
     epoch that left a sample out counts as one in which nothing changed.
@@ -89,7 +89,7 @@ class CountingRecorder(Recorder):
     Attributes
     ----------
     merged : bool
-        Whether it holds what several recorders recorded.
+        True if it was merged from the recorders of several processes.
     """
 
     def __init__(self, n_samples: int, **options: Any) -> None:
@@ -133,8 +133,8 @@ class CountingRecorder(Recorder):
         Parameters
         ----------
         shared : bool
-            Whether this is one epoch of all processes of `torch.distributed`, each of which
-            recorded its share. All of them call it, and then hold the whole epoch.
+            True if each process of `torch.distributed` recorded its share of the epoch. All
+            processes call it, and then have the whole epoch.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Divide recorded gradients by what the loss was multiplied by before its backward pass."""
+"""Divide recorded gradients by the scale of the loss at its backward pass."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def unscale(values: Tensor, scales: Sequence[float | Tensor], sizes: Sequence[in
     Returns
     -------
     bool
-        Whether there was anything to divide by.
+        True if any scale was not 1.
     """
     if not any(isinstance(scale, Tensor) or scale != 1.0 for scale in scales):
         return False

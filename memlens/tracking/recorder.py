@@ -23,7 +23,7 @@ INFINITE = (math.inf, math.inf, -math.inf)  # NaN stands for "not measured": div
 
 
 class Step(NamedTuple):
-    """What one training step leaves for the recorder; axis 0 of each tensor is the batch."""
+    """Tensors of one recorded training step; their axis 0 is the batch."""
 
     index: Tensor
     gradient: Tensor
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Recorder(RecordedEpochs):
-    """Records the signals of every training sample in every epoch.
+    """Recorder of the signals of every training sample in every epoch, for any training loop.
 
     >>> recorder = Recorder(n_samples=3)
     >>> x, y = recorder.watch(torch.eye(3)), torch.tensor([0, 1, 1])  # the last label is wrong
@@ -51,10 +51,10 @@ class Recorder(RecordedEpochs):
     n_samples : int
         Size of the training set. Each sample is visited exactly once an epoch.
     reduction : "mean" or "sum"
-        How the training loss is reduced over the batch.
+        Reduction of the training loss over the batch.
     flush_bytes : int
         Bytes of references to keep before the signals are computed. Pass 0 to compute them in
-        every step, as a network needs that overwrites its outputs
+        every step, for networks that overwrite their outputs
         (``torch.compile(mode="reduce-overhead")``, CUDA graphs).
     """
 
@@ -69,7 +69,7 @@ class Recorder(RecordedEpochs):
 
     @property
     def in_epoch(self) -> bool:
-        """Whether anything was recorded since the last `end_epoch`."""
+        """True if anything was recorded since the last `end_epoch`."""
         return bool(self._pending) or self._visits is not None
 
     def watch(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Recorder(RecordedEpochs):
         index : Tensor (b,), int64
             Position of each sample in the training set, on any device.
         x : Tensor (b, ...)
-            What `watch` returned.
+            The tensor returned by `watch`.
         logits : Tensor (b, n_classes)
             Output of this step's forward pass.
         y : Tensor (b,), int64
@@ -185,13 +185,13 @@ class Recorder(RecordedEpochs):
     def _begin_epoch(self) -> None:
         self._pending: list[Step] = []
         self._pending_bytes = 0
-        self._bounds: list[Tensor] = []  # lowest and highest index, not yet looked at
+        self._bounds: list[Tensor] = []  # lowest and highest index, not yet checked
         self._values: Tensor | None = None  # (n_signals, n_samples)
         self._visits: Tensor | None = None  # (n_samples,)
-        self._scaled = False  # whether the loss was scaled, so that gradients may be missing
+        self._scaled = False  # True if the loss was scaled, so that gradients may be missing
 
     def _tensors(self) -> list[Tensor]:
-        """Return what is stored of the epoch that has begun, for a checkpoint."""
+        """Return the tensors of the unfinished epoch, for a checkpoint."""
         self._flush()
         self._check_bounds()
         return [self._values, self._visits]
@@ -204,7 +204,7 @@ class Recorder(RecordedEpochs):
         if index.device.type == "cpu":
             self._check_bounds()
             return index.to(device, non_blocking=True)
-        return index.clamp(0, self.n_samples - 1)  # looking now would wait for the device
+        return index.clamp(0, self.n_samples - 1)  # a check here would wait for the device
 
     def _check_bounds(self) -> None:
         if self._bounds:

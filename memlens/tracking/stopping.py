@@ -1,7 +1,6 @@
-"""Online detection of a peak: stop training without a validation set."""
+"""Online peak detection: stop a training without a validation set."""
 
 import operator
-from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,24 +10,32 @@ from torch import Tensor, nn
 from memlens.tracking import signals
 from memlens.tracking.processes import over_processes
 
-if TYPE_CHECKING:  # a recorder's scores may stop at a peak: it imports this module
+if TYPE_CHECKING:  # the recorder imports this module, because its scores may stop at a peak
     from memlens.tracking.recorder import Recorder
 
-PEAKS = ("weight_norm", "input_gradient")  # the curves of a training that are watched
+PEAKS = ("weight_norm", "input_gradient")  # the curves whose peak may stop a training
 
 
 class Peak(NamedTuple):
-    """Where a curve peaked, and when that could be known; epochs count from 0.
+    """Peak of a curve, and the epoch in which it was detected; epochs count from 0.
 
-    ``detected_epoch`` is None when the training ended before the peak could be called;
-    ``peak_epoch`` is then the best epoch so far.
+    >>> Peak(peak_epoch=3, detected_epoch=8).epochs_trained(60)
+    9
+
+    Attributes
+    ----------
+    peak_epoch : int
+        Epoch of the highest value, from which weights and scores are taken.
+    detected_epoch : int or None
+        Epoch in which an online detector stops, since it has to wait until the peak has passed.
+        None if the training ended before; ``peak_epoch`` is then the highest epoch so far.
     """
 
     peak_epoch: int
     detected_epoch: int | None
 
     def epochs_trained(self, n_epochs: int) -> int:
-        """Epochs that a stop here costs: up to the call, or all ``n_epochs`` without one."""
+        """Return the epochs trained until detection: all ``n_epochs`` if there was none."""
         return n_epochs if self.detected_epoch is None else self.detected_epoch + 1
 
 
@@ -43,29 +50,26 @@ def peak_within(peak: Peak | int, n_epochs: int) -> Peak:
     TypeError
         If it is no whole number: NaN, text, True, a `PeakStop` in place of its ``peak``.
     ValueError
-        If it is a whole number and no epoch of these.
+        If it is not an epoch from 0 to ``n_epochs - 1``.
     """
-    found = peak if isinstance(peak, Peak) else Peak(peak, None)
-    expected = f"expected a Peak, as stop.peak is, or an int from 0 to {n_epochs - 1}"
+    result = peak if isinstance(peak, Peak) else Peak(peak, None)
+    expected = f"expected a Peak, such as stop.peak, or an int from 0 to {n_epochs - 1}"
     try:
-        if isinstance(found.peak_epoch, bool):  # to `index` it is 0 or 1
+        if isinstance(result.peak_epoch, bool):  # operator.index would return 0 or 1
             raise TypeError
-        epoch = operator.index(found.peak_epoch)
+        epoch = operator.index(result.peak_epoch)
     except TypeError:
         raise TypeError(f"peak is {peak!r}; {expected}") from None
     if not 0 <= epoch < n_epochs:
         raise ValueError(f"peak is {peak!r}, and {n_epochs} epochs are finished; {expected}")
-    return found._replace(peak_epoch=epoch)
+    return result._replace(peak_epoch=epoch)
 
 
 class PeakDetector:
-    """Calls the peak of a rising and falling curve while it is being drawn.
+    """Detector of the peak of a curve from one value per epoch.
 
-    A peak can only be called once it has passed: ``detected_epoch`` is where training would really
-    stop and what the cost is counted to, ``peak_epoch`` is where scores and weights are taken from.
-
-    >>> detector = PeakDetector(patience=2, warmup=0)
-    >>> [detector.update(v) for v in (5, 4, 6, 8, 7, 6)]
+    >>> detector = PeakDetector(patience=2)
+    >>> [detector.update(value) for value in (5, 4, 6, 8, 7, 6)]
     [False, False, False, False, False, True]
     >>> detector.peak
     Peak(peak_epoch=3, detected_epoch=5)
@@ -73,42 +77,34 @@ class PeakDetector:
     Parameters
     ----------
     patience : int
-        Epochs without a new best value before the peak is called.
-    warmup : int
-        First epochs that are not looked at.
-    smoothing : int
-        Values are averaged over this many epochs, the current one the last.
+        Epochs without a new maximum before the peak is detected.
     min_rise : float
-        The peak must exceed the lowest value before it by this share. A curve that only falls
+        Share by which the peak must exceed the lowest value before it. A curve that only falls
         (the weight norm under strong weight decay, CSG paper Fig. 13) has no peak until it rises.
     """
 
-    def __init__(
-        self, *, patience: int = 5, warmup: int = 0, smoothing: int = 1, min_rise: float = 0.01
-    ) -> None:
-        if patience < 1 or smoothing < 1 or warmup < 0 or min_rise < 0:
+    def __init__(self, *, patience: int = 5, min_rise: float = 0.01) -> None:
+        if patience < 1 or min_rise < 0:
             raise ValueError(
-                f"patience={patience}, smoothing={smoothing} must be at least 1; "
-                f"warmup={warmup}, min_rise={min_rise} at least 0"
+                f"patience is {patience}, min_rise {min_rise}; expected at least 1 and at least 0"
             )
-        self.patience, self.warmup, self.min_rise = patience, warmup, min_rise
-        self._window: deque[float] = deque(maxlen=smoothing)
+        self.patience, self.min_rise = patience, min_rise
         self._epoch, self._peak_epoch = -1, 0
-        self._low = self._best = float("nan")
+        self._lowest = self._highest = float("nan")
         self._detected: int | None = None
 
     @property
     def peak(self) -> Peak:
-        """The best epoch so far, and when it was called."""
+        """The highest epoch so far, and the epoch in which it was detected as the peak."""
         return Peak(self._peak_epoch, self._detected)
 
     @property
     def at_best(self) -> bool:
-        """Whether the last update set the best value: the moment to keep a copy of the weights."""
+        """True if the last epoch is the highest so far, so that its weights are worth keeping."""
         return self._detected is None and self._peak_epoch == self._epoch
 
     def update(self, value: float) -> bool:
-        """Take in the value of the next epoch; True from the epoch on where the peak is called.
+        """Add the value of the next epoch; return True once the peak is detected.
 
         Raises
         ------
@@ -118,25 +114,23 @@ class PeakDetector:
         if not abs(value) < float("inf"):
             raise ValueError(f"the value of epoch {self._epoch + 1} is {value}; expected a number")
         self._epoch += 1
-        self._window.append(value)
         if self._detected is None:
-            self._look(sum(self._window) / len(self._window))
+            self._compare(value)
         return self._detected is not None
 
-    def _look(self, value: float) -> None:
-        first = self._epoch <= self.warmup
-        risen = self._best > self._low * (1 + self.min_rise)
-        if first or (value < self._low and not risen):  # still on the way down: no peak behind us
-            self._low = self._best = value
+    def _compare(self, value: float) -> None:
+        risen = self._highest > self._lowest * (1 + self.min_rise)
+        if self._epoch == 0 or (value < self._lowest and not risen):  # still falling: no peak yet
+            self._lowest = self._highest = value
             self._peak_epoch = self._epoch
-        elif value > self._best:
-            self._best, self._peak_epoch = value, self._epoch
+        elif value > self._highest:
+            self._highest, self._peak_epoch = value, self._epoch
         elif risen and self._epoch - self._peak_epoch >= self.patience:
             self._detected = self._epoch
 
 
 def find_peak(values: "list[float]", **settings: float) -> Peak:
-    """The peak that a `PeakDetector` with these settings would have called on a finished curve."""
+    """Return the peak that a `PeakDetector` detects in a curve; ``settings`` are its parameters."""
     detector = PeakDetector(**settings)
     for value in values:
         detector.update(float(value))
@@ -144,7 +138,7 @@ def find_peak(values: "list[float]", **settings: float) -> Peak:
 
 
 class PeakStop:
-    """Early stopping for any loop, without a validation set: ends a training at a peak.
+    """Early stopping at a peak, for any training loop, without a validation set.
 
     >>> net, stop = nn.Linear(1, 2), PeakStop("weight_norm", patience=1)
     >>> for norm in (1.0, 2.0, 1.5):
@@ -160,15 +154,17 @@ class PeakStop:
     Parameters
     ----------
     curve : "weight_norm" or "input_gradient"
-        What has to peak: the L2 norm of all weights, or the mean L2 norm of the input gradients
-        of the epoch.
-    patience, warmup, smoothing, min_rise
+        Curve to detect the peak of: the L2 norm of all weights, or the mean over samples of the L2
+        norm of the input gradient.
+    patience, min_rise
         See `PeakDetector`.
 
     Attributes
     ----------
-    values : list of float, the curve so far
-    best_state : dict or None: weights at the peak so far, on the CPU, under the bare net's names
+    values : list of float
+        The curve so far.
+    best_state : dict or None
+        Weights at the highest epoch so far, on the CPU, named without wrappers.
     """
 
     def __init__(self, curve: str = "weight_norm", **settings: float) -> None:
@@ -181,70 +177,70 @@ class PeakStop:
 
     @property
     def peak(self) -> Peak:
-        """The best epoch so far, and when it was called."""
+        """The highest epoch so far, and the epoch in which it was detected as the peak."""
         return self._detector.peak
 
     def update(self, model: nn.Module, recorder: "Recorder | None" = None) -> bool:
-        """Look at an epoch, once, after ``recorder.end_epoch()``; True: stop the training.
+        """Add an epoch, after ``recorder.end_epoch()``; return True if the training should stop.
 
-        Processes of `torch.distributed` have to call it together, and get one answer.
+        All processes of `torch.distributed` call it together, and get the same result.
 
         Raises
         ------
         ValueError
-            If the curve needs a recorder and there is none; if a recorder's epoch is not closed, or
-            it has not finished exactly one epoch more than was looked at; if the value is not
+            If the curve needs a recorder and there is none; if the recorder's epoch is not closed,
+            or it has not finished exactly one epoch more than this stop; if the value is not
             finite.
         """
         self._check(recorder)
         by_weights = self.curve == "weight_norm"
-        value = self._norm(model) if by_weights else self._gradient(recorder)
-        called = self._detector.update(value)
+        value = self._weight_norm(model) if by_weights else self._mean_gradient(recorder)
+        detected = self._detector.update(value)
         self.values.append(value)
         if self._detector.at_best:
             state = unwrapped(model).state_dict()
             self.best_state = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
-        return called
+        return detected
 
     def restore(self, model: nn.Module) -> None:
-        """Give the net its weights at the peak.
+        """Load the weights at the peak into the network.
 
         Raises
         ------
         ValueError
-            If no epoch was looked at yet.
+            If there was no update.
         """
         if self.best_state is None:
             raise ValueError("no weights were kept yet: call update() after each epoch")
         unwrapped(model).load_state_dict(self.best_state)
 
     def state_dict(self) -> dict[str, Any]:
-        """What later epochs depend on."""
+        """Return the curve and the kept weights, for a checkpoint."""
         return {"values": list(self.values), "best_state": self.best_state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same settings."""
+        """Continue from what `state_dict` returned, with the same settings."""
         self.values, self.best_state = list(state["values"]), state["best_state"]
         self._detector = PeakDetector(**self.settings)
-        for value in self.values:  # a detector is what it has seen
+        for value in self.values:
             self._detector.update(value)
 
     def _check(self, recorder: "Recorder | None") -> None:
-        once = "call update(model, recorder) once an epoch, after recorder.end_epoch()"
+        usage = "call update(model, recorder) once an epoch, after recorder.end_epoch()"
         if recorder is None:
             if self.curve != "weight_norm":
-                raise ValueError(f"the curve {self.curve!r} comes from the recorder: {once}")
+                raise ValueError(f"the curve {self.curve!r} needs the recorder: {usage}")
         elif recorder.in_epoch or recorder.n_epochs != len(self.values) + 1:
             raise ValueError(
-                f"the recorder has finished {recorder.n_epochs} epochs, and this stop has looked "
-                f"at {len(self.values)}: {once}, and resume both or none"
+                f"the recorder has finished {recorder.n_epochs} epochs, this stop "
+                f"{len(self.values)}: {usage}, and resume both or none"
             )
 
-    def _norm(self, model: nn.Module) -> float:
+    def _weight_norm(self, model: nn.Module) -> float:
         norm = signals.weight_norm(model).detach()
-        return over_processes(norm, how="min").item()  # they may differ in the last bit
+        return over_processes(norm, how="min").item()  # processes may differ in the last bit
 
-    def _gradient(self, recorder: "Recorder") -> float:
+    def _mean_gradient(self, recorder: "Recorder") -> float:
         norms = recorder.last("grad_l2").double()
         total = torch.stack([norms.nansum(), norms.isfinite().sum()])
         sums, count = over_processes(total).tolist()
@@ -252,7 +248,7 @@ class PeakStop:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The net inside of what `torch.compile` and data parallelism wrap around it."""
+    """Return the network within the wrappers of `torch.compile` and of data parallelism."""
     parallel = (nn.parallel.DistributedDataParallel, nn.parallel.DataParallel)
     while hasattr(model, "_orig_mod") or isinstance(model, parallel):
         model = model.module if isinstance(model, parallel) else model._orig_mod

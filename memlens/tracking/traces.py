@@ -1,4 +1,4 @@
-"""The signals of every sample at every epoch, as arrays: what a recorder leaves."""
+"""The recorded signals of every sample in every epoch, as arrays."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,20 +8,25 @@ SIGNALS = ("loss", "grad_l2", "grad_l1", "margin", "el2n")
 
 
 class Trace(Mapping[str, np.ndarray]):
-    """Signals of every sample at every epoch: name -> (n_epochs, n_samples) float32.
+    """Signals of every sample in every epoch: name -> (n_epochs, n_samples) float32.
 
-    The sample axis is last; rows are epochs from 0; a row of NaN was not measured, and a NaN in a
-    row that holds values is a gap: a sample that was not visited in that epoch. ``trace["loss"]``
-    and ``trace.loss`` are the same array. `until` gives the first epochs as a trace of their own,
-    `filled` one without gaps.
+    ``trace["loss"]`` and ``trace.loss`` are the same array. Row t is epoch t, counted from 0. A row
+    of NaN is an epoch in which the signal was not measured. A NaN in any other row is a gap: the
+    sample was not visited in that epoch.
+
+    >>> trace = Trace({"loss": np.array([[2.0, 0.5], [1.0, np.nan]])})
+    >>> trace
+    Trace(2 epochs, 2 samples: loss)
+    >>> trace.filled().loss.tolist()
+    [[2.0, 0.5], [1.0, 0.5]]
 
     Attributes
     ----------
-    lr : ndarray (n_epochs,) or None: learning rate of each epoch, for scores that weigh by it
-    y_true : ndarray (n_samples,) or None: labels, for scores that compare within a class
-    visits : ndarray (n_epochs, n_samples) int64: how often the epoch visited the sample; a value is
-        the mean over those visits. Where they were not counted, one for each loss that is there
-    counted : bool, whether visits were counted
+    n_epochs, n_samples : int
+    lr : ndarray (n_epochs,) or None
+        Learning rate of each epoch, for scores that are weighted by it.
+    y_true : ndarray (n_samples,) or None
+        Labels, for scores that compare samples of one class.
     """
 
     def __init__(
@@ -38,13 +43,13 @@ class Trace(Mapping[str, np.ndarray]):
         self._arrays = dict(arrays)
         self.n_epochs, self.n_samples = next(iter(shapes.values()))
         epochs, samples = (self.n_epochs,), (self.n_samples,)
-        for name, beside, shape in (
+        for name, array, shape in (
             ("lr", lr, epochs),
             ("y_true", y_true, samples),
             ("visits", visits, epochs + samples),
         ):
-            if beside is not None and np.shape(beside) != shape:
-                raise ValueError(f"{name} has shape {np.shape(beside)}; expected {shape}")
+            if array is not None and np.shape(array) != shape:
+                raise ValueError(f"{name} has shape {np.shape(array)}; expected {shape}")
         self.lr, self.y_true, self._visits = lr, y_true, visits
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -66,79 +71,83 @@ class Trace(Mapping[str, np.ndarray]):
 
     @property
     def counted(self) -> bool:
-        """Whether visits were counted."""
+        """True if visits were counted, as by a `CountingRecorder`."""
         return self._visits is not None
 
     @property
     def visits(self) -> np.ndarray:
-        """How often each epoch visited each sample, (n_epochs, n_samples) int64."""
-        return self._seen.astype(np.int64) if self._visits is None else self._visits
+        """Visit counts of each sample in each epoch, (n_epochs, n_samples) int64.
+
+        The value of a signal is the mean over these visits. If visits were not counted, every
+        measured value counts as one visit.
+        """
+        return self._measured.astype(np.int64) if self._visits is None else self._visits
 
     @property
     def visited(self) -> np.ndarray:
-        """Whether a sample was ever visited, bool (n_samples,)."""
-        return (self._seen if self._visits is None else self._visits).any(0)
+        """True for samples with at least one visit, bool (n_samples,)."""
+        return (self._measured if self._visits is None else self._visits).any(0)
 
     @property
-    def _seen(self) -> np.ndarray:
+    def _measured(self) -> np.ndarray:
         signal = next((name for name in SIGNALS if name in self), next(iter(self)))
         return ~np.isnan(self[signal])
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the prediction was right, bool; a tie of logits counts as wrong."""
+        """True where the prediction was right, bool (n_epochs, n_samples); a tie is wrong."""
         return self.margin > 0
 
     def until(self, n_epochs: int) -> "Trace":
-        """The first ``n_epochs`` epochs.
+        """Return the trace of the first ``n_epochs`` epochs.
 
         Raises
         ------
         ValueError
-            If the trace does not have that many.
+            If the trace has fewer epochs, or ``n_epochs`` is below 1.
         """
         if not 1 <= n_epochs <= self.n_epochs:
-            raise ValueError(f"asked for {n_epochs} epochs of a trace of {self.n_epochs}")
+            raise ValueError(f"n_epochs is {n_epochs}; expected 1 to {self.n_epochs}")
         arrays = {name: array[:n_epochs] for name, array in self.items()}
         lr = None if self.lr is None else self.lr[:n_epochs]
         visits = None if self._visits is None else self._visits[:n_epochs]
         return Trace(arrays, lr=lr, y_true=self.y_true, visits=visits)
 
     def of(self, samples: np.ndarray) -> "Trace":
-        """The trace of some samples alone: a boolean mask (n_samples,), or positions."""
+        """Return the trace of some samples: a boolean mask (n_samples,), or positions."""
         arrays = {name: array[:, samples] for name, array in self.items()}
         y_true = None if self.y_true is None else np.asarray(self.y_true)[samples]
         visits = None if self._visits is None else self._visits[:, samples]
         return Trace(arrays, lr=self.lr, y_true=y_true, visits=visits)
 
     def filled(self) -> "Trace":
-        """A trace without gaps: each holds the sample's last earlier value, as if seen unchanged.
+        """Return the trace with each gap filled by the sample's last earlier value.
 
-        Before its first visit a sample holds the value of that visit, so that no score takes an
-        event from there. A sample that was never visited stays NaN, and so does, where visits are
-        not counted, a row that was not measured at all. A trace without gaps is returned as it is.
+        Gaps before the first visit get its value, so that no score counts a change there. A sample
+        that was never visited stays NaN. If visits were not counted, rows that were not measured
+        stay NaN as well. A trace without gaps is returned as it is.
         """
-        arrays = {name: _carried(array, whole=self.counted) for name, array in self.items()}
+        arrays = {name: _fill(array, all_rows=self.counted) for name, array in self.items()}
         if all(arrays[name] is array for name, array in self.items()):
             return self
         return Trace(arrays, lr=self.lr, y_true=self.y_true, visits=self._visits)
 
 
-def _carried(rows: np.ndarray, whole: bool) -> np.ndarray:
-    """Rows (n_epochs, n_samples) with every gap filled; the same object where there is none.
+def _fill(rows: np.ndarray, all_rows: bool) -> np.ndarray:
+    """Return (n_epochs, n_samples) with its gaps filled; the array itself if there are none.
 
-    ``whole``: a row of NaN is a row of gaps, and not one that was never measured.
+    ``all_rows``: a row of NaN is a row of gaps, not one that was not measured.
     """
-    holes = np.isnan(rows)
-    if not holes.any():
+    missing = np.isnan(rows)
+    if not missing.any():
         return rows
-    measured = np.flatnonzero(whole | ~holes.all(1))
-    if not holes[measured].any():
+    measured = np.flatnonzero(all_rows | ~missing.all(1))
+    if not missing[measured].any():
         return rows
-    part, gaps = rows[measured], holes[measured]
-    row = np.where(gaps, -1, np.arange(len(part))[:, None])
-    row = np.maximum.accumulate(row, axis=0)  # the last visit up to each epoch
-    row = np.where(row < 0, (~gaps).argmax(0), row)  # none yet: the first one
+    part, gaps = rows[measured], missing[measured]
+    source = np.where(gaps, -1, np.arange(len(part))[:, None])
+    source = np.maximum.accumulate(source, axis=0)  # the last visit up to each epoch
+    source = np.where(source < 0, (~gaps).argmax(0), source)  # before the first visit: that one
     filled = rows.copy()
-    filled[measured] = np.take_along_axis(part, row, axis=0)
+    filled[measured] = np.take_along_axis(part, source, axis=0)
     return filled

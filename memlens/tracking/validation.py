@@ -1,4 +1,4 @@
-"""Refuse what a recorder cannot record: wrong steps, indices, visits and states; divergence."""
+"""Errors of a recorder: wrong steps, indices, visits and states; divergence."""
 
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ def check_step(index: Tensor, x: Tensor, logits: Tensor, y: Tensor) -> None:
 
 
 def check_range(bounds: Tensor, n_samples: int) -> None:
-    """Raise ValueError if an index lies outside the training set; bounds are rows of (low, high)."""
+    """Raise ValueError if an index is outside the training set; bounds are rows of (low, high)."""
     low, high = bounds.amin().item(), bounds.amax().item()
     if low < 0 or high >= n_samples:
         raise ValueError(
@@ -39,12 +39,12 @@ def check_visits(visits: Tensor | None, epoch: int) -> None:
         raise ValueError("end_epoch() without an update() in this epoch")
     if bool((visits == 1).all()):
         return
-    twice, never = ((found).nonzero()[:, 0] for found in (visits > 1, visits == 0))
+    twice, never = (mask.nonzero()[:, 0] for mask in (visits > 1, visits == 0))
     raise ValueError(
         f"epoch {epoch}: {len(twice)} samples were visited more than once (first: "
         f"{twice[:3].tolist()}) and {len(never)} never (first: {never[:3].tolist()}); visit each "
         "sample once an epoch, without drop_last or a sampler with replacement, or use "
-        "CountingRecorder, which counts visits; it also serves several processes"
+        "CountingRecorder, which counts visits and supports several processes"
     )
 
 
@@ -61,7 +61,7 @@ def check_state(state: Mapping[str, Any], kind: str, shape: tuple[int, int]) -> 
     """
     found = state.get("kind", "Recorder")
     if found != kind:
-        raise ValueError(f"the state is of a {found}: load it into one, not into a {kind}")
+        raise ValueError(f"the state is of a {found}; expected that of a {kind}")
     unfinished = state.get("unfinished", [])
     rows = [*state["rows"], *(tensor for tensor in unfinished if tensor.ndim == 2)]
     wrong = [tuple(row.shape) for row in rows if tuple(row.shape) != shape]
@@ -74,7 +74,7 @@ def check_state(state: Mapping[str, Any], kind: str, shape: tuple[int, int]) -> 
 
 
 def raise_divergence(row: Tensor, epoch: int) -> NoReturn:
-    """Raise FloatingPointError for an epoch's signals (n_signals, n_samples) that are not finite."""
+    """Raise FloatingPointError for the signals of an epoch, (n_signals, n_samples)."""
     bad = {k: int((~values.isfinite()).sum()) for k, values in zip(SIGNALS, row, strict=True)}
     name = max(bad, key=bad.get)
     if bad["loss"] == 0 and bool(row[GRADIENTS].isnan().all()):

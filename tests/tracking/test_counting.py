@@ -18,7 +18,7 @@ N = 12
 
 
 def recorded(epochs, kind, seed=0):
-    """Scores of random logits: what counts here is which visits there are."""
+    """Record random logits: only the visits matter here."""
     recorder, generator = kind(N), torch.Generator().manual_seed(seed)
     for order in epochs:
         x = recorder.watch(torch.randn(len(order), 3, generator=generator))
@@ -56,12 +56,12 @@ def test_counted_single_visits_give_the_scores_of_the_plain_recorder():
     pd.testing.assert_frame_equal(plain.scores(), found, rtol=1e-6)
 
 
-def test_forgetting_counts_between_visits_alone():
+def test_forgetting_counts_changes_between_visits():
     margin = np.array([[1, np.nan, -1], [np.nan, 1, np.nan], [-1, np.nan, np.nan], [1, -1, 1]])
     trace = Trace({"margin": margin}, visits=(~np.isnan(margin)).astype(np.int64))
     found = scores.score_frame(trace, Peak(3, None), np.arange(3)).forgetting
     assert found.tolist() == [1, 1, 0]
-    # a gap that is read as a wrong answer is a forgetting that never was
+    # without filling, a gap counts as a wrong prediction
     assert scores.forgetting(Trace({"margin": margin[:, :1]})).tolist() == [1]
     assert scores.forgetting(Trace({"margin": margin[[0, 1, 3], :1]})).tolist() == [1]
     kept = Trace({"margin": margin[[0, 1, 3], :1]}, visits=trace.visits[[0, 1, 3], :1])
@@ -78,7 +78,7 @@ def test_a_sample_never_visited_has_no_score_and_changes_no_other():
     pd.testing.assert_frame_equal(found.iloc[:6], alone, check_names=False)
 
 
-def test_a_share_that_is_not_merged_scores_what_it_saw():
+def test_a_share_that_is_not_merged_scores_its_visits():
     share = CountingRecorder(N)
     for order in ([0, 1, 2], [1, 2, 3]):
         x, index = share.watch(torch.randn(3, 3)), torch.tensor(order)
@@ -108,7 +108,7 @@ def test_a_sample_without_a_gradient_has_no_learning_time_and_changes_no_other()
     assert np.isnan(scores.learning_time(nothing)).all()
 
 
-def test_nothing_from_after_the_peak_is_in_what_stops_there():
+def test_scores_that_end_at_the_peak_use_no_later_value():
     nan = np.nan
     loss = np.array([[1, nan, 2], [3, nan, nan], [nan, 9, 5]])
     trace = Trace({"loss": loss, "grad_l2": loss}, visits=(~np.isnan(loss)).astype(np.int64))
@@ -118,7 +118,7 @@ def test_nothing_from_after_the_peak_is_in_what_stops_there():
     np.testing.assert_array_equal(found.csl, [7, 27, 9])
 
 
-def test_the_share_of_one_process_of_several_is_not_taken_for_all(monkeypatch):
+def test_scores_of_one_process_of_several_raise_a_warning(monkeypatch):
     recorder = recorded([range(N)], CountingRecorder)
     monkeypatch.setattr("memlens.tracking.counting.world_size", lambda: 2)
     with pytest.warns(UserWarning, match=r"one process's share: call recorder.gathered\(\)"):
@@ -129,7 +129,7 @@ def test_the_share_of_one_process_of_several_is_not_taken_for_all(monkeypatch):
 
 
 @pytest.mark.parametrize("holes", [0.0, 0.4])
-def test_sums_and_means_are_over_the_visits_really_made(holes):
+def test_sums_and_means_are_over_visits(holes):
     trace = random_trace(holes)
     visits = trace.visits * np.random.default_rng(1).integers(1, 4, trace.visits.shape)
     trace = Trace(dict(trace), visits=visits)
@@ -166,7 +166,7 @@ def test_every_visit_within_an_epoch_counts_in_the_sum():
     assert found.csl_sum[2] == 0 and np.isnan(found.csl_mean[2])
 
 
-def test_label_quality_is_what_cleanlab_takes():
+def test_label_quality_is_accepted_by_cleanlab():
     rank = pytest.importorskip("cleanlab.rank")
     score = pd.Series([0.3, 8.0, 0.1, np.nan, 2.0, 0.3])
     quality = scores.label_quality(score)

@@ -1,4 +1,4 @@
-"""The recorder: scatter under shuffling, short batches, resume, merge, foreign loops, bad input."""
+"""The recorder: scatter under shuffling, short batches, resume, merge, scaled losses, bad input."""
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ def task():
 
 
 def visit(recorder, task, indices, reduction="mean", factor=1.0, **how):
-    """One batch through a loop that does not train, so that the oracle is one pass."""
+    """Record a batch without training, so that the oracle is one pass."""
     net, x, y = task
     batch = recorder.watch(x[indices])
     logits = net(batch)
@@ -82,8 +82,8 @@ def test_the_means_are_those_of_the_epoch(task):
     assert repr(recorder) == f"Recorder({N} samples, 1 epochs finished)"
 
 
-def test_a_wrong_scatter_would_be_seen(task):
-    """The oracle test can fail: writing by loader position instead of index does not pass it."""
+def test_a_wrong_scatter_fails(task):
+    """The oracle test can fail: values stored by loader position instead of index do not pass."""
     recorder = Recorder(N)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     net, x, y = task
@@ -97,7 +97,7 @@ def test_a_wrong_scatter_would_be_seen(task):
     assert not torch.allclose(found, oracle(task)["loss"], rtol=1e-3)
 
 
-def test_resume_goes_on_where_it_was(task):
+def test_a_resumed_recorder_gives_the_same_trace(task):
     whole, first = Recorder(N), Recorder(N)
     for seed in range(3):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
@@ -135,7 +135,7 @@ def test_visits_are_counted(task):
         recorder.end_epoch()
 
 
-def test_a_forgotten_watch_is_named(task):
+def test_a_missing_watch_is_reported(task):
     net, x, y = task
     recorder = Recorder(N)
     logits = net(x)
@@ -147,7 +147,7 @@ def test_a_forgotten_watch_is_named(task):
         recorder.update(torch.arange(N), watched, net(watched), y)
 
 
-def test_other_bad_input_is_named(task):
+def test_other_bad_input_is_refused(task):
     net, x, y = task
     with pytest.raises(ValueError, match=r"n_samples is 0"):
         Recorder(0)
@@ -171,7 +171,7 @@ def test_other_bad_input_is_named(task):
         recorder.update(torch.arange(N - 1), batch, net(batch), y)
 
 
-def test_divergence_is_named(task):
+def test_divergence_is_reported(task):
     net, x, y = task
     with torch.no_grad():
         next(net.parameters()).fill_(torch.nan)
@@ -181,12 +181,12 @@ def test_divergence_is_named(task):
         recorder.end_epoch()
 
 
-def test_a_trace_checks_its_shapes_and_gives_prefixes():
+def test_a_trace_checks_its_shapes_and_returns_prefixes():
     with pytest.raises(ValueError, match=r"one shape \(n_epochs, n_samples\)"):
         Trace({"loss": np.zeros((2, 3)), "margin": np.zeros((3, 2))})
     trace = Trace({"loss": np.arange(6.0).reshape(2, 3)})
     assert trace.until(1).loss.tolist() == [[0, 1, 2]]
-    with pytest.raises(ValueError, match=r"asked for 3 epochs of a trace of 2"):
+    with pytest.raises(ValueError, match=r"n_epochs is 3; expected 1 to 2"):
         trace.until(3)
     with pytest.raises(AttributeError, match=r"no signal 'margin'"):
         _ = trace.margin
@@ -268,12 +268,12 @@ def test_a_scaled_loss_gives_the_same_gradients(task, kind, as_tensor):
         scale = torch.tensor(factor, dtype=torch.float64) if as_tensor else factor
         visit(recorder, task, indices, factor=factor, loss_scale=scale)
         if as_tensor:
-            scale.fill_(7.0)  # its owner goes on
+            scale.fill_(7.0)  # the caller reuses it
     recorder.end_epoch()
     assert_is_oracle(recorder, task)
 
 
-def test_a_scale_that_is_kept_quiet_would_be_seen(task):
+def test_a_missing_loss_scale_fails(task):
     recorder = Recorder(N)
     visit(recorder, task, torch.arange(N), factor=0.5)
     recorder.end_epoch()
@@ -305,7 +305,7 @@ def test_gradients_that_overflow_under_a_scaler_are_not_measured(task, kind):
 
 @pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
 @pytest.mark.parametrize("scale", [torch.inf, torch.nan])
-def test_a_scale_that_is_no_number_leaves_its_batch_unmeasured(task, kind, scale):
+def test_a_scale_that_is_not_finite_leaves_its_batch_unmeasured(task, kind, scale):
     recorder = kind(N)
     visit(recorder, task, torch.arange(8), loss_scale=torch.tensor(scale))
     visit(recorder, task, torch.arange(8, N))
@@ -340,7 +340,7 @@ def test_overflow_without_a_scaler_or_of_everything_is_divergence(task, kind):
 
 
 @pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
-def test_resume_within_an_epoch_goes_on_where_it_was(task, kind):
+def test_resuming_within_an_epoch_gives_the_same_trace(task, kind):
     whole, first = kind(N), kind(N)
     for epoch in range(2):
         for step, indices in enumerate(torch.arange(N).split(8)):
@@ -376,7 +376,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(task):
         visit(begun, task, torch.arange(8))
     epoch_of(recorder, task, torch.arange(N), 8)
     for begun, message in (
-        (counting, "the state is of a CountingRecorder: load it into one, not into a Recorder"),
+        (counting, "the state is of a CountingRecorder; expected that of a Recorder"),
         (larger, "the state has 38 samples and 5 signals, the recorder 37 and 5"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -397,7 +397,7 @@ def test_buffers_that_a_loop_writes_to_again_are_not_read_later(task):
     assert_is_oracle(recorder, task)
 
 
-def test_with_no_bytes_to_hold_nothing_of_a_step_is_kept(task):
+def test_with_flush_bytes_0_no_tensor_of_a_step_is_kept(task):
     recorder = Recorder(N, flush_bytes=0)
     net, x, y = task
     for indices in torch.arange(N).split(8):
@@ -432,12 +432,12 @@ def test_merged_halves_keep_every_bit(task):
         assert (merged.trace[name] == whole.trace[name]).all(), name
 
 
-def test_alone_a_recorder_is_gathered_already(task):
+def test_in_one_process_gathered_is_the_recorder_itself(task):
     recorder = CountingRecorder(N)
     assert recorder.gathered() is recorder and not recorder.merged
 
 
-def test_a_share_knows_what_it_did_not_see(task):
+def test_a_share_counts_its_visits_only(task):
     left, right = CountingRecorder(N), CountingRecorder(N)
     epoch_of(left, task, torch.arange(8), 8)
     epoch_of(right, task, torch.arange(8, N), 8)
@@ -453,7 +453,7 @@ STOPPED = {"sgal", "early_csg"}  # they add up to a peak
 
 @pytest.fixture
 def by_hand():
-    """A recorder that holds what a step gives of the trace worked out by hand."""
+    """A recorder with the in-step signals of the trace worked out by hand."""
     recorder = Recorder(3)
     rows = np.stack([TRACE[name] for name in SIGNALS], 1)  # (n_epochs, n_signals, n_samples)
     recorder.load_state_dict({"rows": list(torch.from_numpy(rows))})
@@ -471,7 +471,7 @@ def test_scores_are_those_worked_out_by_hand(by_hand, peak):
     assert found.index.tolist() == [0, 1, 2] and found.index.name == "index"
 
 
-def test_without_a_peak_only_the_scores_that_stop_there_are_missing(by_hand):
+def test_without_a_peak_only_the_scores_that_end_there_are_missing(by_hand):
     expected = by_hand.scores(1).drop(columns=list(STOPPED))
     pd.testing.assert_frame_equal(by_hand.scores(), expected, check_exact=True)
 
@@ -483,14 +483,14 @@ def test_a_peak_in_the_first_and_in_the_last_epoch(by_hand):
     assert (last["sgal"] == last["csl"]).all() and (last["early_csg"] == last["csg"]).all()
 
 
-def test_scores_are_there_after_each_epoch_and_within_the_next(task):
-    """Of a net that does not train every epoch is the same: sums grow, means stay."""
+def test_scores_are_available_after_each_epoch_and_within_the_next(task):
+    """Without training every epoch is the same: sums grow, means stay."""
     recorder, expected, before = Recorder(N), oracle(task), None
     for n_epochs in (1, 2, 3):
         visit(recorder, task, torch.arange(5))
         if before is not None:
             pd.testing.assert_frame_equal(recorder.scores(n_epochs - 2), before, check_exact=True)
-            with pytest.raises(ValueError, match="expected a Peak, as stop.peak is, or an int"):
+            with pytest.raises(ValueError, match="expected a Peak, such as stop.peak, or an int"):
                 recorder.scores(n_epochs - 1)  # the epoch that has begun is not finished
         epoch_of(recorder, task, torch.arange(5, N), 8)
         before = recorder.scores(n_epochs - 1)
@@ -505,7 +505,7 @@ def test_scores_are_there_after_each_epoch_and_within_the_next(task):
             assert before[name].to_numpy() == pytest.approx(values.numpy(), 1e-4, 1e-6), name
 
 
-def test_scores_where_visits_are_counted_are_scores_alone(task):
+def test_scores_with_counted_visits_have_no_column_of_visits(task):
     recorder = CountingRecorder(N)
     for order in ([0, 1, 1], [2, 0, 0]):
         epoch_of(recorder, task, torch.tensor(order), 2)
@@ -537,7 +537,7 @@ def test_a_peak_outside_of_the_finished_epochs_is_refused(by_hand, peak):
      PeakStop()],
 )  # fmt: skip
 def test_a_peak_that_is_no_number_of_an_epoch_is_refused(by_hand, peak):
-    with pytest.raises(TypeError, match=r"peak is .*expected a Peak, as stop.peak is, or an int"):
+    with pytest.raises(TypeError, match=r"peak is .*expected a Peak, such as stop.peak, or an int"):
         by_hand.scores(peak)
 
 
