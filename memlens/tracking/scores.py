@@ -1,11 +1,11 @@
-"""Every score that falls out of one training, as a pure function of a `Trace`; the catalogue.
+"""The scores of one training as pure functions of a `Trace`, and their catalogue.
 
-All scores are (n_samples,) float64 and oriented so that higher means more memorized, or more
-suspicious. The same functions serve the in-step trace (train mode, augmented inputs, before each
-update) and the post-hoc trace (eval mode, clean inputs, after each epoch). T is the number of
-epochs, t counts them from 0, g is the gradient of a sample's loss by its normalised input. Where a
-signal is not measured in every epoch, scores take the epochs that have it. Where samples are
-visited unequally, the functions want `Trace.filled`, which `score_frame` sees to.
+All scores are (n_samples,) float64, and higher means more memorized, or more suspicious. The same
+functions take the trace recorded during training (train mode, augmented inputs, before each update)
+and the post-hoc trace (eval mode, clean inputs, after each epoch). T is the number of epochs, t
+counts them from 0, g is the gradient of a sample's loss with respect to its normalised input. A
+signal that is not measured in every epoch is used in the epochs in which it is. For traces with
+gaps, pass `Trace.filled`, as `score_frame` does.
 """
 
 from collections.abc import Callable
@@ -21,30 +21,30 @@ EARLY_EPOCH = 10  # of EL2N and GraNd: early in training, as Paul et al. 2021 (1
 
 
 def csg(trace: Trace) -> np.ndarray:
-    """CSG: sum of squared L2 norms of the input gradient (Ravikumar 2026, Eq. 3)."""
+    """Return CSG: the sum of squared L2 norms of the input gradient (Ravikumar 2026, Eq. 3)."""
     return (trace.grad_l2.astype(np.float64) ** 2).sum(0)
 
 
 def csg_plain(trace: Trace) -> np.ndarray:
-    """The same sum of plain L2 norms, as the CSG authors' public code adds them up."""
+    """Return the sum of L2 norms, not squared, as in the CSG authors' public code."""
     return trace.grad_l2.sum(0, dtype=np.float64)
 
 
 def loss_sensitivity(trace: Trace) -> np.ndarray:
-    """Mean L1 norm of the input gradient (Arpit et al. 2017)."""
+    """Return the mean L1 norm of the input gradient (Arpit et al. 2017)."""
     return trace.grad_l1.mean(0, dtype=np.float64)
 
 
 def csl(trace: Trace) -> np.ndarray:
-    """CSL: sum of the losses (Ravikumar et al. 2025)."""
+    """Return CSL: the sum of the losses (Ravikumar et al. 2025)."""
     return trace.loss.sum(0, dtype=np.float64)
 
 
 def forgetting(trace: Trace, never_learned: float | None = None) -> np.ndarray:
-    """How often a right prediction turned wrong (Toneva et al. 2019).
+    """Return the number of changes from a right to a wrong prediction (Toneva et al. 2019).
 
-    A sample never right gets ``never_learned``; by default T, as there. Other code gives it 0, 1000
-    or infinity.
+    A sample that was never right gets ``never_learned``, by default T as in the paper. Other
+    implementations use 0, 1000 or infinity.
     """
     correct = trace.correct
     events = (correct[:-1] & ~correct[1:]).sum(0)
@@ -53,29 +53,29 @@ def forgetting(trace: Trace, never_learned: float | None = None) -> np.ndarray:
 
 
 def first_correct(trace: Trace, never_learned: float | None = None) -> np.ndarray:
-    """First epoch with a right prediction; for a sample never right ``never_learned``, or T."""
+    """Return the first epoch with a right prediction; without one ``never_learned``, or T."""
     correct = trace.correct
     never = trace.n_epochs if never_learned is None else never_learned
     return np.where(correct.any(0), correct.argmax(0), never).astype(np.float64)
 
 
 def share_wrong(trace: Trace) -> np.ndarray:
-    """Share of the epochs with a wrong prediction, in [0, 1]."""
+    """Return the share of epochs with a wrong prediction, in [0, 1]."""
     return 1 - trace.correct.mean(0)
 
 
 def last_wrong(trace: Trace) -> np.ndarray:
-    """Last epoch with a wrong prediction, + 1; 0 for a sample that never was wrong."""
+    """Return the last epoch with a wrong prediction, + 1; 0 for a sample that was never wrong."""
     wrong = ~trace.correct
     last = trace.n_epochs - wrong[::-1].argmax(0)
     return np.where(wrong.any(0), last, 0).astype(np.float64)
 
 
 def learning_time(trace: Trace) -> np.ndarray:
-    """Share of epochs at which the running mean gradient norm is not below its grand mean.
+    """Return the share of epochs in which the running mean gradient norm is not below its mean.
 
-    The form in which the CSG authors compute Eq. 4; the threshold is the mean over all samples and
-    epochs. A sample whose gradient was not measured has NaN, and is not in that mean.
+    This is how the CSG authors compute Eq. 4: the threshold is the mean over all samples and
+    epochs. A sample whose gradient was not measured is NaN, and left out of that mean.
     """
     epochs = np.arange(1, trace.n_epochs + 1)[:, None]
     running_mean = trace.grad_l2.cumsum(0, dtype=np.float64) / epochs  # (n_epochs, n_samples)
@@ -87,89 +87,89 @@ def learning_time(trace: Trace) -> np.ndarray:
 
 
 def aum(trace: Trace) -> np.ndarray:
-    """Minus the mean margin (area under the margin, Pleiss et al. 2020, negated)."""
+    """Return minus the mean margin (area under the margin, Pleiss et al. 2020, negated)."""
     return -trace.margin.mean(0, dtype=np.float64)
 
 
 def el2n(trace: Trace) -> np.ndarray:
-    """Norm of the error vector at one early epoch of one run (Paul et al. 2021 average ten)."""
+    """Return EL2N in one early epoch of one run (Paul et al. 2021 average ten runs)."""
     return trace.el2n[min(EARLY_EPOCH, trace.n_epochs - 1)].astype(np.float64)
 
 
 def final_loss(trace: Trace) -> np.ndarray:
-    """Loss in the last epoch."""
+    """Return the loss in the last epoch."""
     return trace.loss[-1].astype(np.float64)
 
 
 def in_confidence(trace: Trace) -> np.ndarray:
-    """1 minus the probability of the true class in the last epoch (Carlini et al. 2019)."""
+    """Return 1 minus the probability of the label in the last epoch (Carlini et al. 2019)."""
     return -np.expm1(-trace.loss[-1].astype(np.float64))
 
 
 def in_confidence_max(trace: Trace) -> np.ndarray:
-    """1 minus the largest probability in the last epoch, whichever class has it.
+    """Return 1 minus the largest probability of any class in the last epoch.
 
-    The form of the CSL authors' public code. A sample that the net calls wrong with certainty gets
-    0 here and 1 by `in_confidence`.
+    This is the form of the CSL authors' public code. A sample with a certain but wrong prediction
+    gets 0 here, and 1 from `in_confidence`.
     """
     log_largest = np.maximum(-trace.margin[-1].astype(np.float64), 0) - trace.loss[-1]
     return -np.expm1(np.minimum(log_largest, 0))
 
 
 def curvature(trace: Trace) -> np.ndarray:
-    """Mean over epochs and probes of the norm ||Hv||."""
+    """Return the mean of ||Hv|| over epochs and random directions v."""
     return np.nanmean(trace.curvature, axis=0, dtype=np.float64)
 
 
 def curvature_squared(trace: Trace) -> np.ndarray:
-    """Mean over epochs and probes of ||Hv||^2 (Garg et al. 2024, Eq. 6)."""
+    """Return the mean of ||Hv||^2 over epochs and random directions (Garg et al. 2024, Eq. 6)."""
     return np.nanmean(trace.curvature_squared, axis=0, dtype=np.float64)
 
 
 def curvature_last(trace: Trace) -> np.ndarray:
-    """Norm ||Hv|| at the end of training alone (Garg et al. 2024, Table 4)."""
+    """Return ||Hv|| at the end of training (Garg et al. 2024, Table 4)."""
     return _latest(trace.curvature)
 
 
 def vog(trace: Trace) -> np.ndarray:
-    """Variance of the true-class logit's gradient over all checkpoints (Agarwal et al. 2022)."""
+    """Return the variance of the label's logit gradient over all epochs (Agarwal et al. 2022)."""
     return _latest(trace.vog)
 
 
 def vog_last5(trace: Trace) -> np.ndarray:
-    """The same over the last five checkpoints."""
+    """Return VoG over the last five epochs."""
     return _latest(trace.vog_last)
 
 
 def vog_class(trace: Trace) -> np.ndarray:
-    """VoG over all checkpoints, standardised within the sample's class, as its authors rank it."""
+    """Return VoG over all epochs, standardised within the class, as its authors rank it."""
     return class_normalised(vog(trace), trace.y_true)
 
 
 def vog_last5_class(trace: Trace) -> np.ndarray:
-    """VoG over the last five checkpoints, standardised within the class."""
+    """Return VoG over the last five epochs, standardised within the class."""
     return class_normalised(vog_last5(trace), trace.y_true)
 
 
 def grand(trace: Trace) -> np.ndarray:
-    """GraNd: norm of the weight gradient at one early epoch (Paul et al. 2021), one run."""
+    """Return GraNd: the norm of the weight gradient in one early epoch (Paul et al. 2021)."""
     return _latest(trace.weight_grad[: EARLY_EPOCH + 1])
 
 
 def tracin(trace: Trace) -> np.ndarray:
-    """TracIn self-influence: sum of lr * ||weight gradient||^2 (Pruthi et al. 2020, TracInCP)."""
+    """Return TracIn self-influence, sum of lr ||weight gradient||^2 (Pruthi et al. 2020)."""
     return _self_influence(trace.weight_grad, trace.lr)
 
 
 def tracin_last_layer(trace: Trace) -> np.ndarray:
-    """TracIn self-influence through the weights of the last layer alone, a usual shortcut."""
+    """Return TracIn self-influence of the last layer's weights, a common approximation."""
     return _self_influence(trace.weight_grad_last, trace.lr)
 
 
 def class_normalised(values: np.ndarray, y_true: np.ndarray) -> np.ndarray:
-    """Values (n_samples,) minus the mean of their class, over its standard deviation.
+    """Return values (n_samples,) minus the mean of their class, divided by its standard deviation.
 
-    0 throughout a class without spread.
+    In a class without variation they are 0.
     """
     if np.shape(y_true) != values.shape:
         raise ValueError(
@@ -177,16 +177,16 @@ def class_normalised(values: np.ndarray, y_true: np.ndarray) -> np.ndarray:
         )
     y_true, normal = np.asarray(y_true), np.zeros_like(values, dtype=np.float64)
     for label in np.unique(y_true):
-        own = values[y_true == label]
-        normal[y_true == label] = (own - own.mean()) / (own.std() or 1.0)
+        of_class = values[y_true == label]
+        normal[y_true == label] = (of_class - of_class.mean()) / (of_class.std() or 1.0)
     return normal
 
 
 def _latest(rows: np.ndarray) -> np.ndarray:
-    """The last row that was measured, (n_samples,)."""
+    """Return the last row that was measured, (n_samples,)."""
     measured = np.flatnonzero(~np.isnan(rows).any(1))
     if not measured.size:
-        raise ValueError(f"none of {len(rows)} epochs was measured: lower `every` in Measure")
+        raise ValueError(f"none of {len(rows)} epochs was measured: lower `every` in MeasureConfig")
     return rows[measured[-1]].astype(np.float64)
 
 
@@ -198,14 +198,19 @@ def _self_influence(norms: np.ndarray, lr: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """What a score column is.
+    """A row of the catalogue: a score and its documentation.
 
     Attributes
     ----------
-    function : from a `Trace` (here) or from what extra trainings left (room ``proxies``)
-    formula, variant, never_learned, source : str
-    needs : tuple of str, the signals it is made of
-    until_peak : bool, whether it stops at the peak of the weight norm
+    function : callable
+        From a `Trace`, or from the outputs of extra trainings (`ensembles.proxies`).
+    formula, variant, source : str
+    never_learned : str
+        Value for a sample that was never predicted right; "-" if that is no special case.
+    needs : tuple of str
+        Signals that it is computed from.
+    until_peak : bool
+        True if the sum ends at the peak of a curve.
     """
 
     function: Callable[..., np.ndarray]
@@ -218,7 +223,7 @@ class Score:
 
     @property
     def post_hoc_only(self) -> bool:
-        """Whether the training step alone cannot give it."""
+        """True if it needs signals that are not recorded during training."""
         return not set(self.needs) <= set(SIGNALS)
 
 
@@ -282,19 +287,24 @@ CATALOGUE: dict[str, Score] = {
 
 
 def score_frame(trace: Trace, peak: Peak | None, index: np.ndarray) -> pd.DataFrame:
-    """Compute all scores that the trace has the signals for.
+    """Compute every score whose signals are in the trace.
 
-    A trace with gaps is filled, up to the peak from what lies before it; a sample that was never
-    visited has NaN for every score, one first visited after the peak for those that stop there, and
-    no other score depends on it.
+    Gaps in the trace are filled; scores that end at the peak use values up to the peak only. A
+    sample that was never visited is NaN in every score, and one first visited after the peak in
+    those that end there. Neither changes the scores of other samples.
 
     Parameters
     ----------
     trace : Trace
     peak : Peak or None
-        Where SGAL and early CSG stop adding up; None leaves these two out.
+        Last epoch of the sums SGAL and early CSG; None leaves these two out.
     index : ndarray (n_samples,)
-        Original index of each sample: the index of the frame.
+        Original index of each sample.
+
+    Returns
+    -------
+    DataFrame (n_samples,)
+        Index "index"; one float64 column a score.
     """
     named = pd.Index(index, name="index")
     visited = trace.visited
@@ -312,10 +322,15 @@ def score_frame(trace: Trace, peak: Peak | None, index: np.ndarray) -> pd.DataFr
 
 
 def visit_sums(trace: Trace) -> pd.DataFrame:
-    """Return sums and means over visits, where samples are visited unequally.
+    """Return sums and means over visits, for samples that are visited unequally.
 
-    A sum grows with the number of visits, a mean does not. With one visit an epoch, the sums are
+    A sum grows with the number of visits, a mean does not. With one visit per epoch, the sums are
     `csl` and `csg`, and the mean L1 norm is `loss_sensitivity`.
+
+    >>> signals = {name: np.array([[1.0, 3.0]]) for name in ("loss", "grad_l2", "grad_l1")}
+    >>> sums = visit_sums(Trace(signals, visits=np.array([[2, 1]])))
+    >>> sums[["visits", "csl_sum", "csl_mean"]].values.tolist()
+    [[2.0, 2.0, 1.0], [1.0, 3.0, 3.0]]
 
     Parameters
     ----------
@@ -325,8 +340,8 @@ def visit_sums(trace: Trace) -> pd.DataFrame:
     Returns
     -------
     DataFrame (n_samples,)
-        visits, and csl, csg and loss_sensitivity, each as _sum and _mean. For a sample that was
-        never visited the mean is NaN, and the sum 0.
+        Columns visits, and csl, csg and loss_sensitivity, each as _sum and _mean. For a sample
+        that was never visited the sum is 0 and the mean NaN.
     """
     visits = trace.visits
     columns = {"visits": visits.sum(0)}
@@ -345,10 +360,10 @@ def visit_sums(trace: Trace) -> pd.DataFrame:
 
 
 def label_quality(score: pd.Series) -> pd.Series:
-    """Return a score as a label quality, as cleanlab defines it: lower is more suspicious.
+    """Return a score as cleanlab's label quality: lower means more suspicious.
 
-    It is computed from ranks, so it does not depend on the unit of the score. Equal scores get
-    equal values; NaN stays NaN.
+    It is computed from ranks, so the unit of the score does not matter. Equal scores get equal
+    values; NaN stays NaN.
 
     >>> label_quality(pd.Series([3.0, 1.0, 2.0, 9.0])).tolist()
     [0.375, 0.875, 0.625, 0.125]

@@ -1,9 +1,9 @@
-"""Per-sample quantities as pure functions: each is defined here, once.
+"""Per-sample signals as pure functions.
 
-Shapes: ``logits`` (n, n_classes), ``y`` (n,) int64, ``x`` (n, ...) a net's input. Every function
-returns one number a sample, (n,), unless it says otherwise. Functions that take a model call it in
-the mode it is in and assume that samples do not touch each other: with batch norm in train mode
-they do, and `own_loss_gradient` is there to measure by how much.
+Shapes: ``logits`` (n, n_classes), ``y`` (n,) int64, ``x`` (n, ...) the input of a network. Results
+have shape (n,) unless documented otherwise. Functions that take a model call it in its current mode
+and assume that its output for a sample depends on that sample only. Batch norm in train mode breaks
+this assumption; `own_loss_gradient` measures by how much.
 """
 
 import warnings
@@ -19,14 +19,14 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, in nats, 0 or more."""
+    """Return the cross-entropy, in nats, 0 or more."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """True-class logit minus the largest other logit; above 0 where the prediction is right.
+    """Return the label's logit minus the largest other logit (Pleiss et al. 2020).
 
-    On logits, not probabilities (Pleiss et al. 2020). A tie counts as wrong.
+    It is above 0 where the prediction is right; a tie counts as wrong.
     """
     true = logits.gather(1, y[:, None])[:, 0]
     others = logits.scatter(1, y[:, None], -torch.inf)
@@ -34,37 +34,38 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def el2n(logits: Tensor, y: Tensor) -> Tensor:
-    """L2 norm of softmax minus one-hot label, in [0, sqrt 2] (Paul et al. 2021)."""
-    # Not F.one_hot, which looks at the labels: on a GPU that is to wait for it.
+    """Return the L2 norm of softmax minus one-hot label, in [0, sqrt 2] (Paul et al. 2021)."""
+    # F.one_hot reads the labels, which on a GPU would synchronise with the host.
     one_hot = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
     return (logits.softmax(1) - one_hot).norm(dim=1)
 
 
 class GradientNorms(NamedTuple):
-    """L2 and L1 norm of each sample's gradient, (n,) each; the L2 norm is not squared."""
+    """L2 norm (not squared) and L1 norm of each sample's gradient, (n,) each."""
 
     l2: Tensor
     l1: Tensor
 
 
 def gradient_norms(gradient: Tensor) -> GradientNorms:
-    """Norms of per-sample gradients (n, ...)."""
+    """Return the norms of per-sample gradients (n, ...)."""
     flat = gradient.flatten(1)
     return GradientNorms(flat.norm(dim=1), flat.abs().sum(1))
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of each sample's loss by its own input, (n, ...), in the space of ``x``."""
+    """Return the gradient of each sample's loss with respect to its input, (n, ...)."""
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         return torch.autograd.grad(loss(model(x), y).sum(), x)[0]
 
 
 def own_loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """As `input_gradient`, with the other samples' losses left out: n backward passes.
+    """Return the gradient of each sample's own loss, excluding the other losses of the batch.
 
-    The two differ where samples touch each other in the forward pass (batch norm, train mode).
-    The buffers of the model (running statistics) are left as they were.
+    It differs from `input_gradient` where the forward pass couples samples (batch norm in train
+    mode), and takes n backward passes. The buffers of the model (running statistics) are not
+    changed.
     """
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     x = x.detach().requires_grad_(True)
@@ -76,10 +77,10 @@ def own_loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def logit_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of each sample's true-class logit by its own input, (n, ...), in the space of ``x``.
+    """Return the gradient of the label's logit with respect to the input, (n, ...).
 
-    Of the logit, not of the loss, so that it does not vanish for a fitted sample (Agarwal, D'souza
-    and Hooker 2022: the gradients whose variance is VoG).
+    Unlike the gradient of the loss, it does not vanish for a fitted sample. Its variance is VoG
+    (Agarwal, D'souza and Hooker 2022).
     """
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -88,14 +89,14 @@ def logit_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def weight_norm(model: nn.Module) -> Tensor:
-    """L2 norm of all parameters together, a scalar."""
+    """Return the L2 norm of all parameters together, a scalar."""
     return torch.stack([p.detach().float().norm() for p in model.parameters()]).norm()
 
 
 class Curvature(NamedTuple):
     """Input-loss curvature of each sample, (n,) each, 0 or more.
 
-    ``norm``: mean over probes of ||Hv||, what the authors' code averages.
+    ``norm``: mean of ||Hv|| over random directions v, as in the authors' code.
     ``squared``: mean of ||Hv||^2, an estimate of the trace of H squared (Eq. 3 and 6).
     """
 
@@ -113,27 +114,31 @@ def curvature(
     exact: bool = False,
     seed: int = 0,
 ) -> Curvature:
-    """Curvature of the loss around each input (Garg, Ravikumar and Roy 2024, Eq. 3 to 6).
+    """Return the curvature of the loss around each input (Garg et al. 2024, Eq. 3 to 6).
 
-    H is the Hessian of a sample's loss by its input, v a vector of random signs. The paper's
-    finite difference takes (gradient at x + h v) - (gradient at x); here it is divided by h, so
-    that it estimates Hv at any h. The clean gradient is shared by all probes: n + 1 gradients,
-    not 2 n. Eval mode, float32 or float64; the perturbation is in the space of ``x``.
+    H is the Hessian of a sample's loss with respect to its input, v a vector of random signs. The
+    paper's finite difference is (gradient at x + h v) - (gradient at x); here it is divided by h,
+    so that it estimates Hv for any h. All directions share the gradient at x, so the cost is
+    n_directions + 1 gradients.
 
     Parameters
     ----------
+    model : nn.Module
+        In eval mode.
+    x : Tensor (n, ...), float32 or float64
+    y : Tensor (n,), int64
     n_directions : int
         Random directions to average over.
     step : float
-        h, the size of the step in each coordinate; ignored when ``exact``.
+        h, the step in each coordinate of ``x``; not used if ``exact``.
     exact : bool
-        Exact Hessian-vector products by differentiating the gradient instead.
+        Compute Hv by differentiating the gradient, in place of the finite difference.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
     """
     if n_directions < 1 or not step > 0:
         raise ValueError(
-            f"n_directions={n_directions}, step={step}: expected at least one probe, step > 0"
+            f"n_directions={n_directions}, step={step}: expected at least 1 direction, step > 0"
         )
     warn_if_train_mode(model)
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -168,28 +173,35 @@ def zero_order_curvature(
     step: float = 1e-3,
     seed: int = 0,
 ) -> Tensor:
-    """Curvature of the loss around each input from losses alone, without any gradient; 0 or more.
+    """Return the curvature of the loss around each input, from losses alone; 0 or more.
 
-    The mean over draws of |l(x + u + v) - l(x + u - v) - l(x - u + v) + l(x - u - v)| / (4 h^2),
-    with u and v vectors of random signs times h: each is an estimate of |u' H v| / h^2 (Ravikumar
-    et al. 2024, Curvature Clues, who divide by 4 h, which changes no order). Four forward passes a
-    draw. The differences are of the order of h^2: in float32 with h = 1e-3 they drown in rounding.
+    It is the mean of |l(x + u + v) - l(x + u - v) - l(x - u + v) + l(x - u - v)| / (4 h^2), where u
+    and v are vectors of random signs times h. Each term estimates |u' H v| / h^2 (Ravikumar et al.
+    2024, Curvature Clues, who divide by 4 h, which does not change the order). Each pair of
+    directions takes four forward passes. The differences are of the order of h^2, so that float32
+    rounding at h = 1e-3 would dominate them.
 
     Parameters
     ----------
     model : callable, (n, ...) -> logits (..., n, n_classes)
-        One net, or several at once; the result has the leading axes of the logits.
-    x, y : Tensor (n, ...), float64, and (n,)
+        One network, or several at once; the result has the leading axes of the logits.
+    x : Tensor (n, ...), float64
+    y : Tensor (n,), int64
     n_directions : int
         Pairs of random directions to average over.
     step : float
-        h, the size of a step in each coordinate.
+        h, the step in each coordinate of ``x``.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is not float64.
     """
     if n_directions < 1 or not step > 0:
         raise ValueError(
-            f"n_directions={n_directions}, step={step}: expected at least one draw, step > 0"
+            f"n_directions={n_directions}, step={step}: expected at least 1 direction, step > 0"
         )
     if x.dtype != torch.float64:
         raise TypeError(f"x is {x.dtype}: second differences need float64, in the model as well")
@@ -197,7 +209,7 @@ def zero_order_curvature(
         warn_if_train_mode(model)
     generator = torch.Generator(x.device).manual_seed(seed)
 
-    def at(moved: Tensor) -> Tensor:
+    def loss_at(moved: Tensor) -> Tensor:
         logits = model(moved)
         labels = y.expand(logits.shape[:-1])
         return loss(logits.flatten(0, -2), labels.flatten()).view(labels.shape)
@@ -206,21 +218,22 @@ def zero_order_curvature(
     with torch.no_grad():
         for _ in range(n_directions):
             u, v = (step * (torch.randint(2, x.shape, **options).to(x) * 2 - 1) for _ in range(2))
-            mixed = at(x + u + v) - at(x + u - v) - at(x - u + v) + at(x - u - v)
-            total = total + mixed.abs() / (4 * step**2 * n_directions)
+            difference = loss_at(x + u + v) - loss_at(x + u - v)
+            difference = difference - loss_at(x - u + v) + loss_at(x - u - v)
+            total = total + difference.abs() / (4 * step**2 * n_directions)
     return total
 
 
 def warn_if_train_mode(model: nn.Module) -> None:
-    """Warn about layers in train mode that make one sample's signals depend on others, or chance.
+    """Warn if layers in train mode couple samples (batch norm) or are random (dropout).
 
-    The warning names the caller's caller.
+    The warning points to the caller's caller.
     """
     layers = [m for m in model.modules() if m.training and isinstance(m, _BatchNorm | _DropoutNd)]
     if layers:
         names = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         warnings.warn(
-            f"the model is in train mode and has {names}: what is measured for one sample then "
-            "depends on the others, or on chance; call model.eval() first",
+            f"the model is in train mode and has {names}: the signals of a sample then depend "
+            "on the other samples, or are random; call model.eval() first",
             stacklevel=3,
         )

@@ -25,7 +25,7 @@ def frame():
 
 @pytest.mark.parametrize("name", sorted(scores.CATALOGUE))
 def test_score_by_hand(frame, name):
-    """A score in the catalogue that is not in `hand_made` fails: none without an oracle."""
+    """A score in the catalogue without an oracle in `hand_made` fails."""
     assert frame[name].to_numpy() == pytest.approx(SCORES[name], abs=1e-6)
     assert frame[name].dtype == np.float64
 
@@ -50,7 +50,7 @@ def test_columns_appear_only_where_their_signals_were_measured():
     assert {"curvature", "vog", "grand", "tracin"} <= post_hoc
 
 
-def test_without_a_peak_the_columns_that_stop_there_are_left_out(frame):
+def test_without_a_peak_the_columns_that_end_there_are_left_out(frame):
     found = scores.score_frame(TRACE, None, np.array([7, 8, 9]))
     expected = frame.drop(columns=["sgal", "early_csg"])
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
@@ -71,7 +71,7 @@ def test_large_gradients_do_not_overflow():
 
 
 def test_a_sample_never_learned_gets_the_documented_value():
-    """T is the number of epochs; and the argument overrides it."""
+    """The value is T, the number of epochs, unless the argument overrides it."""
     margin = np.array([[-1, 1], [0, -1], [-3, 1], [-1, 1], [-1, -1]], dtype=np.float32)
     trace = Trace({"margin": margin})
     values = {"T": 5.0, "1": 1.0}
@@ -88,7 +88,7 @@ def test_a_sample_never_learned_gets_the_documented_value():
 
 
 def test_in_confidence_against_the_softmax():
-    """Both forms from the logits themselves, however sure the net is."""
+    """Both forms match the logits, even for very large ones."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 4, generator=generator, dtype=torch.float64) * 5
     logits[0], y = torch.tensor([90.0, 0, 0, 0]), torch.arange(50) % 4
@@ -128,7 +128,7 @@ def test_grand_and_el2n_are_those_of_the_early_epoch():
     assert scores.grand(Trace({"weight_grad": gaps})) == [8]
 
 
-def test_what_was_never_measured_is_named():
+def test_unmeasured_signals_are_reported():
     with pytest.raises(ValueError, match=r"none of 4 epochs was measured: lower `every`"):
         scores.vog(Trace({"vog": np.full((4, 3), np.nan)}))
     bare = Trace({"vog": np.ones((4, 3)), "weight_grad": np.ones((4, 3))})
@@ -139,8 +139,8 @@ def test_what_was_never_measured_is_named():
 
 
 @pytest.mark.parametrize("model", ["mlp", "small_cnn_bn"])
-def test_tracin_with_one_checkpoint_and_rate_one_is_grand_squared(tiny, model):
-    """On a real training; and at any rate it is the rate times that."""
+def test_tracin_of_one_epoch_with_rate_one_is_grand_squared(tiny, model):
+    """On a real training; at any other rate it is the rate times that."""
     measure = MeasureConfig(posthoc=True, weight_gradients=True)
     for lr in (1.0, 0.01):
         config = TrainConfig(epochs=1, batch_size=16, lr=lr, milestones=())

@@ -102,7 +102,7 @@ def test_gradients_do_not_depend_on_the_batch(net, batch):
     assert torch.allclose(shuffled, whole[order], rtol=1e-10, atol=1e-14)
 
 
-def test_norms_do_not_see_a_flip(batch):
+def test_norms_do_not_change_under_a_flip(batch):
     x, _ = batch
     norms, flipped = signals.gradient_norms(x), signals.gradient_norms(x.flip(-1))
     assert torch.allclose(norms.l2, flipped.l2)
@@ -171,7 +171,7 @@ def test_exact_curvature_converges_to_the_trace_of_the_squared_hessian(smooth):
     assert errors[1] < errors[0]
 
 
-def test_one_exact_probe_is_the_norm_of_a_hessian_vector_product(smooth):
+def test_one_exact_direction_gives_the_norm_of_a_hessian_vector_product(smooth):
     net, x, y = smooth
     found = signals.curvature(net, x, y, n_directions=1, exact=True, seed=7)
     signs = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(7)) * 2.0 - 1
@@ -210,11 +210,11 @@ def test_curvature_costs_n_plus_1_gradients(smooth, monkeypatch):
 
 @pytest.mark.parametrize("bad", [{"n_directions": 0}, {"step": 0.0}, {"step": float("nan")}])
 def test_bad_curvature_arguments_are_refused(smooth, bad):
-    with pytest.raises(ValueError, match=r"expected at least one probe, step > 0"):
+    with pytest.raises(ValueError, match=r"expected at least 1 direction, step > 0"):
         signals.curvature(*smooth, **bad)
 
 
-def test_batch_norm_couples_samples_and_the_oracle_knows(batch):
+def test_batch_norm_couples_samples_and_own_loss_gradient_shows_it(batch):
     x, y = batch
     net = registry.build("mlp_bn", CLASSES, SHAPE).double().train()
     buffers = [b.clone() for b in net.buffers()]
@@ -229,7 +229,7 @@ def test_batch_norm_couples_samples_and_the_oracle_knows(batch):
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(CLASSES), nn.Dropout(0.5)])
-def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, layer):
+def test_a_model_that_couples_samples_or_is_random_raises_a_warning(batch, layer):
     x, y = batch
     net = nn.Sequential(nn.Flatten(), nn.Linear(18, CLASSES), layer).double()
     with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
@@ -279,7 +279,7 @@ def test_zero_order_curvature_is_the_second_differential(smooth_net):
         signals.zero_order_curvature(nn.Sequential(net, nn.BatchNorm1d(CLASSES).double()), x, y)
 
 
-def test_zero_order_curvature_takes_several_nets_at_once_and_names_bad_input(smooth_net):
+def test_zero_order_curvature_takes_several_nets_at_once_and_refuses_bad_input(smooth_net):
     net, x, y = smooth_net
     both = lambda x: torch.stack([net(x), 2 * net(x)])  # noqa: E731
     found = signals.zero_order_curvature(both, x, y, n_directions=3, seed=1)

@@ -39,7 +39,7 @@ def normalised_layers():
 
 
 def tokens():
-    """(n, 6, 12), then (n, 2, 3, 12): the same weights for each of six places."""
+    """(n, 6, 12), then (n, 2, 3, 12): the same weights for each of six positions."""
 
     def forward(net, x):
         h = net.norm(torch.tanh(net.first(x.reshape(len(x), 6, 12))))
@@ -73,7 +73,7 @@ def tied():
     return nn.Sequential(nn.Flatten(), *(part for layer in layers for part in (layer, nn.Tanh())))
 
 
-def nothing_to_tap():
+def no_hooked_layer():
     weight = nn.Parameter(torch.randn(72, CLASSES) / 9)
     return Net(lambda net, x: x.flatten(1) @ net.weight, weight=weight)
 
@@ -87,7 +87,7 @@ def frozen():
 
 
 def frozen_start():
-    """Layers that nothing flows back to."""
+    """Layers without a gradient."""
     body = registry.build("small_cnn_bn", CLASSES, SHAPE)
     for layer in body[:6]:
         layer.requires_grad_(False)
@@ -95,7 +95,7 @@ def frozen_start():
 
 
 def other_kinds():
-    """Layers that no formula is known for: they get one gradient a sample."""
+    """Layers without a formula: they get one gradient per sample."""
     round_about = nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
     layers = [round_about, nn.GroupNorm(2, 4), nn.PReLU(), nn.Conv2d(4, 2, 3, padding="same")]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(72, CLASSES))
@@ -129,7 +129,7 @@ NETS = {
     "frozen": frozen,
     "frozen_start": frozen_start,
     "tied": tied,
-    "nothing_to_tap": nothing_to_tap,
+    "no_hooked_layer": no_hooked_layer,
     "other_kinds": other_kinds,
     "batch_norm_of_sequences": batch_norm_of_sequences,
     "one_layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES)),
@@ -170,15 +170,15 @@ def one_by_one(net, x, y):
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in squares.items()}
 
 
-def tapped(net, x, y):
-    with LayerHooks(net) as taps:
+def squared_norms(net, x, y):
+    with LayerHooks(net) as hooks:
         total = F.cross_entropy(net(x), y, reduction="sum")
-    back = torch.autograd.grad(total, taps.edges) if taps.edges else ()
-    return taps, taps.squared_norms(back, x, y)
+    back = torch.autograd.grad(total, hooks.edges) if hooks.edges else ()
+    return hooks, hooks.squared_norms(back, x, y)
 
 
 def test_every_parameter_against_single_samples(net, batch):
-    truth, (_, found) = one_by_one(net, *batch), tapped(net, *batch)
+    truth, (_, found) = one_by_one(net, *batch), squared_norms(net, *batch)
     assert list(found) == list(truth)
     for name, values in found.items():
         assert torch.allclose(values, truth[name], rtol=1e-9, atol=1e-12), name
@@ -222,18 +222,18 @@ def test_the_model_is_left_as_it_was(net, batch):
     assert not batch[0].requires_grad
 
 
-def test_both_ways_over_places_are_taken_and_agree(batch, monkeypatch):
-    """Few places with many channels and many places with few: each has its cheaper product."""
+def test_both_products_over_positions_are_used_and_agree(batch, monkeypatch):
+    """Many channels and few positions, or the reverse: the cheaper product is computed."""
     taken = []
-    for name in ("_by_places", "_by_weights"):
+    for name in ("_by_positions", "_by_weights"):
         real = getattr(weightgrads, name)
         monkeypatch.setattr(
             weightgrads, name, lambda *a, name=name, real=real: taken.append(name) or real(*a)
         )
     generator = torch.Generator().manual_seed(0)
-    for places, name in ((2, "_by_places"), (50, "_by_weights")):
-        inputs, back = (torch.randn(3, k, places, generator=generator) for k in (6, 5))
-        found = weightgrads._over_places(inputs, back)
+    for positions, name in ((2, "_by_positions"), (50, "_by_weights")):
+        inputs, back = (torch.randn(3, k, positions, generator=generator) for k in (6, 5))
+        found = weightgrads._over_positions(inputs, back)
         slow = [float((b @ i.T).pow(2).sum()) for i, b in zip(inputs, back, strict=True)]
         assert found.tolist() == pytest.approx(slow, rel=1e-5)
         assert set(taken) == {name}
@@ -256,8 +256,8 @@ def test_any_convolution_has_the_norms_of_autograd(kernel, stride, padding, dila
     pool = (nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = nn.Sequential(layer, *pool).double()
     x, y = torch.randn(3, 4, 8, 8).double(), torch.tensor([0, 5, 7])
-    taps, found = tapped(net, x, y)
-    assert taps.last == "0"
+    hooks, found = squared_norms(net, x, y)
+    assert hooks.last == "0"
     for name, values in one_by_one(net, x, y).items():
         assert torch.allclose(found[name], values, rtol=1e-9, atol=1e-14), name
 
@@ -265,25 +265,25 @@ def test_any_convolution_has_the_norms_of_autograd(kernel, stride, padding, dila
 def test_the_last_layer_is_the_classifier(batch):
     for name in ("mlp", "small_cnn_bn"):
         net = registry.build(name, CLASSES, SHAPE).double().eval()
-        taps, _ = tapped(net, *batch)
-        assert taps.last == str(len(net) - 1)
-    assert tapped(tokens().double(), *batch)[0].last == "last"
+        hooks, _ = squared_norms(net, *batch)
+        assert hooks.last == str(len(net) - 1)
+    assert squared_norms(tokens().double(), *batch)[0].last == "last"
 
 
 def test_parameters_without_a_formula_need_the_batch(batch):
     net = called_twice().double()
-    with LayerHooks(net) as taps:
+    with LayerHooks(net) as hooks:
         total = F.cross_entropy(net(batch[0]), batch[1], reduction="sum")
-    back = torch.autograd.grad(total, taps.edges)
+    back = torch.autograd.grad(total, hooks.edges)
     with pytest.raises(ValueError, match=r"pass x and y: \['mid.bias', 'mid.weight'\] need one"):
-        taps.squared_norms(back)
+        hooks.squared_norms(back)
 
 
-def test_taps_on_nothing_hear_nothing(batch):
+def test_hooks_on_no_model_record_nothing(batch):
     net = registry.build("mlp", CLASSES, SHAPE).double()
-    with LayerHooks(None) as taps:
+    with LayerHooks(None) as hooks:
         net(batch[0])
-    assert taps.edges == []
+    assert hooks.edges == []
 
 
 def test_hooks_go_even_when_the_forward_pass_fails():
@@ -294,7 +294,7 @@ def test_hooks_go_even_when_the_forward_pass_fails():
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(CLASSES, affine=False), nn.Dropout(0.5)])
-def test_a_model_that_couples_samples_or_draws_at_random_is_warned_of(batch, layer):
+def test_a_model_that_couples_samples_or_is_random_raises_a_warning(batch, layer):
     net = nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES), layer).double()
     with pytest.warns(UserWarning, match=rf"has {type(layer).__name__}: .* model.eval\(\) first"):
         weight_gradient_norm(net.train(), *batch)
