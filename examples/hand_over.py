@@ -1,8 +1,8 @@
-"""Hand scores over: pandas, a CSV of files for FiftyOne, label quality for cleanlab (needed here).
+"""Use scores in pandas, in FiftyOne (a CSV of image files) and in cleanlab, which is needed here.
 
     python examples/hand_over.py [FOLDER]
 
-FiftyOne takes columns as strings unless ``fields`` says what they are, and opens the CSV with
+FiftyOne opens the CSV, with the types of the columns in ``fields``, by
 ``fo.Dataset.from_dir(labels_path="FOLDER/scores.csv", dataset_type=fo.types.CSVDataset,
 fields={"label": str, "csl": float, "csg": float})``.
 """
@@ -26,7 +26,7 @@ import memlens as ml
 
 
 def scores_of_digits(x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
-    """All scores of a short training, a row a sample."""
+    """Return all scores of a short training, a row per sample."""
     torch.manual_seed(0)
     dataset = ml.with_index(TensorDataset(x, y))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -45,7 +45,7 @@ def scores_of_digits(x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Score digits of which one label in twenty is wrong, and hand the scores to the others."""
+    """Score digits of which one label in twenty is wrong, and pass the scores on."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     digits = load_digits()
     x = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
@@ -62,7 +62,7 @@ def main() -> None:
     table.to_csv(folder / "scores.csv", index=False)
     print(f"{len(table)} rows with file paths in scores.csv")
 
-    quality = ml.label_quality(scores["csl"])  # in (0, 1), the lower the more suspicious
+    quality = ml.label_quality(scores["csl"])  # in (0, 1), lower is more suspicious
     top = rank.find_top_issues(quality.to_numpy(), top=50)
     print(f"{int(wrong[top].sum())} of cleanlab's 50 top issues are wrong labels")
 

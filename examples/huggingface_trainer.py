@@ -15,7 +15,7 @@ import memlens as ml
 
 
 class Digits(Dataset):
-    """The digits as the Trainer wants them: dicts of what the net takes."""
+    """The digits as dicts of the arguments of the network, for the Trainer."""
 
     def __init__(self) -> None:
         digits = load_digits()
@@ -30,7 +30,7 @@ class Digits(Dataset):
 
 
 def main() -> None:
-    """Train a small vision transformer, and print the samples that are memorized most."""
+    """Train a small vision transformer, and print the most memorized samples."""
     torch.manual_seed(0)
     dataset = ml.with_index(Digits())
     config = ViTConfig(
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            remove_unused_columns=False,  # or the index is removed
+            remove_unused_columns=False,  # otherwise the Trainer removes the index
             num_train_epochs=4,
             per_device_train_batch_size=32,
             gradient_accumulation_steps=2,

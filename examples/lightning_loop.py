@@ -16,28 +16,28 @@ import memlens as ml
 
 
 class Classifier(LightningModule):
-    """A module as Lightning has it; only the batch is longer, by the index."""
+    """A usual Lightning module; the batch has the index in addition."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return the logits."""
         return self.net(x)
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Loss of a batch."""
+        """Return the loss of a batch."""
         _, x, y = batch
         return F.cross_entropy(self(x), y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD with momentum."""
+        """Return SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
 def main() -> None:
-    """Train with accumulated gradients, and print the samples that are memorized most."""
+    """Train with accumulated gradients, and print the most memorized samples."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     seed_everything(0, verbose=False)
     digits = load_digits()

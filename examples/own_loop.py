@@ -18,7 +18,7 @@ import memlens as ml
 
 
 def digits_with_noise() -> tuple[TensorDataset, torch.Tensor]:
-    """The digits, with one label in twenty replaced by a wrong one; and which they are."""
+    """Return the digits with one label in twenty wrong, and a mask of these."""
     digits = load_digits()
     x = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
     y = torch.tensor(digits.target)
@@ -27,7 +27,7 @@ def digits_with_noise() -> tuple[TensorDataset, torch.Tensor]:
 
 
 def main() -> None:
-    """Train until the input gradient peaks, and see whether wrong labels have high scores."""
+    """Train until the input gradient peaks, and compare the scores of wrong and right labels."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--accumulate", type=int, default=1, help="batches in a step")
     parser.add_argument("--amp", action="store_true", help="float16 and a GradScaler")
@@ -36,7 +36,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     data, wrong = digits_with_noise()
-    dataset = ml.with_index(data)  # every batch now begins with the index
+    dataset = ml.with_index(data)  # every batch begins with the index
     loader = DataLoader(dataset, batch_size=64, shuffle=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -55,7 +55,7 @@ def main() -> None:
                 recorder.update(index, x, logits, y, loss_scale=1 / args.accumulate)
             else:
                 scaler.scale(loss).backward()
-                scale = scaler.scale(torch.tensor(1 / args.accumulate))  # of the loss, in all
+                scale = scaler.scale(torch.tensor(1 / args.accumulate))  # in all
                 recorder.update(index, x, logits, y, loss_scale=scale)
             if (step + 1) % args.accumulate == 0 or step + 1 == len(loader):
                 if scaler is None:
