@@ -13,8 +13,7 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise ImportError(
-        "TrainerRecorder needs transformers and accelerate: "
-        "pip install 'transformers>=5,<6' 'accelerate>=1,<2'"
+        "TrainerRecorder needs transformers and accelerate: pip install 'memlens[huggingface]'"
     ) from error
 
 

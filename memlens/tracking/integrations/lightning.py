@@ -13,7 +13,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
     raise ImportError(
-        "LightningRecorder needs lightning: pip install 'lightning>=2.6,<3'"
+        "LightningRecorder needs lightning: pip install 'memlens[lightning]'"
     ) from error
 
 
