@@ -33,7 +33,7 @@ from memlens.experiments import paper
 from memlens.models import registry
 from memlens.storage import store
 from memlens.storage.checkpoints import TrainingCheckpoint
-from memlens.tracking import scores, stopping
+from memlens.tracking import peaks, scores
 
 NAMED = (
     ValueError, TypeError, FileNotFoundError, MemoryError, IndexError, KeyError, OSError,
@@ -207,7 +207,7 @@ CALLS = [
     Call("data.subset", lambda n: ml.load("digits").subset(n), _tuples(counts)),
     Call("data.with_noise", lambda r: ml.load("digits").with_noise(r), _tuples(scalars)),
     Call("load", ml.load, _tuples(scalars)),
-    Call("stopping.find_peak", lambda v, s: stopping.find_peak(v, **s),
+    Call("peaks.find_peak", lambda v, s: peaks.find_peak(v, **s),
          _tuples(vectors, settings_of(["patience", "min_rise"]))),
     Call("scores", _trace_score, _tuples(st.integers(0, 4), arrays(), st.none() | arrays())),
     Call("TrainConfig", _keywords(ml.TrainConfig), _tuples(settings_of(

@@ -21,7 +21,8 @@ from memlens.ensembles import subsets
 from memlens.ensembles.model_ensemble import ModelEnsemble, train_ensemble
 from memlens.models import registry
 from memlens.training.config import OPTIMIZERS
-from memlens.training.loop import shuffled, thread_count
+from memlens.training.devices import thread_count
+from memlens.training.loop import shuffled
 
 RECIPE = subsets.SWEEP_CONFIG
 ROUNDS = 3

@@ -23,7 +23,7 @@ from memlens.audit import duplicates, outputs
 from memlens.experiments.profiles import PROFILES
 from memlens.tracking import signals
 from memlens.training import devices, inference
-from memlens.training.loop import predict
+from memlens.training.inference import predict
 
 GPU, HERE = "cuda", "cpu"
 

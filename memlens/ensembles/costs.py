@@ -21,7 +21,8 @@ from memlens.storage.store import Store
 from memlens.tracking.scores import CATALOGUE, EARLY_EPOCH, Score
 from memlens.tracking.traces import SIGNALS
 from memlens.training.config import MeasureConfig, TrainConfig
-from memlens.training.loop import thread_count, train
+from memlens.training.devices import thread_count
+from memlens.training.loop import train
 from memlens.training.parallel import on_gpu
 
 EVERY_SCORE: dict[str, Score] = CATALOGUE | PROXIES

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from memlens.tracking.loss_scale import L2
+from memlens.tracking.peaks import Peak
 from memlens.tracking.processes import over_processes, world_size
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.stopping import Peak
 from memlens.tracking.traces import SIGNALS, Trace
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from memlens.tracking import validation
+from memlens.tracking.peaks import Peak, peak_within
 from memlens.tracking.scores import score_frame
-from memlens.tracking.stopping import Peak, peak_within
 from memlens.tracking.traces import SIGNALS, Trace
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from memlens.tracking.stopping import Peak
+from memlens.tracking.peaks import Peak
 from memlens.tracking.traces import SIGNALS, Trace
 
 EARLY_EPOCH = 10  # of EL2N and GraNd: early in training, as Paul et al. 2021 (10 to 20 of 200)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlens.tracking.stopping import PEAKS
+from memlens.tracking.peaks import PEAKS
 from memlens.training.devices import PRECISIONS, Engine
 
 AUGMENTS = ("none", "crop", "crop_flip")

@@ -15,7 +15,7 @@ from memlens.data.samples import Dataset
 from memlens.evaluation import plots
 from memlens.models import registry
 from memlens.tracking import scores
-from memlens.tracking.stopping import PEAKS, Peak
+from memlens.tracking.peaks import PEAKS, Peak
 from memlens.tracking.traces import Trace
 from memlens.training import devices
 from memlens.training.snapshots import SNAPSHOTS

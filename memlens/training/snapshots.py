@@ -1,6 +1,6 @@
 """When the weights of a network are worth keeping: the rule of one network and of many."""
 
-from memlens.tracking.stopping import PeakDetector
+from memlens.tracking.peaks import PeakDetector
 
 SNAPSHOTS = ("peak", "best_val", "last")
 

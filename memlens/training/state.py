@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from memlens.data.samples import Dataset
 from memlens.models import registry
+from memlens.tracking.peaks import PeakDetector
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.stopping import PeakDetector
 from memlens.training import devices
 from memlens.training.batches import Batches
 from memlens.training.config import MeasureConfig, TrainConfig

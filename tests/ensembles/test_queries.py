@@ -11,7 +11,7 @@ from memlens.ensembles import model_ensemble, queries
 from memlens.ensembles.model_ensemble import ModelEnsemble
 from memlens.ensembles.queries import AUGMENTATIONS, Queries, train_and_query
 from memlens.ensembles.subsets import subset_masks
-from memlens.tracking import signals, stopping
+from memlens.tracking import peaks, signals
 from memlens.training.config import TrainConfig
 
 # a strong decay, so that the weight norm peaks on the way
@@ -61,7 +61,7 @@ def test_each_net_is_asked_where_it_would_have_stopped_alone(double, train_alone
             states.append({k: v.clone() for k, v in net.state_dict().items()})
 
         net = train_alone(model, double, masks[m], RECIPE, seed, each=look)
-        peak = stopping.find_peak(curves["norm"], patience=RECIPE.patience).peak_epoch
+        peak = peaks.find_peak(curves["norm"], patience=RECIPE.patience).peak_epoch
         ends = {"peak": peak, "best_val": int(np.argmin(curves["loss"])), "last": 13, 1: 0, 5: 4}
         epochs[m] = ends
         for stop, epoch in ends.items():

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from memlens.tracking import scores
 from memlens.tracking.counting import CountingRecorder
+from memlens.tracking.peaks import Peak
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.stopping import Peak
 from memlens.tracking.traces import SIGNALS, Trace
 
 N = 12

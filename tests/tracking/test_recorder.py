@@ -10,8 +10,9 @@ from hand_made import SCORES, TRACE
 from memlens.models import registry
 from memlens.tracking import signals
 from memlens.tracking.counting import CountingRecorder
+from memlens.tracking.peaks import Peak
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.stopping import Peak, PeakStop
+from memlens.tracking.stopping import PeakStop
 from memlens.tracking.traces import SIGNALS, Trace
 
 N, CLASSES, SHAPE = 37, 3, (1, 4, 4)

@@ -10,7 +10,7 @@ from hand_made import SCORES, TRACE
 
 import memlens as ml
 from memlens.tracking import scores, signals
-from memlens.tracking.stopping import Peak
+from memlens.tracking.peaks import Peak
 from memlens.tracking.traces import Trace
 from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training.config import MeasureConfig, TrainConfig

@@ -10,8 +10,9 @@ from torch import nn
 
 from memlens.tracking import signals
 from memlens.tracking.counting import CountingRecorder
+from memlens.tracking.peaks import Peak, PeakDetector, find_peak
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.stopping import Peak, PeakDetector, PeakStop, find_peak, unwrapped
+from memlens.tracking.stopping import PeakStop, unwrapped
 
 
 def test_the_peak_is_detected_after_patience_epochs_without_a_new_best():

@@ -13,8 +13,9 @@ from memlens.models import registry
 from memlens.storage.store import Store
 from memlens.tracking import signals
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
+from memlens.training.inference import predict
 from memlens.training.jobs import Job, train_many
-from memlens.training.loop import predict, shuffled, train
+from memlens.training.loop import shuffled, train
 
 SHORT = TrainConfig(epochs=4, batch_size=16)
 

@@ -36,7 +36,7 @@ from memlens.storage import store
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.tracking import scores
 from memlens.tracking.recorder import SIGNALS, Recorder
-from memlens.tracking.stopping import Peak
+from memlens.tracking.peaks import Peak
 
 def peak():  # of this program alone: what getrusage tells, a child has from its parent
     status = Path("/proc/self/status").read_text()
