@@ -18,7 +18,7 @@ from memlens.__main__ import main
 from memlens.audit import config, outputs, pipeline, report
 from memlens.audit.audit_data import load_audit_data
 from memlens.storage import store
-from memlens.training import inference, progress
+from memlens.training import inference, loop, progress
 
 EPOCHS, N, FLIPS = 12, 500, 25
 FEW = 150  # where it does not matter what is found
