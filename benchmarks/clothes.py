@@ -1,4 +1,4 @@
-"""What a processor shows of the papers' clothes: Fashion-MNIST, 10,000 images, a small CNN.
+"""The papers' Fashion-MNIST on a processor: 10,000 images, a small CNN.
 
     python benchmarks/clothes.py
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine's name, results as CSV."""
+"""Shared by the benchmarks: interleaved timing, the machine's name, results as CSV."""
 
 import math
 import platform
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """How long a call takes, until a GPU has done what it was given."""
+    """Return the seconds of a call, until the GPU has finished its work."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What faults do to finished and unfinished work: kills, flipped bytes, a full disk, bad inputs.
+"""Faults and finished or unfinished work: kills, flipped bytes, a full disk, bad inputs.
 
     python benchmarks/faults.py                 # every part, about 25 minutes on two cores
     python benchmarks/faults.py flips disk      # these parts; the rows of the others are kept

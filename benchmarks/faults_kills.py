@@ -262,7 +262,7 @@ def kills(
 
 
 def _became_whole(name: str, names: set[str], right: dict[str, str]) -> bool:
-    """Whether a part is gone because what it is a part of is finished."""
+    """Return whether a part is gone because its artifact is finished."""
     return "." in name and (name.split(".")[0] in names or set(right) <= names)
 
 

@@ -1,4 +1,4 @@
-"""What recording costs in a loop that is not ours: plain PyTorch, Lightning, Hugging Face.
+"""Cost of recording in other loops: plain PyTorch, Lightning, Hugging Face.
 
     python benchmarks/foreign_loop.py
 

@@ -1,4 +1,4 @@
-"""What only a GPU can answer, in parts of a few minutes each: `results/gpu.csv`.
+"""Measurements that need a GPU, in parts of a few minutes each: `results/gpu.csv`.
 
     python benchmarks/gpu.py PART [--minutes 9] [--out DIR] [--work DIR] [--tiny]
 
@@ -39,7 +39,7 @@ def _work_folder() -> Path:
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for, with the defaults that depend on each other."""
+    """Parse the arguments, and fill in defaults that depend on each other."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=("list", *PARTS, "all"))
     parser.add_argument("--minutes", type=float, default=9.0, help="of a part, in this call")

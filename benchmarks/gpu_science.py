@@ -208,7 +208,7 @@ def similarity(bench: Bench, unit: Unit) -> None:
 
 
 def noise(bench: Bench) -> None:
-    """How well scores find flipped labels."""
+    """Measure how well scores find flipped labels."""
     found = trained(bench, NOISY)
     for score in SCORES:
         value = detection.auroc(found["noisy"], found[f"scores/{score}"])
@@ -217,7 +217,7 @@ def noise(bench: Bench) -> None:
 
 
 def precision(bench: Bench, case: str) -> None:
-    """How alike the scores of two trainings are."""
+    """Measure how similar the scores of two trainings are."""
     one, other = trained(bench, FLOAT32), trained(bench, OTHERS[case][0])
     for score in ("csg", "csl"):
         value = metrics.spearman(one[f"scores/{score}"], other[f"scores/{score}"])

@@ -1,4 +1,4 @@
-"""What scoring costs on a GPU, and how fast the training loop is: part `speed` of `gpu.py`.
+"""Cost of scoring on a GPU, and speed of the training loop: part `speed` of `gpu.py`.
 
 Plain training, training with the in-step recorder, and training with a pass of its own after each
 epoch, all by the package's own steps; beside them the loop as it is usually written. An epoch
@@ -196,7 +196,7 @@ def matrix_rate(device: torch.device, side: int) -> float:
 
 
 def waits(loop: Loop) -> str:
-    """What made the host wait for the GPU after an epoch's first step; "": nothing did.
+    """Return what made the host wait for the GPU after an epoch's first step; "" if nothing did.
 
     The epoch's order is copied to the GPU before the first step, and the closing reads the means:
     both wait, once an epoch, and are left out.

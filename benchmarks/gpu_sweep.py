@@ -86,7 +86,7 @@ def digits(bench: Bench) -> None:
 
 
 class Answers:
-    """Which net was trained on which sample and gets it right, (n_nets, n_samples) uint8 each."""
+    """Membership and correctness of each network and sample, (n_nets, n_samples) uint8 each."""
 
     def __init__(self, bench: Bench, n_samples: int) -> None:
         self.path = bench.work / "sweep.npz"
@@ -132,7 +132,7 @@ def cifar(bench: Bench) -> None:
 
 
 def tell(bench: Bench, predictions: Answers, truth: np.ndarray, epochs: int) -> None:
-    """What the nets so far say, in the table."""
+    """Write the results of the networks so far into the table."""
     masks, correct, n = (
         predictions.masks.astype(bool),
         predictions.correct.astype(bool),

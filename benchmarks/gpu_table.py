@@ -1,4 +1,4 @@
-"""What the parts of `gpu.py` share: the table of results, the clock, data of either size.
+"""Shared by the parts of `gpu.py`: the table of results, the clock, data of either size.
 
 The table is rewritten as a whole after every row, so that a kill costs no row that was printed. A
 part that was never run has its rows, too, without a value and with the note "not run".
@@ -51,7 +51,7 @@ class Goal(NamedTuple):
 
 
 def met(value: float, target: str) -> str:
-    """Whether a number meets its target: "met", "missed", or "" where there is none to meet."""
+    """Return "met" or "missed" for a number and its target, "" without a target."""
     sign, _, bound = target.partition(" ")
     if sign not in ("<=", ">="):
         return ""
@@ -99,7 +99,7 @@ class Table:
                 self._put(row)
 
     def has(self, part: str, case: str) -> bool:
-        """Whether this GPU has numbers of the case."""
+        """Return whether this GPU has numbers of the case."""
         wanted = (part, self._name(case), self.here["gpu"])
         own = [row for row in self.rows.values() if row["value"]]
         return any((row["part"], row["case"], row["gpu"]) == wanted for row in own)
@@ -169,7 +169,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """Where the part computes."""
+        """Device of the part."""
         return RECIPE.engine().device
 
     def less(self, whole: Any, tiny: Any) -> Any:

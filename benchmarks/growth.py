@@ -1,4 +1,4 @@
-"""What a training costs as samples, epochs, models and processes grow, and what large ones would.
+"""Cost of a training as samples, epochs, models and processes grow, and a forecast of large ones.
 
     python benchmarks/growth.py [--counts 500 1000 2000 5000] [--parts train folder] [--out DIR]
 
@@ -144,7 +144,7 @@ def trained(
 
 
 def slope(rows: list[dict], measure: str, per: int, name: str) -> list[dict]:
-    """How a measure grows with each sample, from the fewest to the most: what is fixed drops out.
+    """Return the growth of a measure for each sample, from the fewest to the most samples.
 
     In one process and in two; ``per``, so many epochs or nets.
     """

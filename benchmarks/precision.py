@@ -1,4 +1,4 @@
-"""How far bfloat16 moves the scores: Fashion-MNIST, small CNN, 20 epochs, on a processor.
+"""Effect of bfloat16 on the scores: Fashion-MNIST, small CNN, 20 epochs, on a processor.
 
     python benchmarks/precision.py
 

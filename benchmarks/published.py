@@ -1,4 +1,4 @@
-"""What a processor shows of the papers' CIFAR-100: its images, beside the published memorization.
+"""The papers' CIFAR-100 on a processor, compared with the published memorization.
 
     python benchmarks/published.py
 

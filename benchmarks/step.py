@@ -1,4 +1,4 @@
-"""What recording costs: an epoch of training with every in-step score over a plain one.
+"""Cost of recording: an epoch of training with every in-step score over a plain one.
 
     python benchmarks/step.py
 

@@ -73,7 +73,7 @@ def installed() -> "list[str] | None":
 
 
 def is_ready(extras: "list[str]") -> bool:
-    """Whether ``.venv`` was finished for exactly what is wanted now, with at least these extras."""
+    """Return whether ``.venv`` is up to date, with at least these extras."""
     found = installed()
     return found is not None and set(extras) <= set(found)
 

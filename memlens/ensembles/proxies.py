@@ -146,7 +146,7 @@ PROXIES: dict[str, Score] = {
                                 "truncated ranking, three folds", "-",
                                 "Northcutt 2021; Ravikumar 2025", ("folds",)),
     # Stored tables and figures have this name for it; high = suspicious, as all columns.
-    "label_quality": Score(label_error, "1 - held-out p_y", "continuous, three folds", "-",
+    "label_error": Score(label_error, "1 - held-out p_y", "continuous, three folds", "-",
                            "Northcutt 2021", ("folds",)),
     "curvature_ssft": Score(rank_mean, "mean of the ranks of curvature and ssft_mean",
                             "mean of ranks, as the paper states no combination", "-",

@@ -38,7 +38,7 @@ class Batches:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are a tensor, not files of a folder."""
+        """True if the images are a tensor, not files of a folder."""
         return isinstance(self.images, Tensor)
 
     def augmentation(self, seeds: Iterable[int], epoch: int) -> Augmentation | None:

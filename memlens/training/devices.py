@@ -109,7 +109,7 @@ class Engine:
 
     @property
     def key(self) -> list[str | bool]:
-        """What shapes a result, as part of a cache key."""
+        """Part of a cache key: the settings that shape a result."""
         return [self.device.type, self.bfloat16, self.channels_last, self.compiled]
 
     @property

@@ -59,7 +59,7 @@ class TrainingState:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left, or the peak at which to stop is detected."""
+        """True if no epoch is left, or if the peak at which to stop is detected."""
         stop = self.config.stop
         detected = stop and self.detectors[stop].peak.detected_epoch is not None
         return len(self.history) >= self.config.epochs or bool(detected)

@@ -85,7 +85,7 @@ def test_the_catalogue_has_all_scores():
     measured = table["measured"].str.split(" ").str[0]
     assert measured["csg"] == "in-step"
     assert measured[["curvature", "vog_class", "grand"]].tolist() == ["post-hoc"] * 3
-    retrained = ["ssft", "label_quality", "curvature_ssft", "grand_mean"]
+    retrained = ["ssft", "label_error", "curvature_ssft", "grand_mean"]
     assert set(measured[retrained]) == {"after"}
     assert table.loc["csg", "cost"] == "1"
     assert table.loc["sgal", "cost"] == "(1) x peak / T"
