@@ -74,7 +74,7 @@ class TrainingState:
         """Return everything that the next epochs depend on, as tensors and plain values."""
         parts = {"net": self.net, "optimizer": self.optimizer}
         parts |= {"recorder": self.recorder, "posthoc": self.posthoc}
-        state = {name: part.state_dict() for name, part in parts.items() if part}
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         return state | {"history": self.history, "snapshots": self.snapshots}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
