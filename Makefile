@@ -24,7 +24,7 @@ help:
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
 	@echo "make claims     write the claims of figures/digits/ into CLAIMS.md"
-	@echo "make env        only make .venv, for all of these (6 GB; the others do it by themselves)"
+	@echo "make env        make .venv only (6 GB); every other command makes it if needed"
 	@echo "make clean      remove .venv and what the tools left; data/ and figures/ stay"
 
 figures: env-figures

@@ -1,4 +1,4 @@
-"""The command line: ``memlens audit``, ``train``, ``reproduce``, ``claims`` and two listings."""
+"""The command line: ``audit``, ``train``, ``reproduce``, ``claims``, ``catalogue``, ``cache``."""
 
 import argparse
 import ast
@@ -73,13 +73,17 @@ def add_audit(commands: Any) -> None:
         "--yes", action="store_true", help="start work of more than an hour without confirmation"
     )
     audit.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the square images to train on"
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the square images to train on (default: up to 64)",
     )
     audit.add_argument("--classes", type=Path, metavar="FILE",
                        help="the classes, one per line; other labels are left out")  # fmt: skip
     audit.add_argument("--model", help="a network by name (default: chosen by device)")
     audit.add_argument("--epochs", type=int, metavar="N", help="maximum epochs of each training")
-    audit.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: auto)")
+    audit.add_argument("--device", default="auto",
+                       help="cpu, cuda, cuda:1 or auto (default): a GPU if any")  # fmt: skip
     audit.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
@@ -139,7 +143,7 @@ def add_reproduce(commands: Any) -> None:
         "--samples", type=int, metavar="N", help="number of training samples (default: all)"
     )
     reproduce.add_argument(
-        "--only", nargs="+", default=(), metavar="NN", help="run only these notebooks"
+        "--only", nargs="+", default=(), metavar="NN", help="only these notebooks, such as 02 04"
     )
     reproduce.add_argument("--fresh", action="store_true", help="empty the cache first")
     reproduce.add_argument("--save", action="store_true", help="store the outputs in the notebooks")
@@ -158,13 +162,15 @@ def add_reproduce(commands: Any) -> None:
 
 def add_claims(commands: Any) -> None:
     """Add the parser of ``memlens claims``."""
-    claims = commands.add_parser("claims", help="count the claims of the papers by verdict")
+    claims = commands.add_parser(
+        "claims", help="count the papers' claims by verdict; write CLAIMS.md"
+    )
     claims.set_defaults(run=run_claims)
     claims.add_argument("--profile", default="digits", help="profile of the runs (default: digits)")
     claims.add_argument("--file", type=Path, metavar="PATH",
-                        help="write this file, or check it (default: CLAIMS.md)")  # fmt: skip
+                        help="file to write, or to compare with --check (CLAIMS.md)")  # fmt: skip
     action = claims.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="write the claims to the file")
+    action.add_argument("--write", action="store_true", help="write the file; implied by --file")
     action.add_argument(
         "--check", action="store_true", help="write nothing; exit code 1 if the file is out of date"
     )
@@ -175,7 +181,7 @@ def add_cache(commands: Any) -> None:
     cache = commands.add_parser("cache", help="list, verify or clear cached work")
     cache.set_defaults(run=run_cache)
     cache.add_argument("action", nargs="?", choices=("list", "verify", "clear"), default="list",
-                       help="list size, age and cost; verify every byte; or clear")  # fmt: skip
+                       help="list entries with age and cost; verify or remove them")  # fmt: skip
     cache.add_argument(
         "--folder", type=Path, help="another cache, for example the --out of `memlens audit`"
     )

@@ -56,6 +56,10 @@ class AuditData:
     def __len__(self) -> int:
         return len(self.files)
 
+    def __repr__(self) -> str:
+        counts = f"{len(self):,} images, {self.dataset.n_classes} classes"
+        return f"AuditData({self.name}: {counts}, {len(self.skipped)} skipped)"
+
 
 def load_audit_data(
     path: str | Path,
@@ -67,8 +71,8 @@ def load_audit_data(
     """Read labelled images.
 
     Transparent images are composited on white. Images are grey if all of them are, otherwise RGB.
-    Of 16 bits the upper 8 are kept, the camera's rotation is applied, and of an animation the first
-    frame is read.
+    Images of 16 bits are reduced to their upper 8, EXIF rotation is applied, and only the first
+    frame of an animation is read.
 
     Parameters
     ----------
@@ -84,7 +88,7 @@ def load_audit_data(
         The known classes, in order; samples of other classes are skipped. By default all classes,
         sorted.
     exclude : Path, optional
-        A folder of results, which is no class although it may be among them.
+        A folder of results that must not be read as a class.
 
     Raises
     ------

@@ -67,6 +67,10 @@ class AuditResult:
     searched_near: bool
     calibration: pd.DataFrame | None = None
 
+    def __repr__(self) -> str:
+        data, n_pairs = self.audit_data, len(self.pairs)
+        return f"AuditResult({len(data):,} images of {data.name}, {n_pairs} duplicate pairs)"
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """Return the contents of ``scores.csv``, one row per sample.
@@ -118,9 +122,9 @@ class Audit:
     ----------
     audit_data : AuditData
     config : AuditConfig, optional
-        By default that of `choose_config`.
+        By default from `choose_config`.
     cache : Store, optional
-        Of the trainings; by default the cache.
+        Where trainings are stored; by default `store.cache_dir`.
     calibrate : bool
         Measure the precision of the suggestions on a copy of the data with planted flips. This
         doubles the time.
@@ -250,7 +254,7 @@ class Audit:
 
 
 def _predictions_key(key: str) -> str:
-    return key.replace("run-", "answers-", 1)
+    return key.replace("run-", "predictions-", 1)
 
 
 def run_audit(
@@ -268,9 +272,9 @@ def run_audit(
     audit_data : AuditData
         From `load_audit_data`.
     config : AuditConfig, optional
-        By default that of `choose_config`.
+        By default from `choose_config`.
     cache : Store, optional
-        Of the trainings; by default the cache.
+        Where trainings are stored; by default `store.cache_dir`.
     calibrate : bool
         Measure the precision of the suggestions on planted flips; twice the time.
     watch : callable, optional

@@ -116,7 +116,7 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
 
     Image sets are standardised: the network's input has mean 0 and standard deviation 1 in each
     channel of the training images. Digits are not. The images of "imagenet" are decoded on access
-    (`memlens.data.folders`); a warning is issued if 1,000 classes have another number of images.
+    (`memlens.data.folders`); it warns if 1,000 classes have not the images of ILSVRC 2012.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ class Dataset:
     pixel_max : float
         The value of a white pixel (255 for most uint8 images, 16 for digits).
     mean, std : tuple of float
-        Of the training pixels scaled to [0, 1], one per channel.
+        Subtracted from, and divided into, pixels scaled to [0, 1]; one per channel.
 
     Raises
     ------

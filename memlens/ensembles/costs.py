@@ -121,7 +121,7 @@ def measure_costs(
     Parameters
     ----------
     model : str
-        A name from ``models.MODELS``.
+        A name from ``registry.MODELS``.
     data : Dataset
     config : TrainConfig
         Configuration of a plain training.

@@ -145,9 +145,9 @@ PROXIES: dict[str, Score] = {
     "confident_learning": Score(confident_learning, "rank among the flagged, else 0",
                                 "truncated ranking, three folds", "-",
                                 "Northcutt 2021; Ravikumar 2025", ("folds",)),
-    # Stored tables and figures have this name for it; high = suspicious, as all columns.
+    # High = suspicious, as in all columns; cleanlab's label quality is the opposite.
     "label_error": Score(label_error, "1 - held-out p_y", "continuous, three folds", "-",
-                           "Northcutt 2021", ("folds",)),
+                         "Northcutt 2021", ("folds",)),
     "curvature_ssft": Score(rank_mean, "mean of the ranks of curvature and ssft_mean",
                             "mean of ranks, as the paper states no combination", "-",
                             "Garg 2024, Table 2", ("curvature", "second_split")),

@@ -105,7 +105,7 @@ class Queries:
         return self.augmentations if isinstance(snapshot, str) else self.augmentations[:1]
 
     def nbytes(self, n_models: int, n_samples: int, n_classes: int) -> int:
-        """Return the bytes of the logits of so many networks."""
+        """Return the bytes of the logits of ``n_models`` networks."""
         n_queries = sum(len(self.augmentations_at(snapshot)) for snapshot in self.snapshots)
         return 4 * n_models * n_queries * n_samples * n_classes
 

@@ -102,7 +102,7 @@ def retrain(
     kind : str
         One of `KINDS`.
     model : str
-        A name from ``models.MODELS``.
+        A name from ``registry.MODELS``.
     datasets : sequence of Dataset
         Those that share their images, and differ only in their labels, are trained together.
     config : TrainConfig

@@ -234,7 +234,7 @@ def subset_sweep(
     Parameters
     ----------
     model : str
-        A name from ``models.MODELS``.
+        A name from ``registry.MODELS``.
     data : Dataset
     n_models : int
         Number of networks.
@@ -243,7 +243,8 @@ def subset_sweep(
     config : TrainConfig
         Its seed is not used: weights and sample order of model m depend on (seed, m).
     queries : Queries
-        Snapshots and augmentations of the predictions; by default the end, without augmentation.
+        Snapshots and augmentations of the predictions; by default at the last epoch, without
+        augmentation.
     seed : int
         Seed of the subsets, the weights and the sample order.
     n_jobs : int, optional

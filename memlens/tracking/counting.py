@@ -72,8 +72,8 @@ class CountingRecorder(Recorder):
     """Recorder for loops in which a sample may be visited any number of times per epoch.
 
     Use it for samplers that draw with weights, pad, or drop the last batch, and in each process of
-    several. A signal of an epoch is the mean over the sample's visits (of the L2 norm the root of
-    the mean square), and NaN without a visit; `Trace.visits` holds their number. In the scores, an
+    several. A signal of an epoch is the mean over the sample's visits (for the L2 norm, the root
+    mean square), and NaN without a visit; `Trace.visits` holds their number. In the scores, an
     epoch that left a sample out counts as one in which nothing changed.
 
     >>> recorder = CountingRecorder(n_samples=3)

@@ -17,8 +17,8 @@ class Peak(NamedTuple):
     peak_epoch : int
         Epoch of the highest value, from which weights and scores are taken.
     detected_epoch : int or None
-        Epoch in which an online detector stops, since it has to wait until the peak has passed.
-        None if the training ended before; ``peak_epoch`` is then the highest epoch so far.
+        Epoch in which the peak is detected, after waiting to see that the curve has passed it. None
+        if the training ended before; ``peak_epoch`` is then the epoch of the highest value so far.
     """
 
     peak_epoch: int
@@ -85,7 +85,7 @@ class PeakDetector:
 
     @property
     def peak(self) -> Peak:
-        """The highest epoch so far, and the epoch in which it was detected as the peak."""
+        """Epoch of the highest value so far, and the epoch in which the peak was detected."""
         return Peak(self._peak_epoch, self._detected)
 
     @property

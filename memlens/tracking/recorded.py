@@ -67,7 +67,7 @@ class RecordedEpochs:
         Returns
         -------
         DataFrame (n_samples,)
-            Index "index" (position in the training set); one float64 column a score of
+            Index "index" (position in the training set); one float64 column per score of
             ``ml.catalogue()`` that needs no second pass. Higher means more memorized.
 
         Raises

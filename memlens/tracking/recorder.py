@@ -1,8 +1,8 @@
 """Record per-sample signals in any training loop.
 
-`Recorder.update` only keeps references to tensors that the training step made anyway. The signals
-are computed from them in bulk, once an epoch or whenever the references hold more than
-``flush_bytes``, and are stored by sample index. No step waits for the device.
+`Recorder.update` keeps references to the step's input gradient and logits, and copies of its labels
+and indices. The signals are computed from them in bulk, at the end of the epoch or when they hold
+more than ``flush_bytes``, and are stored by sample index. No step waits for the device.
 
 Loops that visit samples unequally, or in several processes, use `counting.CountingRecorder`.
 """
@@ -19,7 +19,7 @@ from memlens.tracking.recorded import RecordedEpochs
 from memlens.tracking.traces import SIGNALS
 
 FLUSH_BYTES = 64 << 20
-INFINITE = (math.inf, math.inf, -math.inf)  # NaN stands for "not measured": divergence is infinite
+INFINITE = (math.inf, math.inf, -math.inf)  # for nan_to_num_: NaN means "not measured"
 
 
 class Step(NamedTuple):
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Recorder(RecordedEpochs):
-    """Recorder of the signals of every training sample in every epoch, for any training loop.
+    """Recorder of every training sample's signals in each epoch, for any training loop.
 
     >>> recorder = Recorder(n_samples=3)
     >>> x, y = recorder.watch(torch.eye(3)), torch.tensor([0, 1, 1])  # the last label is wrong
@@ -73,7 +73,7 @@ class Recorder(RecordedEpochs):
         return bool(self._pending) or self._visits is not None
 
     def watch(self, x: Tensor) -> Tensor:
-        """Return ``x`` as a leaf whose ``grad`` autograd fills; call it before the forward pass."""
+        """Return ``x`` as a leaf, so that backward() fills its ``grad``; call before forward."""
         return x.detach().requires_grad_(True)
 
     def update(
@@ -98,8 +98,8 @@ class Recorder(RecordedEpochs):
         y : Tensor (b,), int64
             Labels.
         loss_scale : float or Tensor ()
-            Factor of the loss beyond its reduction, by which gradients are divided: 1/k where the
-            gradients of k batches are accumulated, or
+            Factor that the loss was multiplied by, beyond its reduction; it is undone here. 1/k
+            where the gradients of k batches are accumulated, or
             ``scaler.scale(torch.ones((), device=device))`` with a GradScaler, taken before
             ``scaler.update()``. Gradients that overflow under a scale are stored as NaN; without
             one they are an error.
@@ -107,7 +107,8 @@ class Recorder(RecordedEpochs):
         Raises
         ------
         ValueError
-            If ``x`` was not watched or has no gradient, or if the lengths differ.
+            If ``x`` was not watched or has no gradient, the lengths differ, or an index is out of
+            range (checked in bulk).
         """
         validation.check_step(index, x, logits, y)
         y = y.to(logits.device, non_blocking=True, copy=True)  # the loop may overwrite its buffers
@@ -128,8 +129,9 @@ class Recorder(RecordedEpochs):
         index = self._check_index(index, logits.device)
         logits = logits.float()
 
-        # The input gradient of each sample's own loss. A mean over a batch of b samples divides
-        # it by b. Its squared L2 norm, summed over epochs, is CSG (`scores.csg`).
+        # The input gradient of each sample's loss (with batch norm, of the batch's loss). A mean
+        # over b samples divides it by b: multiply. Its squared L2 norm, summed over epochs, is CSG
+        # (`scores.csg`).
         norms = signals.gradient_norms(gradient.float())
         batch_size = 1.0
         if self.reduction == "mean":
@@ -151,7 +153,7 @@ class Recorder(RecordedEpochs):
         elif self._visits.device != values.device:  # loaded from a checkpoint
             self._values = self._values.to(values.device)
             self._visits = self._visits.to(values.device)
-        self._visits.scatter_add_(0, index, torch.ones_like(index))  # bincount would wait
+        self._visits.scatter_add_(0, index, torch.ones_like(index))  # bincount waits
         self._values[:, index] = values
 
     def end_epoch(self) -> dict[str, float]:
@@ -160,7 +162,7 @@ class Recorder(RecordedEpochs):
         Raises
         ------
         ValueError
-            If a sample was visited twice, or never.
+            If a sample was visited more than once or never, or an index is out of range.
         FloatingPointError
             If a signal is NaN or infinite: training has diverged.
         """

@@ -39,7 +39,7 @@ class PeakStop:
     values : list of float
         The curve so far.
     best_state : dict or None
-        Weights at the highest epoch so far, on the CPU, named without wrappers.
+        Weights at the epoch of the highest value, on the CPU, named without wrappers.
     """
 
     def __init__(self, curve: str = "weight_norm", **settings: float) -> None:
@@ -52,7 +52,7 @@ class PeakStop:
 
     @property
     def peak(self) -> Peak:
-        """The highest epoch so far, and the epoch in which it was detected as the peak."""
+        """Epoch of the highest value so far, and the epoch in which the peak was detected."""
         return self._detector.peak
 
     def update(self, model: nn.Module, recorder: Recorder | None = None) -> bool:

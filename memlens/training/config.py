@@ -102,7 +102,7 @@ class TrainConfig:
 class MeasureConfig:
     """Measurements after each epoch, in addition to those recorded during training.
 
-    All others need the post-hoc pass.
+    Every other setting needs ``posthoc=True``.
 
     >>> MeasureConfig(posthoc=True, n_directions=10).n_directions
     10

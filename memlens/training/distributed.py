@@ -103,7 +103,7 @@ class DistributedSession(TrainingSession):
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Take this process's share of every step of an epoch."""
         seed = self.config.seed
-        torch.manual_seed(mixed_seed(seed, epoch, 2, self.group.rank))  # of dropout
+        torch.manual_seed(mixed_seed(seed, epoch, 2, self.group.rank))  # for dropout
         order = shuffled(len(self.data.train), seed, epoch)
         whole = order.split(self.config.batch_size)
         shares = [self.group.share(index) for index in whole]

@@ -31,7 +31,7 @@ class Job:
     Attributes
     ----------
     model : str
-        A name from ``models.MODELS``.
+        A name from ``registry.MODELS``.
     data : Dataset
     config : TrainConfig
     measure : MeasureConfig
@@ -71,7 +71,7 @@ def train_many(
     ----------
     jobs : sequence of Job
     n_jobs : int, optional
-        Number of parallel processes; by default the workers of a cluster, or one process a core
+        Number of parallel processes; by default the workers of a cluster, or one process per core
         (see `parallel.run_parallel`). The results do not depend on it.
     cache : Store, optional
         Where finished and unfinished trainings are stored; by default `store.cache_dir`.

@@ -1,7 +1,7 @@
-"""The training loop: `train_step` is forward, backward, record, step; `train` runs its epochs.
+"""The training loop: `train_step` trains on one batch and records it; `train` runs all epochs.
 
-A `Recorder` sees nothing here that it would not see in a loop of your own. Every random choice is a
-function of (seed, epoch), so recording, other runs, the order of calls and interruptions change
+The `Recorder` is used exactly as in a loop of your own. Every random choice is a function of
+(seed, epoch), so recording, other runs, the order of calls and interruptions change
 nothing: on one machine, one configuration always gives the same weights. (On a GPU, kernels may sum
 in another order from run to run.)
 """
@@ -46,14 +46,14 @@ def train_step(
     Parameters
     ----------
     forward : callable
-        The network: from ``x`` to logits.
+        The network; maps ``x`` to logits.
     optimizer : Optimizer
     x, y : Tensor
         Inputs and labels of the batch.
     recorder, index : Recorder and Tensor (b,), optional
         Where to record the step, and the positions of its samples in the training set.
     loss : callable
-        From logits and labels to a scalar.
+        Maps logits and labels to a scalar.
     sam_rho, stacked
         As in `sam.replace_gradients`; a radius of 0 is an ordinary step.
     """
@@ -90,25 +90,26 @@ def train(
     Parameters
     ----------
     model : str or callable
-        A name from ``models.MODELS``, or a function ``(n_classes, in_shape) -> nn.Module``.
+        A name from ``registry.MODELS``, or a function ``(n_classes, in_shape) -> nn.Module``.
     data : Dataset
     config : TrainConfig
     measure : MeasureConfig
-        What to measure after each epoch as well.
+        Additional measurements after each epoch.
     record : bool
-        False trains the same weights without recording, to measure the cost of recording.
+        False: record nothing, to measure the cost of recording. The weights are the same.
     checkpoint : TrainingCheckpoint, optional
-        Where to save the unfinished training, and resume it from; the result is the same.
+        File to save the unfinished training to, and to resume it from; the result is the same.
     watch : callable, optional
-        Called after each epoch with its row of ``Run.history``, in place of the progress bar; first
-        with the rows of a resumed training. An exception it raises stops the training.
+        Called after each epoch with its row of ``Run.history``, in place of the progress bar. A
+        resumed training first passes the rows of its finished epochs. An exception it raises stops
+        the training.
 
     Raises
     ------
     ValueError
         If there are fewer samples than one batch, or the device is not available.
     MemoryError
-        If the training needs more memory than is free; the message lists what for.
+        If the training needs more memory than is free; the message lists what needs it.
     FloatingPointError
         If the training diverges.
     """
@@ -131,7 +132,7 @@ class TrainingSession(TrainingState):
     """One training of one network, in one process."""
 
     def set_up(self, net: nn.Module, record: bool) -> None:
-        """Place the network where it computes, and make its recorder."""
+        """Move the network to its device, and create its recorder."""
         self.net = self.engine.place(net).train()
         self.forward = self.engine.forward(self.net)
         if record:
@@ -146,7 +147,7 @@ class TrainingSession(TrainingState):
     def run_epochs(
         self, checkpoint: TrainingCheckpoint | None, watch: Watch | None, hidden: bool
     ) -> Run:
-        """Run the epochs that are left; ``hidden`` is of the progress bar."""
+        """Run the epochs that are left; ``hidden`` hides the progress bar."""
         with epoch_bar(self.config.epochs, done=len(self.history), hidden=hidden) as bar:
             for row in self.history if watch else ():
                 watch(row)
@@ -170,7 +171,7 @@ class TrainingSession(TrainingState):
         return row
 
     def measured_epoch(self, epoch: int) -> dict[str, float]:
-        """Train for an epoch and evaluate; returns the measured columns of the history."""
+        """Train for an epoch and evaluate; return the measured columns of the history."""
         start = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(epoch)
@@ -180,9 +181,9 @@ class TrainingSession(TrainingState):
         return row | {"seconds": seconds}
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Take every step of an epoch, and return the means over what was recorded."""
+        """Train on every batch of an epoch; return the recorder's columns of the history."""
         seed = self.config.seed
-        torch.manual_seed(mixed_seed(seed, epoch, 2))  # of dropout
+        torch.manual_seed(mixed_seed(seed, epoch, 2))  # for dropout
         order = shuffled(len(self.data.train), seed, epoch)
         index_batches = order.split(self.config.batch_size)
         for index, x, y in self.batches.of_epoch(index_batches, seed, epoch):
@@ -202,13 +203,13 @@ class TrainingSession(TrainingState):
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Return loss and accuracy on the validation samples; NaN without any."""
+        """Return loss and accuracy on the validation samples; NaN if there are none."""
         if not len(self.data.test):
             return {"val_loss": math.nan, "val_accuracy": math.nan}
         return self.evaluate_on(self.data.test)
 
     def evaluate_on(self, samples: Samples) -> dict[str, float]:
-        """Return loss and accuracy on samples, at least one."""
+        """Return loss and accuracy on one or more samples."""
         logits = predict(self.net, self.data, samples, self.rows)
         y = samples.labels.to(logits.device)
         accuracy = (logits.argmax(1) == y).float().mean()

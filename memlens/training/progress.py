@@ -77,7 +77,7 @@ class Progress:
 class LivePlot:
     """Curves that grow during training in a notebook; elsewhere one line of text an epoch.
 
-    Pass it as ``train(..., watch=LivePlot())``; plot the finished training by ``run.plot()``.
+    Pass it as ``train(..., watch=LivePlot())``; plot the finished training with ``run.plot()``.
 
     >>> watch = LivePlot()
     >>> watch({"epoch": 0, "train_loss": 2.3, "input_gradient": 0.25, "weight_norm": 11.0})

@@ -35,7 +35,7 @@ class Run:
     ----------
     trace : Trace, in-step (train mode, augmented inputs, before each update)
     posthoc_trace : Trace or None (eval mode, clean inputs, after each epoch)
-    history : DataFrame, a row an epoch: epoch, lr, train_loss, train_accuracy, val_loss,
+    history : DataFrame, one row per epoch: epoch, lr, train_loss, train_accuracy, val_loss,
         val_accuracy, weight_norm, input_gradient (mean L2 norm), seconds
     peaks : dict of `Peak`, by "weight_norm" and "input_gradient"
     arrays, meta : dict, all of the above as the cache stores it
@@ -70,12 +70,12 @@ class Run:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """In-step scores: a row a training sample (original index), a column a score."""
+        """In-step scores: one row per training sample (original index), one column per score."""
         return self.scores_at("weight_norm")
 
     @cached_property
     def posthoc_scores(self) -> pd.DataFrame:
-        """The same scores post-hoc, and those that only a post-hoc pass can give.
+        """The same scores from the post-hoc signals, and those that need a post-hoc pass.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class Run:
 
 
 def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Return the history, a row an epoch, from the arrays of a run."""
+    """Return the history, one row per epoch, from the arrays of a run."""
     return pd.DataFrame(_group(arrays, "history/")).astype({"epoch": int})
 
 

@@ -54,7 +54,7 @@ class TrainingState:
         self.snapshots: dict[str, tuple[int, dict[str, Tensor]]] = {}  # name: epoch, weights
 
     def set_up(self, net: nn.Module, record: bool) -> None:
-        """Place the network where it computes, and make its recorder."""
+        """Move the network to its device, and create its recorder."""
         raise NotImplementedError
 
     @property

@@ -75,6 +75,12 @@ def test_the_table_has_each_sample_once_with_every_score_and_its_rank(scored):
     assert (table["label"] == table["file"].str.split("/").str[0]).all()
 
 
+def test_results_at_the_prompt_are_one_line(scored):
+    _, _, found, _ = scored
+    assert repr(found).startswith("AuditResult(") and len(repr(found)) < 100
+    assert repr(found.audit_data).startswith("AuditData(") and len(repr(found.audit_data)) < 100
+
+
 def test_the_probability_of_a_sample_comes_from_a_net_that_never_saw_it(scored):
     *_, found, _ = scored
     place = scored[0]

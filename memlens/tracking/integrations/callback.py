@@ -25,7 +25,7 @@ class RecorderCallback:
     Attributes
     ----------
     recorder : CountingRecorder
-        In one process of several, its share; ``recorder.gathered()`` merges them.
+        With several processes, this one's share; ``recorder.gathered()`` merges the shares.
     stop : PeakStop or None
     """
 

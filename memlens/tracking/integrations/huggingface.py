@@ -49,7 +49,7 @@ class TrainerRecorder(RecorderCallback, TrainerCallback):
     Attributes
     ----------
     recorder : CountingRecorder
-        In one process of several, its share; ``recorder.gathered()`` merges them.
+        With several processes, this one's share; ``recorder.gathered()`` merges the shares.
     stop : PeakStop or None
     """
 

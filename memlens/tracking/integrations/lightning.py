@@ -74,7 +74,7 @@ class LightningRecorder(RecorderCallback, Callback):
     Attributes
     ----------
     recorder : CountingRecorder
-        In one process of several, its share; ``recorder.gathered()`` merges them.
+        With several processes, this one's share; ``recorder.gathered()`` merges the shares.
     stop : PeakStop or None
     """
 
