@@ -91,4 +91,4 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(path: Path) -> FileLock:
-    return FileLock(path, mode=0o666, fallback_to_soft=False)
+    return FileLock(path, fallback_to_soft=False)  # with a mode, it would ignore the umask

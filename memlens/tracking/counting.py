@@ -92,6 +92,8 @@ class CountingRecorder(Recorder):
         True if it was merged from the recorders of several processes.
     """
 
+    n_tensors = 3  # of an unfinished epoch: those of `Sums`
+
     def __init__(self, n_samples: int, **options: Any) -> None:
         super().__init__(n_samples, **options)
         self.merged = False
@@ -110,6 +112,8 @@ class CountingRecorder(Recorder):
         return Trace(dict(super().trace), visits=self.visits.numpy())
 
     def _store(self, index: Tensor, values: Tensor) -> None:
+        if values.device.type == "mps":  # which has no float64
+            index, values = index.cpu(), values.cpu()
         if self._visits is None:
             self._values = Sums.empty(self.n_samples, values.device)
         elif self._visits.device != values.device:  # loaded from a checkpoint

@@ -17,6 +17,8 @@ from memlens.tracking.traces import SIGNALS, Trace
 class RecordedEpochs:
     """The finished epochs of a `Recorder`."""
 
+    n_tensors = 2  # of an unfinished epoch: values and visits
+
     def __init__(self, n_samples: int) -> None:
         if n_samples < 1:
             raise ValueError(f"n_samples is {n_samples}; expected the size of the training set")
@@ -108,7 +110,8 @@ class RecordedEpochs:
             If the state has another number of samples, or is that of another kind of recorder; the
             recorder is then left as it was.
         """
-        validation.check_state(state, type(self).__name__, (len(SIGNALS), self.n_samples))
+        shape = len(SIGNALS), self.n_samples
+        validation.check_state(state, type(self).__name__, shape, self.n_tensors)
         self._begin_epoch()
         self._rows = [row.cpu() for row in state["rows"]]
         if "unfinished" in state:

@@ -48,7 +48,9 @@ def check_visits(visits: Tensor | None, epoch: int) -> None:
     )
 
 
-def check_state(state: Mapping[str, Any], kind: str, shape: tuple[int, int]) -> None:
+def check_state(
+    state: Mapping[str, Any], kind: str, shape: tuple[int, int], n_tensors: int
+) -> None:
     """Raise ValueError unless a state is of this kind of recorder and of this shape.
 
     Parameters
@@ -58,18 +60,20 @@ def check_state(state: Mapping[str, Any], kind: str, shape: tuple[int, int]) -> 
     kind : str
         Class name of the recorder that loads it.
     shape : (n_signals, n_samples)
+    n_tensors : int
+        Tensors of an unfinished epoch; the last one is of visits.
     """
     found = state.get("kind", "Recorder")
     if found != kind:
         raise ValueError(f"the state is of a {found}; expected that of a {kind}")
-    unfinished = state.get("unfinished", [])
-    rows = [*state["rows"], *(tensor for tensor in unfinished if tensor.ndim == 2)]
-    wrong = [tuple(row.shape) for row in rows if tuple(row.shape) != shape]
-    if wrong:
-        n_signals, n_samples = wrong[0]
+    expected, found = [shape] * len(state["rows"]), [tuple(row.shape) for row in state["rows"]]
+    if "unfinished" in state:
+        expected += [shape] * (n_tensors - 1) + [shape[1:]]
+        found += [tuple(tensor.shape) for tensor in state["unfinished"]]
+    if found != expected:
         raise ValueError(
-            f"the state has {n_samples} samples and {n_signals} signals, the recorder {shape[1]} "
-            f"and {shape[0]}"
+            f"the state has tensors of shapes {sorted({*found})}; this recorder has {shape[1]} "
+            f"samples and {shape[0]} signals, {n_tensors} tensors in an epoch that has begun"
         )
 
 

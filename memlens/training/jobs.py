@@ -113,8 +113,10 @@ def _train_and_keep(
 ) -> KeyedArtifact:
     # The cache is passed on: an older worker process may have another MEMLENS_CACHE. A worker of a
     # cluster has none: the caller stores the artifact, its checkpoints are in a cache of its own.
+    # Meanwhile the caller claims the key, in what may be the same folder: the worker claims another
+    # name.
     own = cache or store.Store()
-    with own.claim(key):
+    with own.claim(key if cache else f"worker-{key}"):
         if cache and key in cache:  # another process has trained it meanwhile
             return key, None
         checkpoint = TrainingCheckpoint.of(own, key)

@@ -1,5 +1,7 @@
 """When the weights of a network are worth keeping: the rule of one network and of many."""
 
+import math
+
 from memlens.tracking.peaks import PeakDetector
 
 SNAPSHOTS = ("peak", "best_val", "last")
@@ -23,13 +25,18 @@ class SnapshotRule:
 
     def __init__(self, patience: int) -> None:
         self.detector = PeakDetector(patience=patience)
-        self.lowest = float("inf")
+        self.lowest = math.inf
 
     def update(self, weight_norm: float, val_loss: float) -> list[str]:
-        """Return the snapshots to replace after an epoch; a validation loss of NaN replaces."""
+        """Return the snapshots to replace after an epoch.
+
+        Without a validation loss so far (NaN), "best_val" is the last epoch.
+        """
         self.detector.update(weight_norm)
         due = ["peak"] if self.detector.at_best else []
-        if not val_loss >= self.lowest:
+        unknown = math.isnan(val_loss) and self.lowest == math.inf
+        if val_loss < self.lowest or unknown:
             due.append("best_val")
+        if val_loss < self.lowest:
             self.lowest = val_loss
         return due

@@ -78,7 +78,19 @@ class TrainingState:
         return state | {"history": self.history, "snapshots": self.snapshots}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint was saved with another ``record`` or ``MeasureConfig.posthoc``.
+        """
+        for name, option in (("recorder", "record"), ("posthoc", "MeasureConfig.posthoc")):
+            if (getattr(self, name) is None) != (name not in state):
+                raise ValueError(
+                    f"the checkpoint was saved with {option}={name in state}: resume with the same "
+                    "option, or remove the checkpoint"
+                )
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.recorder:

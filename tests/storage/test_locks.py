@@ -202,3 +202,12 @@ def test_two_processes_with_the_same_job_train_it_once(tmp_path):
     ends = [process.communicate(timeout=120)[0] for process in two]
     assert ends[0] == ends[1] != b""
     assert sorted((tmp_path / "log").read_text().split()) == ["_train_chunk", "train"]
+
+
+def test_a_lock_keeps_to_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        with locks.locked(tmp_path / "a.lock", "it"):
+            assert (tmp_path / "a.lock").stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)

@@ -378,11 +378,33 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(task):
     epoch_of(recorder, task, torch.arange(N), 8)
     for begun, message in (
         (counting, "the state is of a CountingRecorder; expected that of a Recorder"),
-        (larger, "the state has 38 samples and 5 signals, the recorder 37 and 5"),
+        (larger, r"shapes \[\(5, 38\), \(38,\)\]; this recorder has 37 samples and 5 signals"),
     ):
         with pytest.raises(ValueError, match=message):
             recorder.load_state_dict(begun.state_dict(unfinished=True))
         assert recorder.n_epochs == 1 and not recorder.in_epoch
+
+
+@pytest.mark.parametrize("kind", [Recorder, CountingRecorder])
+@pytest.mark.parametrize("left", [0, 1, -1])
+def test_a_state_that_lost_a_tensor_is_refused_and_changes_nothing(task, kind, left):
+    begun, recorder = kind(N), kind(N)
+    epoch_of(recorder, task, torch.arange(N), 8)
+    visit(begun, task, torch.arange(8))
+    state = begun.state_dict(unfinished=True)
+    state["unfinished"] = state["unfinished"][:left]
+    with pytest.raises(ValueError, match=r"tensors in an epoch that has begun"):
+        recorder.load_state_dict(state)
+    assert recorder.n_epochs == 1 and not recorder.in_epoch
+
+
+def test_visits_of_another_length_are_refused(task):
+    begun, recorder = Recorder(N), Recorder(N)
+    visit(begun, task, torch.arange(8))
+    state = begun.state_dict(unfinished=True)
+    state["unfinished"][1] = state["unfinished"][1][:-1]
+    with pytest.raises(ValueError, match=r"shapes \[\(5, 37\), \(36,\)\]"):
+        recorder.load_state_dict(state)
 
 
 def test_buffers_that_a_loop_writes_to_again_are_not_read_later(task):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import memlens as ml
 from memlens.models import registry
+from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Store
 from memlens.tracking import signals
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
@@ -235,6 +236,30 @@ def test_bad_recipes_are_refused(changes, message):
 def test_fewer_samples_than_a_batch_are_refused(small):
     with pytest.raises(ValueError, match=r"101 training samples are fewer than a batch of 128"):
         train("mlp", small, replace(SHORT, batch_size=128))
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "message"),
+    [
+        ({"record": False}, {}, "saved with record=False: resume with the same option"),
+        ({}, {"record": False}, "saved with record=True"),
+        ({}, {"measure": MeasureConfig(posthoc=True)}, "saved with MeasureConfig.posthoc=False"),
+    ],
+)
+def test_a_checkpoint_of_other_options_is_refused(small, tmp_path, saved, resumed, message):
+    class Stopped(Exception):
+        pass
+
+    def stop(row):
+        if row["epoch"] == 1:
+            raise Stopped
+
+    checkpoint = TrainingCheckpoint(tmp_path / "a.checkpoint")
+    checkpoint.is_due = lambda: True
+    with pytest.raises(Stopped):
+        train("mlp", small, SHORT, checkpoint=checkpoint, watch=stop, **saved)
+    with pytest.raises(ValueError, match=message):
+        train("mlp", small, SHORT, checkpoint=checkpoint, **resumed)
 
 
 def test_divergence_is_reported(small):

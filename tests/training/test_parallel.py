@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,11 +28,12 @@ pytestmark = pytest.mark.slow
 SHORT = TrainConfig(epochs=3, batch_size=16)
 
 
-def started(folder, kind, *options):
-    """A process of Dask's; it finds the scheduler by a file, and has a cache of its own."""
+def started(folder, kind, *options, cache=None):
+    """A process of Dask's; it finds the scheduler by a file; by default it has its own cache."""
     command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *options]
+    own = cache or folder / "of_workers"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
-                   "OMP_NUM_THREADS": "1", "MEMLENS_CACHE": str(folder / "of_workers")}  # fmt: skip
+                   "OMP_NUM_THREADS": "1", "MEMLENS_CACHE": str(own)}  # fmt: skip
     environment.pop(parallel.SCHEDULER, None)
     return subprocess.Popen(
         [*command, "--scheduler-file", str(folder / "scheduler.json")], cwd=folder,
@@ -111,6 +113,42 @@ def test_a_cluster_with_one_worker_trains_on_that_worker(tiny, monkeypatch, tmp_
         for process in processes[::-1]:
             process.kill()
             process.wait()
+
+
+def test_workers_may_share_the_cache_of_the_caller(tiny, monkeypatch, tmp_path):
+    """The caller claims the key in the folder in which the worker keeps its checkpoint."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "shared"))
+    processes = [started(folder, "scheduler", "--port", "0", "--host", "127.0.0.1")]
+    try:
+        options, shared = ("--nthreads", "1", "--no-nanny"), tmp_path / "shared"
+        processes.append(started(folder, "worker", *options, cache=shared))
+        monkeypatch.setenv(parallel.SCHEDULER, _address(folder))
+        job = jobs.Job("mlp", tiny, TrainConfig(epochs=1, batch_size=16))
+        (run,) = ml.train_many([job])
+        assert len(run.history) == 1 and job.key in store.Store()
+        assert not list((tmp_path / "shared").glob(".checkpoints/*"))
+    finally:
+        for process in processes[::-1]:
+            process.kill()
+            process.wait()
+
+
+def test_a_training_that_kills_every_worker_is_named(monkeypatch, tmp_path):
+    class Killed(Exception):
+        pass
+
+    future = SimpleNamespace(result=lambda: (_ for _ in ()).throw(Killed("run-0")))
+    fake = SimpleNamespace(as_completed=lambda futures, loop: [future], KilledWorker=Killed)
+    client = SimpleNamespace(
+        wait_for_workers=lambda n, timeout: None, submit=lambda *_, **__: future, loop=None
+    )
+    monkeypatch.setattr(parallel, "_distributed", lambda: fake)
+    monkeypatch.setattr(parallel, "_client", lambda: nullcontext(client))
+    monkeypatch.setenv(parallel.SCHEDULER, "tcp://there")
+    with pytest.raises(RuntimeError, match=r"killed.*\(0 of 1 artifacts\): repeat it"):
+        parallel.run_parallel({"run-0": delayed(len)("x")}, store.Store(tmp_path))
 
 
 def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked):
