@@ -1,5 +1,6 @@
 """The package as a whole: its public names, its layers, and what importing it costs."""
 
+import inspect
 import os
 import re
 import shutil
@@ -49,6 +50,13 @@ def test_every_public_name_is_there_and_no_name_is_public_twice():
         assert getattr(memlens, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'metrics'"):
         _ = memlens.metrics
+
+
+def test_there_are_few_public_names_and_each_has_an_example():
+    names = set(memlens.__all__) - set(memlens._SUBPACKAGES)
+    assert len(names) <= 36
+    without = [n for n in names if ">>>" not in (inspect.getdoc(getattr(memlens, n)) or "")]
+    assert without == []
 
 
 def test_importing_memlens_loads_nothing_heavy():
