@@ -1,4 +1,4 @@
-"""Random bad inputs to the public functions of many rooms, under one oracle.
+"""Random bad inputs to the public functions of many modules, under one oracle.
 
 A call returns, or raises an error with a name and a message, within its time; and it leaves no half
 of a file.

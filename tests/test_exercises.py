@@ -72,7 +72,7 @@ def combined(frames):
     return frames[1]["csg"]""",
     "03_early_stopping": """
 def trained_share(norms, patience):
-    return peaks.find_peak(list(norms), patience=patience).peak_epoch / len(norms)
+    return find_peak(list(norms), patience=patience).peak_epoch / len(norms)
 def uce_used(table):
     return float((table.accuracy - table.confidence).abs().fillna(0).mean())
 def calibrated(target, shadows):

@@ -96,7 +96,8 @@ def test_a_full_disk_is_told_and_gone_on_from():
 
 def test_bad_inputs_are_named():
     tally = fuzz(200)
-    assert tally["returned"] > 10 and tally["raised"] > 50 and tally["functions"] > 40, tally
+    assert tally["returned"] > 10 and tally["raised"] > 50, tally
+    assert tally["functions"] > len(faults_fuzz.CALLS) * 2 // 3, tally
 
 
 @pytest.mark.parametrize(

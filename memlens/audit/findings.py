@@ -104,9 +104,9 @@ def precision(table: pd.DataFrame, planted: pd.Series, already_suspect: pd.Serie
         suspect are right as well), recall (of all flips); shares in [0, 1], NaN if none is
         suggested.
     """
-    index = table.index
-    planted = pd.Series(aligned(planted, table, "planted").astype(bool), index)
-    before = pd.Series(aligned(already_suspect, table, "already_suspect").astype(bool), index)
+    flips = aligned(planted, table, "planted").astype(bool)
+    others = aligned(already_suspect, table, "already_suspect").astype(bool)
+    planted, before = pd.Series(flips, table.index), pd.Series(others, table.index)
     suspects = sort_suspects(table).index
     is_flip = planted[suspects].to_numpy()
     is_open = before[suspects].to_numpy() & ~is_flip

@@ -194,7 +194,7 @@ def test_extra_scores_are_functions_of_the_arrays(tiny, own_cache):
             arrays = retrainings.retrain(kind, "mlp", [samples], SHORT, seeds=[seed])[0]
             for name in (name for name, score in PROXIES.items() if score.needs == (kind,)):
                 assert frame[name].tolist() == PROXIES[name].function(arrays).tolist()
-    assert not frames[0]["label_error"].equals(frames[1]["label_quality"])
+    assert not frames[0]["label_error"].equals(frames[1]["label_error"])
     two = extra_scores("mlp", [data], SHORT, seeds=[0], kinds=["second_split"])[0]
     assert list(two) == ["ssft", "ssft_mean"]
     assert two.equals(frames[0][list(two)])
