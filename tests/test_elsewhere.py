@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 
 from memlens.experiments import margins
-from memlens.experiments.margins import above, as_table
+from memlens.experiments.margins import above, margin_table
 from tools import elsewhere
 
 LEAVE = """import os, pathlib
-from memlens.experiments.margins import above, as_table
+from memlens.experiments.margins import above, margin_table
 folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / "digits"
 folder.mkdir(parents=True)
 threads = int(os.environ["OMP_NUM_THREADS"])
-checks = as_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(threads, 0)])])
+checks = margin_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(threads, 0)])])
 checks.to_csv(folder / "03_checks.csv", index=False)
 print("ok")"""
 
@@ -39,7 +39,7 @@ def stored(tmp_path, monkeypatch):
     monkeypatch.setattr(elsewhere, "WORK", tmp_path / "work")
     folder = tmp_path / "figures" / "digits"
     folder.mkdir(parents=True)
-    checks = as_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(2, 0)])])
+    checks = margin_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(2, 0)])])
     checks.to_csv(folder / "03_checks.csv", index=False)
     return folder
 
@@ -65,7 +65,7 @@ def test_an_output_that_differs_elsewhere_is_found(stored, tmp_path, capsys):
 
 
 def test_all_safe_and_equal_is_success(capsys):
-    table = as_table([("check", "safe", [above([2, 2.1], 1)])]).assign(notebook="03")
+    table = margin_table([("check", "safe", [above([2, 2.1], 1)])]).assign(notebook="03")
     joined = margins.over_machines({"a": table, "b": table})
     assert elsewhere.report(joined, {"sse": True}) == 0
     assert elsewhere.report(joined, {"sse": False}) == 1

@@ -150,7 +150,7 @@ def _from_files(
     n_bytes = 2 * len(headers) * (1 if grey else 3) * height * width
     needed = {f"{len(headers):,} images of {width} x {height}": n_bytes}
     what, remedy = f"reading {root}", "pass a smaller size (--size)"
-    memory.check(needed, torch.device("cpu"), what, remedy)
+    memory.require_memory(needed, torch.device("cpu"), what, remedy)
     good = list(headers)
     decode = partial(image_files.decode, root, height=height, width=width, grey=grey)
     decoded, broken = image_files.map_files(decode, [names[i] for i in good])

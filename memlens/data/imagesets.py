@@ -156,7 +156,7 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
         arrays, source = read_npz(path), str(path)
     else:
         arrays, source = download(name, path), f"the download of {name}"
-    check(arrays, spec, source)
+    check_images(arrays, spec, source)
     parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
     return from_arrays(name, *parts, class_names=spec.class_names)
 
@@ -248,7 +248,7 @@ def download(name: str, path: Path) -> Arrays:
     return arrays
 
 
-def check(arrays: Arrays, spec: ImageSetSpec, source: str) -> None:
+def check_images(arrays: Arrays, spec: ImageSetSpec, source: str) -> None:
     """Compare images and labels with a specification.
 
     Raises

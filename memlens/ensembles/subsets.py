@@ -23,7 +23,7 @@ from memlens.ensembles.queries import Queries, Snapshot, train_and_query
 from memlens.storage import store
 from memlens.training.config import TrainConfig
 from memlens.training.jobs import described
-from memlens.training.memory import check
+from memlens.training.memory import require_memory
 from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
 
 # Networks that one process trains together on a CPU. More of them share the cost of each call,
@@ -288,7 +288,7 @@ def _sweep(
 ) -> store.Artifact:
     """Train the chunks of the sweep that are not cached, and concatenate all of them."""
     n_models, n_samples = masks.shape
-    check(
+    require_memory(
         {"predictions": 2 * queries.nbytes(n_models, n_samples, data.n_classes)},
         torch.device("cpu"),
         f"a sweep of {n_models} networks over {n_samples:,} samples",

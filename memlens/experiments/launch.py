@@ -122,7 +122,7 @@ def _summary(job: Job, n_processes: int = 1) -> str:
 def _train_together(job: Job, group: ProcessGroup, cache: store.Store) -> Run | None:
     # Only one process computes the key, because it visits every file of a folder.
     first = group.rank == 0
-    key = group.broadcast(key_of(job, group) if first else None)
+    key = group.broadcast(group_key(job, group) if first else None)
     artifact = cache.get(key) if first else None
     if not group.broadcast(artifact is not None):
         with _claimed(key, group, cache):
@@ -163,7 +163,7 @@ def _trained(key: str, job: Job, group: ProcessGroup, cache: store.Store) -> sto
     return artifact
 
 
-def key_of(job: Job, group: ProcessGroup) -> str:
+def group_key(job: Job, group: ProcessGroup) -> str:
     """Return the cache key; the number of processes is part of it, because it affects rounding."""
     return f"run-{store.fingerprint([job.key, group.world_size, group.own_statistics])}"
 

@@ -168,7 +168,7 @@ def margin(measured: ArrayLike, low: ArrayLike, high: ArrayLike, spread: ArrayLi
     return np.where(np.isnan(measured), np.nan, result)
 
 
-def as_table(entries: Iterable[tuple[str, str, Sequence[Comparison]]]) -> pd.DataFrame:
+def margin_table(entries: Iterable[tuple[str, str, Sequence[Comparison]]]) -> pd.DataFrame:
     """Return a table with `COLUMNS`, one row for each part of each (kind, name, parts)."""
     rows = [
         [kind, name, number, part.measured, part.low, part.high, part.spread, len(part.values),
@@ -185,7 +185,7 @@ def over_machines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Parameters
     ----------
     tables : mapping from machine to DataFrame
-        Each with a column notebook and the columns of `as_table`. The first is the reference:
+        Each with a column notebook and the columns of `margin_table`. The first is the reference:
         checks that are not in it are left out.
 
     Returns

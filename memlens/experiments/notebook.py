@@ -286,11 +286,11 @@ class NotebookReport:
 
         ``NN_claims.csv`` holds a row per claim or discrepancy (see `claims.Claim`).
         ``NN_checks.csv`` holds every check, observation, claim and discrepancy with its margin (see
-        `margins.as_table`). Files of a first look end in ``_first_look.csv``; `claims.claims_table`
-        does not read them.
+        `margins.margin_table`). Files of a first look end in ``_first_look.csv``;
+        `claims.claims_table` does not read them.
         """
         claims = as_table(self._claims.values())
-        checks = margins.as_table((*key, parts) for key, parts in self._checks.items())
+        checks = margins.margin_table((*key, parts) for key, parts in self._checks.items())
         suffix = "_first_look" if self.profile.reductions else ""
         for name, table in (("claims", claims), ("checks", checks)):
             text = table.to_csv(index=False, lineterminator="\n")

@@ -108,7 +108,7 @@ def reproduce(
         outcome = None if fresh or save else reuse(path, changes[path], profile)
         outcomes.append(outcome or run(path, changes[path], profile, save))
     table = pd.DataFrame(outcomes)
-    print(summary(table, store.figures_dir(profile)))
+    print(closing_summary(table, store.figures_dir(profile)))
     figures = {name: d for outcome in outcomes for name, d in outcome.figure_changes.items()}
     verdicts = [sentence for outcome in outcomes for sentence in outcome.verdict_changes]
     print(f"\n{differences.describe(figures, verdicts)}")
@@ -188,7 +188,8 @@ def reuse(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | Non
     """Return the outcome of an earlier run, if nothing has changed since; otherwise None."""
     start = time.perf_counter()
     copy = store.figures_dir(profile) / "notebooks" / path.name
-    earlier = stored_notebooks.read_stamp(copy, stored_notebooks.key_of(path, changed, profile))
+    key = stored_notebooks.notebook_key(path, changed, profile)
+    earlier = stored_notebooks.read_stamp(copy, key)
     if earlier is None:
         return None
     return Outcome(path.stem, time.perf_counter() - start, reused=True, failure="", **earlier)
@@ -201,7 +202,7 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     stored = differences.read_tables(figures, number)
     start = time.perf_counter()
     # before the run, during which the notebook may be edited
-    key = stored_notebooks.key_of(path, changed, profile)
+    key = stored_notebooks.notebook_key(path, changed, profile)
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
     after = modification_times(figures, number)
@@ -252,14 +253,14 @@ def execute(path: Path, changed: Mapping[str, Any]) -> tuple[NotebookNode | None
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except PapermillExecutionError as error:
-            failure = describe(error, injected=bool(changed))
+            failure = explain_failure(error, injected=bool(changed))
         except Exception as error:  # the kernel died, or never started
             failure = f"outside its cells: {type(error).__name__}: {error}"
         notebook = nbformat.read(out, as_version=4) if out.exists() else None
     return notebook, failure
 
 
-def describe(error: PapermillExecutionError, injected: bool) -> str:
+def explain_failure(error: PapermillExecutionError, injected: bool) -> str:
     """Return the number of the failing cell (from 1, as in the file), its head and the error."""
     number = error.cell_index + (0 if injected else 1)
     lines = error.source.splitlines()
@@ -289,7 +290,7 @@ def kernel_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def summary(outcomes: pd.DataFrame, figures: Path) -> str:
+def closing_summary(outcomes: pd.DataFrame, figures: Path) -> str:
     """Format a line per notebook and the totals; the reasons of failures were printed before."""
     table = pd.DataFrame(
         {

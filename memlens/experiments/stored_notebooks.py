@@ -47,7 +47,7 @@ def as_bytes(notebook: NotebookNode) -> bytes:
     return (text.rstrip("\n") + "\n").encode()
 
 
-def key_of(path: Path, changed: Mapping[str, Any], profile: str) -> str:
+def notebook_key(path: Path, changed: Mapping[str, Any], profile: str) -> str:
     """Return a hash of everything that determines the outputs of a notebook."""
     cells = [(c.cell_type, c.source) for c in nbformat.read(path, as_version=4).cells]
     package = sorted(p for p in store.PACKAGE.rglob("*") if p.suffix in (".py", ".csv"))

@@ -90,7 +90,7 @@ def check_memory(
     cpu = torch.device("cpu")
     both = [(needs | kept, cpu)] if x.device == cpu else [(needs, x.device), (kept, cpu)]
     for part, device in both:
-        check(
+        require_memory(
             part,
             device,
             f"training on {len(data.train):,} samples of {data.name}",
@@ -98,7 +98,7 @@ def check_memory(
         )
 
 
-def check(needs: Mapping[str, int], device: torch.device, what: str, remedy: str) -> None:
+def require_memory(needs: Mapping[str, int], device: torch.device, what: str, remedy: str) -> None:
     """Raise an error for work that needs more bytes than are free on a device.
 
     Raises

@@ -215,7 +215,7 @@ def test_the_real_files_are_refused_when_shuffled(name):
     order = np.random.default_rng(0).permutation(10_000)
     for changed in (found["x_test"][order], np.zeros_like(found["x_test"])):
         with pytest.raises(ValueError, match="test part: the images"):
-            imagesets.check(found | {"x_test": changed}, SETS[name], "it")
+            imagesets.check_images(found | {"x_test": changed}, SETS[name], "it")
 
 
 def test_the_specifications_are_consistent():

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from memlens.experiments import margins
-from memlens.experiments.margins import MIN_MARGIN, above, as_table, below, between, close, exact
+from memlens.experiments.margins import (
+    MIN_MARGIN,
+    above,
+    below,
+    between,
+    close,
+    exact,
+    margin_table,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +103,7 @@ def machine(*measured):
     checks = [above([m - 0.1, m + 0.1], 0.5) for m in measured[:-1]]
     entries = [("check", f"f{k}", [check]) for k, check in enumerate(checks)]
     single = ("claim", "one number", [above(measured[-1], 0), exact(True)])
-    return as_table([*entries, single]).assign(notebook="03")
+    return margin_table([*entries, single]).assign(notebook="03")
 
 
 def test_the_margin_takes_the_larger_spread():
@@ -159,7 +167,8 @@ def test_every_claim_of_every_notebook_has_its_margin_recorded():
 def test_a_check_that_is_too_close_or_unknown_is_found():
     reference = machine(1.0, 0.6, 3.0)
     stored = margins.over_machines(dict.fromkeys("abcd", reference))
-    checks = as_table([("check", f"f{k}", [above(1, 0.5)]) for k in range(3)]).assign(notebook="03")
+    entries = [("check", f"f{k}", [above(1, 0.5)]) for k in range(3)]
+    checks = margin_table(entries).assign(notebook="03")
     found = [name for _, name, *_ in unsafe_checks(stored, checks)]
     assert found == ["f1", "f2"]  # 0.7 spreads; not there
     assert unsafe_checks(stored.assign(n_machines=3), checks[:1])

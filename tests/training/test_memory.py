@@ -100,7 +100,7 @@ def test_what_does_not_fit_says_so_before_it_starts(tiny, monkeypatch):
         )
     told = {"layers' outputs": int(9e9), "images": int(2e8), "crumbs": 5}
     with pytest.raises(MemoryError) as error:
-        memory.check(told, torch.device("cpu"), "this", "do that")
+        memory.require_memory(told, torch.device("cpu"), "this", "do that")
     assert str(error.value) == (
         "this needs about 9.2 GB on cpu, where 0.0 GB are free (layers' outputs 9.0, images 0.2); "
         "do that"
