@@ -23,6 +23,7 @@ STOPPED = TrainConfig(epochs=40, batch_size=33, lr=0.3, stop="input_gradient", p
 REFUSED = {
     "batch_norm": ("mlp_bn", TrainConfig(epochs=1), MeasureConfig()),
     "posthoc": ("mlp", TrainConfig(epochs=1), MeasureConfig(posthoc=True)),
+    "large": ("mlp", TrainConfig(epochs=1, batch_size=200), MeasureConfig()),
     "small": ("mlp", TrainConfig(epochs=1, batch_size=1), MeasureConfig()),
 }
 

@@ -113,11 +113,6 @@ def train(
     FloatingPointError
         If the training diverges.
     """
-    if len(data.train) < config.batch_size:
-        raise ValueError(
-            f"{len(data.train)} training samples are fewer than a batch of {config.batch_size}; "
-            "lower batch_size in the TrainConfig"
-        )
     engine = config.engine()
     with thread_count(config.threads), engine.tuned():
         return TrainingSession(model, data, config, measure, engine, record).run(checkpoint, watch)

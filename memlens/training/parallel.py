@@ -30,10 +30,6 @@ Call = tuple[Callable[..., Any], tuple, dict[str, Any]]  # as joblib's ``delayed
 KeyedArtifact = tuple[str, store.Artifact | None]  # None: the worker has stored it already
 
 
-class WorkerKilled(Exception):
-    """A training killed several workers of a cluster, one after the other."""
-
-
 def on_gpu(configs: Iterable[TrainConfig]) -> bool:
     """Return whether any of the trainings uses a GPU."""
     return any(devices.is_gpu(config.engine().device) for config in configs)
@@ -133,7 +129,7 @@ def run_parallel(
         for key, artifact in _results([calls[key] for key in missing], n_jobs, configs):
             if artifact is not None:
                 cache.put(key, artifact)
-    except (BrokenProcessPool, WorkerKilled) as error:
+    except BrokenProcessPool as error:
         n_kept = sum(key in cache for key in calls)
         raise RuntimeError(
             "a training process was killed, as happens when memory runs out; the same call "
@@ -194,7 +190,7 @@ def _on_cluster(calls: Sequence[Call], configs: Sequence[TrainConfig]) -> Iterat
             try:
                 yield future.result()
             except _distributed().KilledWorker as error:
-                raise WorkerKilled(str(error)) from error
+                raise BrokenProcessPool(str(error)) from error
             future.release()
 
 

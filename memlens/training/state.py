@@ -36,6 +36,11 @@ class TrainingState:
         engine: Engine,
         record: bool = True,
     ) -> None:
+        if len(data.train) < config.batch_size:
+            raise ValueError(
+                f"{len(data.train)} training samples are fewer than a batch of "
+                f"{config.batch_size}; lower batch_size in the TrainConfig"
+            )
         self.model, self.data, self.config, self.engine = model, data, config, engine
         self.recorder: Recorder | None = None
         self.set_up(registry.build(model, data.n_classes, data.in_shape, seed=config.seed), record)

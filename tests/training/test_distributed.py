@@ -128,6 +128,7 @@ def test_what_several_processes_cannot_do_is_refused(both):
     words = {
         "batch_norm": "batch norm, which torch cannot compute over several processes on a CPU",
         "posthoc": "2 processes record during training only",
+        "large": "101 training samples are fewer than a batch of 200",
         "small": "a batch of 1 has no sample for each of 2 processes",
     }
     assert {
