@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memlens.storage import files, locks, store
+from memlens.storage import files, store
 
 # Names by kind. Group 1 is the key of the artifact, group 2 its kind.
 _KEY = r"(([a-z_]+)-[0-9a-f]{16})"
@@ -163,7 +163,7 @@ def clear(listed: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     for entry in listed:
         place = entry.path.parent
         place = place.parent if place.name == store.CHECKPOINTS else place
-        if locks.is_held(store.Store(place).lock_of(entry.key)):
+        if files.is_held(store.Store(place).lock_of(entry.key)):
             busy.append(entry)
         else:
             (files.remove_part if entry.kind == "leftover" else files.remove)(entry.path)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memlens.storage import files, locks
+from memlens.storage import files
 from memlens.storage.files import write_atomic
 
 Arrays = dict[str, np.ndarray]
@@ -200,7 +200,7 @@ class Store:
         """Hold the locks of artifacts: another process that claims one of them waits.
 
         Check inside whether they exist by now: the previous holder may have finished them. Files
-        that killed writers of these artifacts left are removed. `memlens.storage.locks` describes
+        that killed writers of these artifacts left are removed. `memlens.storage.files` describes
         file systems without locks.
 
         Parameters
@@ -217,7 +217,7 @@ class Store:
         with ExitStack() as held:
             for key in sorted(set(keys)):  # the same order everywhere prevents deadlocks
                 try:
-                    is_lock = held.enter_context(locks.locked(self.lock_of(key), key, meanwhile))
+                    is_lock = held.enter_context(files.locked(self.lock_of(key), key, meanwhile))
                 except OSError as error:
                     raise unwritable(self.folder / key, error) from error
                 if is_lock:
@@ -251,7 +251,7 @@ class Store:
         ]
         if not any(any(self.folder.glob(pattern)) for pattern in left):
             return
-        if locks.is_held(self.lock_of(key)):
+        if files.is_held(self.lock_of(key)):
             return
         with suppress(OSError), self.claim(key):  # a cache that cannot be written is left as it is
             for path in (*self.folder.glob(left[0]), *self.folder.glob(left[2])):

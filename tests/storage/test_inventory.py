@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memlens.__main__ import main
-from memlens.storage import inventory, locks
+from memlens.storage import files, inventory
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Artifact, Store
 
@@ -118,7 +118,7 @@ def test_clear_asks_first(cache, monkeypatch, capsys):
 
 
 def test_clear_keeps_what_a_process_computes(cache, capsys):
-    with locks.locked(cache.lock_of(SWEEP), "it"):
+    with files.locked(cache.lock_of(SWEEP), "it"):
         assert main(["cache"]) == 0
         assert main(["cache", "clear", "--yes"]) == 0
     left = f"in use by a running process, not removed: {SWEEP}"

@@ -20,7 +20,7 @@ import memlens as ml
 from memlens import __main__
 from memlens.experiments import launch
 from memlens.models import registry
-from memlens.storage import locks, store
+from memlens.storage import files, store
 from memlens.tracking.counting import CountingRecorder
 from memlens.training import distributed
 from memlens.training.config import OPTIMIZERS, TrainConfig
@@ -243,10 +243,10 @@ def test_a_piece_that_others_train_is_waited_for_by_all(tmp_path):
         other.submit(claim.__exit__, None, None, None).result()
     first.broadcast = told.append
     with launch._claimed("run-0", first, cache):
-        assert told == [True] and locks.is_held(cache.lock_of("run-0"))
+        assert told == [True] and files.is_held(cache.lock_of("run-0"))
     heard = iter([False, False, True])
     with launch._claimed("run-0", SimpleNamespace(rank=1, broadcast=lambda _: next(heard)), cache):
-        assert not list(heard) and not locks.is_held(cache.lock_of("run-0"))
+        assert not list(heard) and not files.is_held(cache.lock_of("run-0"))
 
 
 def _enough(said):

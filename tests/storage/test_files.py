@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from memlens.storage import locks
+from memlens.storage import files
 from memlens.storage.store import Artifact, Store
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def _hold(path, ready):
-    with locks.locked(path, "it"):
+    with files.locked(path, "it"):
         ready.set()
         time.sleep(600)
 
@@ -37,18 +37,18 @@ def held(tmp_path):
 
 def test_a_lock_is_gone_with_its_owner_however_it_ends(held):
     path, owner = held
-    assert locks.is_held(path)
+    assert files.is_held(path)
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
-    assert path.exists() and not locks.is_held(path)
-    with locks.locked(path, "it") as is_lock:
-        assert is_lock and locks.is_held(path)
+    assert path.exists() and not files.is_held(path)
+    with files.locked(path, "it") as is_lock:
+        assert is_lock and files.is_held(path)
     assert not path.exists()
 
 
 def test_a_process_that_waits_prints_a_message_once(held, monkeypatch, capsys):
     path, owner = held
-    monkeypatch.setattr(locks, "NOTICE_AFTER", 0.1)
+    monkeypatch.setattr(files, "NOTICE_AFTER", 0.1)
     calls = []
 
     def end_owner():
@@ -56,13 +56,13 @@ def test_a_process_that_waits_prints_a_message_once(held, monkeypatch, capsys):
         if len(calls) == 5:
             owner.kill()
 
-    with locks.locked(path, "run-1", end_owner) as is_lock:
+    with files.locked(path, "run-1", end_owner) as is_lock:
         assert is_lock and len(calls) >= 5
     assert capsys.readouterr().err == "waiting for run-1: another process computes it\n"
 
 
 def _die_with_a_child(path, ready):
-    with locks.locked(path, "it"):
+    with files.locked(path, "it"):
         if not os.fork():  # as a worker of a data loader
             ready.set()
             time.sleep(600)
@@ -74,21 +74,21 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
     ready, path = SPAWN.Event(), tmp_path / "a.lock"
     owner = SPAWN.Process(target=_die_with_a_child, args=(path, ready))
     owner.start()
-    assert ready.wait(60) and locks.is_held(path)
+    assert ready.wait(60) and files.is_held(path)
     children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
     child = int(children.read_text().split()[0]) if children.exists() else None
     owner.kill()
     owner.join()
-    assert not locks.is_held(path)
+    assert not files.is_held(path)
     if child:
         os.kill(child, signal.SIGKILL)
 
 
 def test_a_second_claim_of_the_same_thread_is_refused(tmp_path):
     with (
-        locks.locked(tmp_path / "a.lock", "it"),
+        files.locked(tmp_path / "a.lock", "it"),
         pytest.raises(RuntimeError, match="already held"),
-        locks.locked(tmp_path / "a.lock", "it"),
+        files.locked(tmp_path / "a.lock", "it"),
     ):
         pass
 
@@ -105,7 +105,7 @@ def test_without_locks_work_goes_on(tmp_path, monkeypatch, number):
         cache.put("run-1", Artifact({}, {}))
     assert "run-1" in cache
     assert (tmp_path / ".run-1.77.part").exists()  # another process may be writing it
-    assert not locks.is_held(cache.lock_of("run-1"))
+    assert not files.is_held(cache.lock_of("run-1"))
 
 
 def test_other_errors_of_the_lock_are_raised(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_two_processes_with_the_same_job_train_it_once(tmp_path):
 def test_a_lock_keeps_to_the_umask(tmp_path):
     before = os.umask(0o077)
     try:
-        with locks.locked(tmp_path / "a.lock", "it"):
+        with files.locked(tmp_path / "a.lock", "it"):
             assert (tmp_path / "a.lock").stat().st_mode & 0o077 == 0
     finally:
         os.umask(before)
