@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import nn
 
-from memlens.models import architectures, vit
+from memlens.models import architectures
 
 Builder = Callable[[int, tuple[int, ...]], nn.Module]
 
@@ -75,7 +75,7 @@ MODELS: dict[str, Builder] = {
     "densenet121": architectures.densenet121,
     "mobilenet_v2": architectures.mobilenet_v2,
     "small_inception": architectures.small_inception,
-    "vit_medium": vit.vit_medium,
+    "vit_medium": architectures.vit_medium,
 }
 
 
