@@ -3,7 +3,7 @@
 Means cannot be added, sums can: an epoch is kept as sums over visits until it is closed. The L2
 norm of a gradient is averaged as its square, so that the sum of squares (CSG) over all visits is
 exact. Sums are float64, where the square of a float32 number is exact: a sample visited once has
-the same bits as in a `Recorder`.
+the same bits as in a `Recorder`. `over_processes` sums over the processes of `torch.distributed`.
 """
 
 import warnings
@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from memlens.tracking.loss_scale import L2
 from memlens.tracking.peaks import Peak
-from memlens.tracking.processes import over_processes, world_size
 from memlens.tracking.recorder import Recorder
-from memlens.tracking.traces import SIGNALS, Trace
+from memlens.tracking.traces import L2, SIGNALS, Trace
 
 
 class Sums(NamedTuple):
@@ -240,3 +239,30 @@ class CountingRecorder(Recorder):
     def _replace_last(self, sums: Sums) -> None:
         del self._rows[-1], self._counts[-1]
         self._append(sums)
+
+
+def world_size() -> int:
+    """Return the number of processes of torch.distributed's default group; 1 without a group."""
+    ready = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if ready else 1
+
+
+def over_processes(values: Tensor, *, how: str = "sum") -> Tensor:
+    """Reduce a tensor over all processes.
+
+    Parameters
+    ----------
+    values : Tensor
+    how : "sum", "min" or "max"
+
+    Returns
+    -------
+    Tensor
+        On the CPU; with a single process, ``values`` itself.
+    """
+    if world_size() == 1:
+        return values
+    on_gpu = "nccl" in dist.get_backend()  # which moves tensors of a GPU only
+    total = values.to("cuda" if on_gpu else "cpu", copy=True)
+    dist.all_reduce(total, getattr(dist.ReduceOp, how.upper()))
+    return total.cpu()

@@ -13,9 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memlens.tracking import signals, validation
-from memlens.tracking.loss_scale import unscale
-from memlens.tracking.recorded import RecordedEpochs
+from memlens.tracking import recorded, signals
 from memlens.tracking.traces import SIGNALS
 
 FLUSH_BYTES = 64 << 20
@@ -32,7 +30,7 @@ class Step(NamedTuple):
     loss_scale: float | Tensor
 
 
-class Recorder(RecordedEpochs):
+class Recorder(recorded.RecordedEpochs):
     """Recorder of every training sample's signals in each epoch, for any training loop.
 
     >>> recorder = Recorder(n_samples=3)
@@ -110,7 +108,7 @@ class Recorder(RecordedEpochs):
             If ``x`` was not watched or has no gradient, the lengths differ, or an index is out of
             range (checked in bulk).
         """
-        validation.check_step(index, x, logits, y)
+        recorded.check_step(index, x, logits, y)
         y = y.to(logits.device, non_blocking=True, copy=True)  # the loop may overwrite its buffers
         if isinstance(loss_scale, Tensor):
             loss_scale = loss_scale.detach().clone()
@@ -141,7 +139,7 @@ class Recorder(RecordedEpochs):
         loss = signals.loss(logits, y)  # summed over epochs, this is CSL
         values = [loss, grad_l2, grad_l1, signals.margin(logits, y), signals.el2n(logits, y)]
         values = torch.stack(values).nan_to_num_(*INFINITE)
-        self._scaled |= unscale(values, scales, sizes)
+        self._scaled |= signals.unscale(values, scales, sizes)
         self._store(index, values)
         self._pending, self._pending_bytes = [], 0
 
@@ -174,14 +172,14 @@ class Recorder(RecordedEpochs):
     def _close_epoch(self) -> tuple[Tensor, dict[str, float]]:
         self._flush()
         self._check_bounds()
-        validation.check_visits(self._visits, self.n_epochs)
+        recorded.check_visits(self._visits, self.n_epochs)
         return self._values.cpu(), self._means(self._values)
 
     def _means(self, row: Tensor) -> dict[str, float]:
         means = row.nanmean(1) if self._scaled else row.mean(1)
         means = dict(zip(SIGNALS, means.tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
-            validation.raise_divergence(row, self.n_epochs)
+            recorded.raise_divergence(row, self.n_epochs)
         return means
 
     def _begin_epoch(self) -> None:
@@ -210,5 +208,5 @@ class Recorder(RecordedEpochs):
 
     def _check_bounds(self) -> None:
         if self._bounds:
-            validation.check_range(torch.stack(self._bounds), self.n_samples)
+            recorded.check_range(torch.stack(self._bounds), self.n_samples)
             self._bounds = []

@@ -91,7 +91,7 @@ def aum(trace: Trace) -> np.ndarray:
     return -trace.margin.mean(0, dtype=np.float64)
 
 
-def el2n(trace: Trace) -> np.ndarray:
+def early_el2n(trace: Trace) -> np.ndarray:
     """Return EL2N in one early epoch of one run (Paul et al. 2021 average ten runs)."""
     return trace.el2n[min(EARLY_EPOCH, trace.n_epochs - 1)].astype(np.float64)
 
@@ -116,7 +116,7 @@ def in_confidence_max(trace: Trace) -> np.ndarray:
     return -np.expm1(np.minimum(log_largest, 0))
 
 
-def curvature(trace: Trace) -> np.ndarray:
+def mean_curvature(trace: Trace) -> np.ndarray:
     """Return the mean of ||Hv|| over epochs and random directions v."""
     return np.nanmean(trace.curvature, axis=0, dtype=np.float64)
 
@@ -249,8 +249,8 @@ CATALOGUE: dict[str, Score] = {
                            ("grad_l2",)),
     "aum": Score(aum, "- mean_t (z_y - max_{k != y} z_k)", "logit margin, negated", "-",
                  "Pleiss 2020", ("margin",)),
-    "el2n": Score(el2n, f"||softmax - onehot||_2 at t = {EARLY_EPOCH}", "one early epoch, one run",
-                  "-", "Paul 2021", ("el2n",)),
+    "el2n": Score(early_el2n, f"||softmax - onehot||_2 at t = {EARLY_EPOCH}",
+                  "one early epoch, one run", "-", "Paul 2021", ("el2n",)),
     "final_loss": Score(final_loss, "loss at t = T - 1", "cross-entropy", "-",
                         "Ravikumar 2026, Tab. 1", ("loss",)),
     "in_confidence": Score(in_confidence, "1 - p_y at t = T - 1", "true class", "-",
@@ -261,7 +261,7 @@ CATALOGUE: dict[str, Score] = {
                   "Ravikumar 2026, 4.3", ("loss",), until_peak=True),
     "early_csg": Score(csg, "sum_{t <= peak} ||g||_2^2", "CSG up to the peak of the weight norm",
                        "-", "Ravikumar 2026, 4.3", ("grad_l2",), until_peak=True),
-    "curvature": Score(curvature, "mean_{t,v} ||H v||_2", "norm, mean", "-",
+    "curvature": Score(mean_curvature, "mean_{t,v} ||H v||_2", "norm, mean", "-",
                        "Garg 2024, public code", ("curvature",)),
     "curvature_squared": Score(curvature_squared, "mean_{t,v} ||H v||_2^2", "squared norm, mean",
                                "-", "Garg 2024, Eq. 6", ("curvature_squared",)),

@@ -3,11 +3,11 @@
 Shapes: ``logits`` (n, n_classes), ``y`` (n,) int64, ``x`` (n, ...) the input of a network. Results
 have shape (n,) unless documented otherwise. Functions that take a model call it in its current mode
 and assume that its output for a sample depends on that sample only. Batch norm in train mode breaks
-this assumption; `own_loss_gradient` measures by how much.
+this assumption; `own_loss_gradient` measures by how much. Only `unscale` works in place.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+
+from memlens.tracking.traces import GRADIENTS
+
+UNSCALED = 0.01  # a scale this close to 1 counts as 1: it may be measured from rounded gradients
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -51,6 +55,43 @@ def gradient_norms(gradient: Tensor) -> GradientNorms:
     """Return the norms of per-sample gradients (n, ...)."""
     flat = gradient.flatten(1)
     return GradientNorms(flat.norm(dim=1), flat.abs().sum(1))
+
+
+def unscale(values: Tensor, scales: Sequence[float | Tensor], sizes: Sequence[int]) -> bool:
+    """Divide the gradient norms of several steps by their loss scales, in place.
+
+    A norm that overflowed under a scale becomes NaN, which means "not measured".
+
+    Parameters
+    ----------
+    values : Tensor (n_signals, b)
+        Signals of the samples of all steps, in order.
+    scales : sequence of float or Tensor ()
+        Loss scale of each step.
+    sizes : sequence of int
+        Number of samples of each step; they sum to b.
+
+    Returns
+    -------
+    bool
+        True if any scale was not 1.
+    """
+    if not any(isinstance(scale, Tensor) or scale != 1.0 for scale in scales):
+        return False
+    pairs = zip(scales, sizes, strict=True)
+    scale = torch.cat([_repeated(scale, size, values) for scale, size in pairs])
+    gradients = values[GRADIENTS] / scale
+    scaled = ~((scale - 1).abs() <= UNSCALED)  # true for a scale of NaN as well
+    overflow = scaled & ~(gradients.isfinite() & scale.isfinite())
+    values[GRADIENTS] = gradients.masked_fill_(overflow, torch.nan)
+    return True
+
+
+def _repeated(scale: float | Tensor, size: int, like: Tensor) -> Tensor:
+    """Return the scale once a sample, (size,), without waiting for the device."""
+    if isinstance(scale, Tensor):
+        return scale.to(like, non_blocking=True).reshape(()).expand(size)
+    return like.new_full((size,), scale)
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

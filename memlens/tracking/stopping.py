@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from memlens.tracking import signals
+from memlens.tracking.counting import over_processes
 from memlens.tracking.peaks import PEAKS, Peak, PeakDetector
-from memlens.tracking.processes import over_processes
 from memlens.tracking.recorder import Recorder
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 SIGNALS = ("loss", "grad_l2", "grad_l1", "margin", "el2n")
+L2 = SIGNALS.index("grad_l2")
+GRADIENTS = slice(L2, L2 + 2)  # the L2 and the L1 norm
 
 
 class Trace(Mapping[str, np.ndarray]):

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from memlens.data.samples import Dataset
 from memlens.models import registry
 from memlens.storage.checkpoints import TrainingCheckpoint
-from memlens.tracking.counting import CountingRecorder
-from memlens.tracking.processes import over_processes
+from memlens.tracking.counting import CountingRecorder, over_processes
 from memlens.training import devices
 from memlens.training.config import MeasureConfig, TrainConfig, mixed_seed
 from memlens.training.devices import Engine, thread_count

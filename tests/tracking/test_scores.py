@@ -121,8 +121,8 @@ def test_class_normalised_by_class():
 def test_grand_and_el2n_are_those_of_the_early_epoch():
     rows = np.arange(15.0, dtype=np.float32)[:, None]
     trace = Trace({"weight_grad": rows, "el2n": rows})
-    assert scores.grand(trace) == scores.el2n(trace) == [10]
-    assert scores.grand(trace.until(6)) == scores.el2n(trace.until(6)) == [5]
+    assert scores.grand(trace) == scores.early_el2n(trace) == [10]
+    assert scores.grand(trace.until(6)) == scores.early_el2n(trace.until(6)) == [5]
     gaps = rows.copy()
     gaps[np.arange(15) % 4 != 0] = np.nan  # 0, 4, 8, 12: the last one by the early epoch
     assert scores.grand(Trace({"weight_grad": gaps})) == [8]

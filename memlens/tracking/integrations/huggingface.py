@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from memlens.tracking.integrations.callback import RecorderCallback
+from memlens.tracking.integrations import RecorderCallback
 from memlens.tracking.stopping import PeakStop
 
 try:

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from memlens.tracking.integrations.callback import RecorderCallback
-from memlens.tracking.processes import world_size
+from memlens.tracking.counting import world_size
+from memlens.tracking.integrations import RecorderCallback
 from memlens.tracking.stopping import PeakStop
 
 try:
