@@ -282,7 +282,7 @@ def parallel_options(options: argparse.Namespace) -> AbstractContextManager:
     """Apply ``--jobs`` and ``--scheduler``, also in the notebooks' kernels."""
     if options.jobs is None and options.scheduler is None:
         return nullcontext()  # torch, which the next import loads, is needed in the kernels only
-    from memlens.training.parallel import parallel_settings
+    from memlens.training.jobs import parallel_settings
 
     return parallel_settings(n_jobs=options.jobs, scheduler=options.scheduler)
 

@@ -22,8 +22,8 @@ from memlens.attacks import robustness
 from memlens.audit import duplicates, outputs
 from memlens.experiments.profiles import PROFILES
 from memlens.tracking import signals
-from memlens.training import devices, inference
-from memlens.training.inference import predict
+from memlens.training import devices, posthoc
+from memlens.training.posthoc import predict
 
 GPU, HERE = "cuda", "cpu"
 
@@ -128,7 +128,7 @@ def all_of(profile):
     net = run.snapshot("last", device=profile.config.device)
     x, y = data.normalise(data.train.images[:40]), data.train.labels[:40]
     found["logits"] = predict(net, data, data.train)
-    found["curvature"] = inference.evaluate_batched(
+    found["curvature"] = posthoc.evaluate_batched(
         lambda *given: signals.curvature(*given, n_directions=2).norm, net, x, y
     )
     found["distance"] = robustness.adversarial_distance(net, data, data.train[:40])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memlens.data.samples import Dataset, Samples
 from memlens.training import devices
-from memlens.training.inference import predict
+from memlens.training.posthoc import predict
 
 WIDE = 256  # columns; with fewer, neighbours can be too close for float32
 SAME = 1e-6  # distance of unit vectors up to which they may differ by rounding alone

@@ -20,8 +20,8 @@ from memlens.audit.config import AuditConfig, choose_config, folds
 from memlens.data.samples import Dataset, Samples
 from memlens.storage import store
 from memlens.training import devices
-from memlens.training.inference import predict
 from memlens.training.jobs import Job, train_many
+from memlens.training.posthoc import predict
 from memlens.training.progress import Watch
 from memlens.training.runs import Run, history_of
 

@@ -22,8 +22,8 @@ from memlens.tracking.scores import CATALOGUE, EARLY_EPOCH, Score
 from memlens.tracking.traces import SIGNALS
 from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.devices import thread_count
+from memlens.training.jobs import on_gpu
 from memlens.training.loop import train
-from memlens.training.parallel import on_gpu
 
 EVERY_SCORE: dict[str, Score] = CATALOGUE | PROXIES
 IN_STEP = "in-step (train mode, augmented, before the update)"

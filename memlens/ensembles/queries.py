@@ -20,7 +20,7 @@ from memlens.tracking import signals
 from memlens.training.batches import sequential_batches
 from memlens.training.config import TrainConfig
 from memlens.training.devices import EVAL_ROWS, exact_float32, thread_count
-from memlens.training.snapshots import SNAPSHOTS, SnapshotRule
+from memlens.training.runs import SNAPSHOTS, SnapshotRule
 
 Snapshot = str | int  # a name of SNAPSHOTS, or a number of epochs
 
@@ -57,7 +57,7 @@ class Queries:
     Attributes
     ----------
     snapshots : tuple of str or int
-        Names of `snapshots.SNAPSHOTS`, each network at its own; or numbers of epochs, the same for
+        Names of `runs.SNAPSHOTS`, each network at its own; or numbers of epochs, the same for
         all networks.
     augmentations : tuple of str
         Keys of `AUGMENTATIONS`, for the named snapshots; after a number of epochs only the first

@@ -33,8 +33,13 @@ from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training import devices
 from memlens.training.batches import sequential_batches
 from memlens.training.config import TrainConfig, mixed_seed
-from memlens.training.jobs import described
-from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
+from memlens.training.jobs import (
+    KeyedArtifact,
+    described,
+    on_cluster,
+    run_parallel,
+    store_or_return,
+)
 
 SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 N_REPEATS = 10  # Paul et al. 2021

@@ -22,9 +22,14 @@ from memlens.ensembles.model_ensemble import ModelEnsemble, ensemble_size
 from memlens.ensembles.queries import Queries, Snapshot, train_and_query
 from memlens.storage import store
 from memlens.training.config import TrainConfig
-from memlens.training.jobs import described
+from memlens.training.jobs import (
+    KeyedArtifact,
+    described,
+    on_cluster,
+    run_parallel,
+    store_or_return,
+)
 from memlens.training.memory import require_memory
-from memlens.training.parallel import KeyedArtifact, on_cluster, run_parallel, store_or_return
 
 # Networks that one process trains together on a CPU. More of them share the cost of each call,
 # until weights, gradients and momenta no longer fit in the processor's cache: with 16, 25, 40 and

@@ -23,7 +23,7 @@ from memlens.tracking.recorder import Recorder
 from memlens.training import sam
 from memlens.training.config import MeasureConfig, TrainConfig, mixed_seed
 from memlens.training.devices import thread_count
-from memlens.training.inference import predict
+from memlens.training.posthoc import predict
 from memlens.training.progress import Watch, advance, epoch_bar
 from memlens.training.runs import Run
 from memlens.training.state import TrainingState

@@ -1,5 +1,6 @@
-"""The result of one training: scores, history, peaks and snapshots."""
+"""The result of one training: scores, history, peaks, and the snapshots worth keeping."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -15,10 +16,11 @@ from memlens.data.samples import Dataset
 from memlens.evaluation import plots
 from memlens.models import registry
 from memlens.tracking import scores
-from memlens.tracking.peaks import PEAKS, Peak
+from memlens.tracking.peaks import PEAKS, Peak, PeakDetector
 from memlens.tracking.traces import Trace
 from memlens.training import devices
-from memlens.training.snapshots import SNAPSHOTS
+
+SNAPSHOTS = ("peak", "best_val", "last")
 
 
 class Run:
@@ -153,7 +155,7 @@ class Run:
         name : "peak", "best_val" or "last"
             Peak of the weight norm, lowest validation loss, or end of the training.
         device : str
-            As in `TrainConfig`; `inference.predict` and `inference.evaluate_batched` compute on it.
+            As in `TrainConfig`; `posthoc.predict` and `posthoc.evaluate_batched` compute on it.
 
         Raises
         ------
@@ -180,3 +182,38 @@ def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+class SnapshotRule:
+    """Tells after each epoch which snapshots the weights of a network replace now.
+
+    "peak" is the peak of the weight norm until it is detected, "best_val" the lowest validation
+    loss.
+
+    >>> rule = SnapshotRule(patience=2)
+    >>> [rule.update(norm, loss) for norm, loss in [(5.0, 2.3), (6.0, 2.4), (5.9, 2.2)]]
+    [['peak', 'best_val'], ['peak'], ['best_val']]
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without a new maximum before the peak is detected; see `PeakDetector`.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.detector = PeakDetector(patience=patience)
+        self.lowest = math.inf
+
+    def update(self, weight_norm: float, val_loss: float) -> list[str]:
+        """Return the snapshots to replace after an epoch.
+
+        Without a validation loss so far (NaN), "best_val" is the last epoch.
+        """
+        self.detector.update(weight_norm)
+        due = ["peak"] if self.detector.at_best else []
+        unknown = math.isnan(val_loss) and self.lowest == math.inf
+        if val_loss < self.lowest or unknown:
+            due.append("best_val")
+        if val_loss < self.lowest:
+            self.lowest = val_loss
+        return due

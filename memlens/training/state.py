@@ -18,8 +18,7 @@ from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.devices import Engine
 from memlens.training.memory import check_memory
 from memlens.training.posthoc import PosthocEvaluator
-from memlens.training.runs import Run
-from memlens.training.snapshots import SnapshotRule
+from memlens.training.runs import Run, SnapshotRule
 
 
 class TrainingState:

@@ -18,7 +18,7 @@ from memlens.__main__ import main
 from memlens.audit import config, outputs, pipeline, report
 from memlens.audit.audit_data import load_audit_data
 from memlens.storage import store
-from memlens.training import inference, loop, progress
+from memlens.training import loop, posthoc, progress
 
 EPOCHS, N, FLIPS = 12, 500, 25
 FEW = 150  # where it does not matter what is found
@@ -91,7 +91,7 @@ def test_the_probability_of_a_sample_comes_from_a_net_that_never_saw_it(scored):
     for job, out in zip(jobs, left_out):
         assert not out & set(job.data.train.index.tolist())
     (run,) = ml.train_many([jobs[1]], n_jobs=1, cache=audit.cache)  # found, not trained
-    logits = inference.predict(run.snapshot("last"), run.data, run.data.test)
+    logits = posthoc.predict(run.snapshot("last"), run.data, run.data.test)
     rows = found.table.index.get_indexer(run.data.test.index.numpy())
     assert found.held_out[rows] == pytest.approx(logits.double().softmax(1).numpy())
 

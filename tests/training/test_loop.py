@@ -14,9 +14,9 @@ from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Store
 from memlens.tracking import signals
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
-from memlens.training.inference import predict
 from memlens.training.jobs import Job, train_many
 from memlens.training.loop import shuffled, train
+from memlens.training.posthoc import predict
 
 SHORT = TrainConfig(epochs=4, batch_size=16)
 

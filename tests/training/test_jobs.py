@@ -19,7 +19,7 @@ import memlens as ml
 from memlens import __main__
 from memlens.ensembles import retrainings, subsets
 from memlens.storage import store
-from memlens.training import jobs, parallel
+from memlens.training import jobs
 from memlens.training.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ def started(folder, kind, *options, cache=None):
     own = cache or folder / "of_workers"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
                    "OMP_NUM_THREADS": "1", "MEMLENS_CACHE": str(own)}  # fmt: skip
-    environment.pop(parallel.SCHEDULER, None)
+    environment.pop(jobs.SCHEDULER, None)
     return subprocess.Popen(
         [*command, "--scheduler-file", str(folder / "scheduler.json")], cwd=folder,
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -78,7 +78,7 @@ def asked(monkeypatch, cluster, tmp_path):
     """The environment that gives trainings to the cluster; a cache of this test's own."""
     wait_for_workers(cluster[0], 2)
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(parallel.SCHEDULER, cluster[0])
+    monkeypatch.setenv(jobs.SCHEDULER, cluster[0])
     return cluster
 
 
@@ -105,7 +105,7 @@ def test_a_cluster_with_one_worker_trains_on_that_worker(tiny, monkeypatch, tmp_
     try:
         processes.append(started(folder, "worker", "--nthreads", "1", "--no-nanny"))
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv(parallel.SCHEDULER, _address(folder))
+        monkeypatch.setenv(jobs.SCHEDULER, _address(folder))
         job = jobs.Job("mlp", tiny, TrainConfig(epochs=1, batch_size=16))
         (run,) = ml.train_many([job])
         assert len(run.history) == 1 and job.key in store.Store()
@@ -124,7 +124,7 @@ def test_workers_may_share_the_cache_of_the_caller(tiny, monkeypatch, tmp_path):
     try:
         options, shared = ("--nthreads", "1", "--no-nanny"), tmp_path / "shared"
         processes.append(started(folder, "worker", *options, cache=shared))
-        monkeypatch.setenv(parallel.SCHEDULER, _address(folder))
+        monkeypatch.setenv(jobs.SCHEDULER, _address(folder))
         job = jobs.Job("mlp", tiny, TrainConfig(epochs=1, batch_size=16))
         (run,) = ml.train_many([job])
         assert len(run.history) == 1 and job.key in store.Store()
@@ -144,11 +144,11 @@ def test_a_training_that_kills_every_worker_is_named(monkeypatch, tmp_path):
     client = SimpleNamespace(
         wait_for_workers=lambda n, timeout: None, submit=lambda *_, **__: future, loop=None
     )
-    monkeypatch.setattr(parallel, "_distributed", lambda: fake)
-    monkeypatch.setattr(parallel, "_client", lambda: nullcontext(client))
-    monkeypatch.setenv(parallel.SCHEDULER, "tcp://there")
+    monkeypatch.setattr(jobs, "_distributed", lambda: fake)
+    monkeypatch.setattr(jobs, "_client", lambda: nullcontext(client))
+    monkeypatch.setenv(jobs.SCHEDULER, "tcp://there")
     with pytest.raises(RuntimeError, match=r"killed.*\(0 of 1 artifacts\): repeat it"):
-        parallel.run_parallel({"run-0": delayed(len)("x")}, store.Store(tmp_path))
+        jobs.run_parallel({"run-0": delayed(len)("x")}, store.Store(tmp_path))
 
 
 def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked):
@@ -174,49 +174,47 @@ def test_retrainings_of_a_cluster_are_kept_as_they_come(tiny, monkeypatch, asked
 
 
 def test_what_differs_on_a_worker_is_told(asked, monkeypatch):
-    real = parallel._setting
-    monkeypatch.setattr(parallel, "_setting", lambda *args: real(*args) | {"torch": "9.9"})
+    real = jobs._setting
+    monkeypatch.setattr(jobs, "_setting", lambda *args: real(*args) | {"torch": "9.9"})
     with pytest.raises(RuntimeError, match=r"from its caller: torch .*, not 9\.9\. Install"):
-        list(parallel._results([delayed(store.fingerprint)([1])]))
+        list(jobs._results([delayed(store.fingerprint)([1])]))
     monkeypatch.undo()
-    monkeypatch.setenv(parallel.SCHEDULER, asked[0])
+    monkeypatch.setenv(jobs.SCHEDULER, asked[0])
     with pytest.raises(TypeError, match="cannot make a cache key from function"):
-        list(parallel._results([delayed(store.fingerprint)(test_what_differs_on_a_worker_is_told)]))
+        list(jobs._results([delayed(store.fingerprint)(test_what_differs_on_a_worker_is_told)]))
 
 
 def test_a_worker_with_several_threads_is_refused(monkeypatch):
     """Trainings in threads of one process would draw from one source of random numbers."""
     several = SimpleNamespace(state=SimpleNamespace(nthreads=2))
-    monkeypatch.setattr(
-        parallel, "_distributed", lambda: SimpleNamespace(get_worker=lambda: several)
-    )
+    monkeypatch.setattr(jobs, "_distributed", lambda: SimpleNamespace(get_worker=lambda: several))
     with pytest.raises(RuntimeError, match="2 threads.*dask worker --nthreads 1"):
-        parallel._checked({}, [], print, (), {})
+        jobs._checked({}, [], print, (), {})
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(parallel, "SECONDS", 0.3)
-    monkeypatch.setenv(parallel.SCHEDULER, "tcp://127.0.0.1:9")
+    monkeypatch.setattr(jobs, "SECONDS", 0.3)
+    monkeypatch.setenv(jobs.SCHEDULER, "tcp://127.0.0.1:9")
     with pytest.raises(OSError, match="no Dask scheduler answers at tcp://127.0.0.1:9.*dask sched"):
-        list(parallel._results([delayed(abs)(-1)]))
-    assert list(parallel._results([delayed(abs)(-1)], n_jobs=1)) == [1]  # one process is this one
+        list(jobs._results([delayed(abs)(-1)]))
+    assert list(jobs._results([delayed(abs)(-1)], n_jobs=1)) == [1]  # one process is this one
 
 
 def test_what_is_asked_for_holds_inside_only(monkeypatch):
-    for name in (parallel.JOBS, parallel.SCHEDULER):
+    for name in (jobs.JOBS, jobs.SCHEDULER):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(parallel.SCHEDULER, "tcp://a:1")
-    with parallel.parallel_settings(scheduler="tcp://b:2"):
-        assert parallel.scheduler() == "tcp://b:2" and parallel.on_cluster(None)
-        assert not parallel.on_cluster(1)
-    assert parallel.scheduler() == "tcp://a:1"
-    monkeypatch.delenv(parallel.SCHEDULER)
-    with parallel.parallel_settings(n_jobs=3):
-        assert parallel._default_n_jobs(one=True) == 3
-    assert parallel._default_n_jobs(one=True) == 1 and parallel.JOBS not in os.environ
-    monkeypatch.setenv(parallel.JOBS, "many")
+    monkeypatch.setenv(jobs.SCHEDULER, "tcp://a:1")
+    with jobs.parallel_settings(scheduler="tcp://b:2"):
+        assert jobs.scheduler() == "tcp://b:2" and jobs.on_cluster(None)
+        assert not jobs.on_cluster(1)
+    assert jobs.scheduler() == "tcp://a:1"
+    monkeypatch.delenv(jobs.SCHEDULER)
+    with jobs.parallel_settings(n_jobs=3):
+        assert jobs._default_n_jobs(one=True) == 3
+    assert jobs._default_n_jobs(one=True) == 1 and jobs.JOBS not in os.environ
+    monkeypatch.setenv(jobs.JOBS, "many")
     with pytest.raises(ValueError, match="MEMLENS_JOBS is 'many'; expected a number"):
-        list(parallel._results([delayed(abs)(-1)]))
+        list(jobs._results([delayed(abs)(-1)]))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +225,7 @@ def test_what_is_asked_for_holds_inside_only(monkeypatch):
     ],
 )
 def test_bad_requests_are_named(settings, error, words):
-    with pytest.raises(error, match=words), parallel.parallel_settings(**settings):
+    with pytest.raises(error, match=words), jobs.parallel_settings(**settings):
         pass
 
 
@@ -235,15 +233,15 @@ def test_without_dask_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
         pytest.raises(ImportError, match=r"pip install 'memlens\[cluster\]'"),
-        parallel.parallel_settings(scheduler="tcp://a:1"),
+        jobs.parallel_settings(scheduler="tcp://a:1"),
     ):
         pass
 
 
 @pytest.mark.parametrize(
     ("option", "name", "value"),
-    [(("--jobs", "2"), parallel.JOBS, "2"),
-     (("--scheduler", "tcp://a:1"), parallel.SCHEDULER, "tcp://a:1")],
+    [(("--jobs", "2"), jobs.JOBS, "2"),
+     (("--scheduler", "tcp://a:1"), jobs.SCHEDULER, "tcp://a:1")],
 )  # fmt: skip
 def test_the_command_line_tells_the_kernels_of_notebooks(monkeypatch, option, name, value):
     from memlens.experiments import reproduce
@@ -268,7 +266,7 @@ def _made(key, folder, killed):
         time.sleep(0.01)
     if killed and key != "run-0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return parallel.store_or_return(key, store.Artifact({"x": np.arange(3)}, {}), cache)
+    return jobs.store_or_return(key, store.Artifact({"x": np.arange(3)}, {}), cache)
 
 
 @pytest.mark.filterwarnings("ignore:resource_tracker")  # joblib's, of the process that was killed
@@ -278,8 +276,8 @@ def test_a_process_that_is_killed_is_told_and_its_fellows_work_is_kept(tmp_path)
         f"run-{k}": delayed(_made)(f"run-{k}", tmp_path, killed) for k in range(3)
     }
     with pytest.raises(RuntimeError, match=r"was killed.*\(1 of 3 artifacts\): repeat it, with"):
-        parallel.run_parallel(calls(True), cache, n_jobs=2)
-    assert set(parallel.run_parallel(calls(False), cache, n_jobs=2)) == set(calls(False))
+        jobs.run_parallel(calls(True), cache, n_jobs=2)
+    assert set(jobs.run_parallel(calls(False), cache, n_jobs=2)) == set(calls(False))
 
 
 def test_a_worker_that_is_killed_in_mid_sweep_changes_no_bit(tiny, monkeypatch, tmp_path, asked):

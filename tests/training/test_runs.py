@@ -2,7 +2,7 @@
 
 import math
 
-from memlens.training.snapshots import SnapshotRule
+from memlens.training.runs import SnapshotRule
 
 
 def kept(losses, norms=None):
