@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from memlens.audit import image_files
-from memlens.audit.listings import Listing, list_folder, list_table
+from memlens.audit.image_files import Listing, list_folder, list_table
 from memlens.data.folders import EXTENSIONS, some_of
 from memlens.data.samples import Dataset, from_arrays
 from memlens.training import memory
