@@ -60,7 +60,7 @@ class Comparison:
         """The distance from the mean to the nearest threshold in spreads; NaN without a spread."""
         if self.is_exact:
             return np.inf
-        return float(margin(self.measured, self.low, self.high, self.spread))
+        return float(distance_in_spreads(self.measured, self.low, self.high, self.spread))
 
     def __str__(self) -> str:
         """Format the measured value and, if it is known, the margin."""
@@ -155,7 +155,9 @@ def exact(holds: bool) -> Comparison:
     return Comparison((float(holds),), low=0.5, is_exact=True)
 
 
-def margin(measured: ArrayLike, low: ArrayLike, high: ArrayLike, spread: ArrayLike) -> np.ndarray:
+def distance_in_spreads(
+    measured: ArrayLike, low: ArrayLike, high: ArrayLike, spread: ArrayLike
+) -> np.ndarray:
     """Return the distance to the nearest threshold in spreads, elementwise.
 
     Infinite if the spread is zero and the value is not on the threshold; NaN if the spread or the
@@ -208,7 +210,9 @@ def over_machines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     joined["over_machines"] = measured.std(axis=1)
     joined["n_machines"] = measured.count(axis=1)
     widest = joined[["over_seeds", "over_machines"]].max(axis=1)
-    joined["margin"] = margin(joined["measured"], joined["low"], joined["high"], widest)
+    joined["margin"] = distance_in_spreads(
+        joined["measured"], joined["low"], joined["high"], widest
+    )
     return joined.reset_index()
 
 

@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from memlens.experiments import differences, stored_notebooks
+from memlens.experiments import stored_runs
 from memlens.storage import store
 
 HEAD_LINES = 6  # of a failing cell
@@ -45,7 +45,7 @@ class Outcome:
     reused : bool
         True if an earlier run was reused.
     figure_changes, verdict_changes
-        Differences from the files in the figures folder before the run, see `differences`.
+        Differences from the files in the figures folder before the run, see `stored_runs`.
     """
 
     notebook: str
@@ -55,7 +55,7 @@ class Outcome:
     hold: int
     failure: str
     reused: bool = False
-    figure_changes: differences.Differences = field(default_factory=dict)
+    figure_changes: stored_runs.Differences = field(default_factory=dict)
     verdict_changes: list[str] = field(default_factory=list)
 
 
@@ -111,7 +111,7 @@ def reproduce(
     print(closing_summary(table, store.figures_dir(profile)))
     figures = {name: d for outcome in outcomes for name, d in outcome.figure_changes.items()}
     verdicts = [sentence for outcome in outcomes for sentence in outcome.verdict_changes]
-    print(f"\n{differences.describe(figures, verdicts)}")
+    print(f"\n{stored_runs.describe(figures, verdicts)}")
     return table
 
 
@@ -188,8 +188,8 @@ def reuse(path: Path, changed: Mapping[str, Any], profile: str) -> Outcome | Non
     """Return the outcome of an earlier run, if nothing has changed since; otherwise None."""
     start = time.perf_counter()
     copy = store.figures_dir(profile) / "notebooks" / path.name
-    key = stored_notebooks.notebook_key(path, changed, profile)
-    earlier = stored_notebooks.read_stamp(copy, key)
+    key = stored_runs.notebook_key(path, changed, profile)
+    earlier = stored_runs.read_stamp(copy, key)
     if earlier is None:
         return None
     return Outcome(path.stem, time.perf_counter() - start, reused=True, failure="", **earlier)
@@ -199,15 +199,15 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
     """Run one notebook; an error in it is reported in the outcome, not raised."""
     figures, number = store.figures_dir(profile), path.stem.split("_")[0]
     before = modification_times(figures, number)
-    stored = differences.read_tables(figures, number)
+    stored = stored_runs.read_tables(figures, number)
     start = time.perf_counter()
     # before the run, during which the notebook may be edited
-    key = stored_notebooks.notebook_key(path, changed, profile)
+    key = stored_runs.notebook_key(path, changed, profile)
     notebook, failure = execute(path, changed)
     seconds = time.perf_counter() - start
     after = modification_times(figures, number)
     written = {p for p, time_ns in after.items() if before.get(p) != time_ns}
-    tables = differences.read_tables(figures, number)
+    tables = stored_runs.read_tables(figures, number)
     claims = [p for p in written if re.fullmatch(r"\d+_claims(_first_look)?\.csv", p.name)]
     entries = pd.read_csv(claims[0]) if claims else pd.DataFrame({"kind": [], "verdict": []})
     verdicts = entries.loc[entries["kind"] == "claim", "verdict"]  # the rest are discrepancies
@@ -215,16 +215,16 @@ def run(path: Path, changed: Mapping[str, Any], profile: str, save: bool) -> Out
         "figures": sum(p.suffix == ".png" for p in written),
         "claims": len(verdicts),
         "hold": int((verdicts == "holds").sum()),
-        "figure_changes": differences.figure_differences(stored, tables),
-        "verdict_changes": differences.changed_verdicts(stored, tables),
+        "figure_changes": stored_runs.figure_differences(stored, tables),
+        "verdict_changes": stored_runs.changed_verdicts(stored, tables),
     }
     if notebook is not None:
         copy = figures / "notebooks" / path.name
-        store.write_atomic(copy, stored_notebooks.as_bytes(notebook))
+        store.write_atomic(copy, stored_runs.as_bytes(notebook))
     if failure:
         tqdm.write(f"\n{path.stem} failed {failure}\n", file=sys.stderr)
     elif notebook is not None:
-        stored_notebooks.write_stamp(copy, key, written, result)
+        stored_runs.write_stamp(copy, key, written, result)
         if save:
             store.write_atomic(path, copy.read_bytes())
     return Outcome(path.stem, seconds, failure=failure, **result)

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memlens.experiments import differences
-from memlens.experiments.differences import (
+from memlens.experiments import stored_runs
+from memlens.experiments.stored_runs import (
     changed_verdicts,
     describe,
     figure_differences,
@@ -63,7 +63,7 @@ def test_only_figures_that_were_there_before_are_compared():
 
 def claims(**of):
     rows = [["claim", "CSG", "Table 1", text, verdict] for text, verdict in of.items()]
-    return {"02_claims": pd.DataFrame(rows, columns=[*differences.CLAIM, "verdict"])}
+    return {"02_claims": pd.DataFrame(rows, columns=[*stored_runs.CLAIM, "verdict"])}
 
 
 def test_a_verdict_that_changed_is_listed_with_both():
@@ -100,6 +100,6 @@ def test_tables_are_read_by_number_and_other_files_are_left_out(tmp_path):
     (tmp_path / "03_empty.csv").write_text("")
     (tmp_path / "03_binary.csv").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "04_b.csv").write_text("x\n1\n")
-    found = differences.read_tables(tmp_path, "03")
+    found = stored_runs.read_tables(tmp_path, "03")
     assert list(found) == ["03_a"]
-    assert differences.read_tables(tmp_path / "nowhere", "03") == {}
+    assert stored_runs.read_tables(tmp_path / "nowhere", "03") == {}
