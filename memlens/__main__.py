@@ -58,7 +58,7 @@ def add_audit(commands: Any) -> None:
         description="Train on your own labelled images, score each image, and report suspected "
         "wrong labels, duplicates and memorized samples.",
     )  # fmt: skip
-    audit.set_defaults(run=run_audit)
+    audit.set_defaults(run=run_audit_command)
     audit.add_argument(
         "path", metavar="PATH",
         help="a folder of class folders, a .csv of files and labels, or an .npz with x and y",
@@ -207,7 +207,7 @@ def parse_parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def run_audit(options: argparse.Namespace) -> int:
+def run_audit_command(options: argparse.Namespace) -> int:
     """Audit the user's images; 1 if the user declined the work."""
     # Before torch is imported: idle threads that spin slow down other processes many times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -229,7 +229,7 @@ def run_audit(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     """Train one network, or this process's share of it."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_audit`
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_audit_command`
     from memlens.experiments import launch
 
     changes = {name: getattr(options, name)
@@ -323,7 +323,7 @@ def run_cache(options: argparse.Namespace) -> int:
         problems = inventory.verify(entries)
         print("\n".join([*problems, f"{len(entries)} verified, {len(problems)} damaged"]))
         return int(bool(problems))
-    print(f"{folder}\n{inventory.table(entries, options.by)}", flush=True)
+    print(f"{folder}\n{inventory.format_table(entries, options.by)}", flush=True)
     if options.action == "list" or not entries:
         return 0
     message = f"This removes {inventory.total(entries)}."

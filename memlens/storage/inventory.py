@@ -178,7 +178,7 @@ def total(listed: Sequence[Entry]) -> str:
     return f"{len(listed)} {'entry' if len(listed) == 1 else 'entries'}, {_size(listed)}{cost}"
 
 
-def table(listed: Sequence[Entry], by: str = "age") -> str:
+def format_table(listed: Sequence[Entry], by: str = "age") -> str:
     """Format entries as a table, the newest or (``by="size"``) the largest first."""
     order = (lambda e: -e.nbytes) if by == "size" else (lambda e: -e.modified)
     now = time.time()
