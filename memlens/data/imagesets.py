@@ -1,18 +1,20 @@
-"""Data sets by name: digits, the papers' image sets, ImageNet.
+"""Data sets by name: the shipped ones, the papers' image sets, ImageNet.
 
-An image set is read from ``<name>.npz`` in the data folder (``MEMLENS_DATA``), or downloaded there
-through torchvision. Scores and published memorization are joined by position, so the order of a
-file matters as much as its pixels: both are compared with the specification in `SETS`, and a file
-that differs is refused. For the images of CIFAR-10 the specification has no more than their mean.
+"digits" comes with scikit-learn, "fashion_small" with this package. Another image set is read from
+``<name>.npz`` in the data folder (``MEMLENS_DATA``), or downloaded there through torchvision.
+Scores and published memorization are joined by position, so the order of a file matters as much as
+its pixels: both are compared with the specification in `SETS`, and a file that differs is refused.
+For the images of CIFAR-10 the specification has no more than their mean.
 """
 
 import hashlib
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from memlens.data.folders import folder_dataset
 from memlens.data.samples import Dataset, from_arrays, load_digits
@@ -108,11 +110,25 @@ SETS: dict[str, ImageSetSpec] = {
                      (.8646, .4003, .4468, .3160, .5795, .4064, .4974, .2385, .3109, .5317)),
     ),
 }  # fmt: skip
+# The first 200 images of each class of both parts of Fashion-MNIST (`first_of_each_class`), in the
+# package: MIT licence, Copyright 2017 Zalando SE. `python -m tools.fashion_small` writes the file.
+FASHION_SMALL, PER_CLASS = Path(__file__).with_name("fashion_small.npz"), 200
+FASHION_SMALL_SPEC = replace(
+    SETS["fashion_mnist"],
+    counts=(PER_CLASS, PER_CLASS),
+    labels_sha256=("da01741fd7f7b6c4", "b2095bc797d1201e"),
+    mean=(0.28645,),
+    images_sha256=("6c59094797e4bc9e", "96315b1732ab731e"),
+)
+FASHION_SMALL_INDEX_SHA256 = ("76b879664db697f0", "10acaa3c71905646")  # of uint16
 IMAGENET_COUNTS = (1_281_167, 50_000)  # of the 1,000 classes of ILSVRC 2012, train and validation
 
 
 def load(name: str, *, root: str | Path | None = None) -> Dataset:
     """Load a data set by name, in its original order.
+
+    "fashion_small" and "digits" need no download. "fashion_small" has the first 200 images of each
+    class of the training and of the test part of Fashion-MNIST, with their indices there.
 
     Image sets are standardised: the network's input has mean 0 and standard deviation 1 in each
     channel of the training images. Digits are not. The images of "imagenet" are decoded on access
@@ -121,7 +137,7 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
     Parameters
     ----------
     name : str
-        "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or "imagenet".
+        "fashion_small", "digits", "mnist", "fashion_mnist", "cifar10", "cifar100" or "imagenet".
     root : path, optional
         For "imagenet" only: the folder with ``train/<class>/`` and ``val/<class>/``; by default
         ``imagenet`` in the data folder.
@@ -137,12 +153,14 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
     Examples
     --------
     >>> import memlens as ml
+    >>> len(ml.load("fashion_small").train)
+    2000
     >>> ml.load("digits")
     Dataset(digits: 1,437 training samples, 360 test samples, 10 classes, images (1, 8, 8) uint8)
     """
     if name == "imagenet":
         return _imagenet(store.data_dir() / name if root is None else Path(root))
-    known = sorted(["digits", *SETS, "imagenet"])
+    known = sorted(["digits", "fashion_small", *SETS, "imagenet"])
     if name not in known:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(known)}")
     if root is not None:
@@ -151,6 +169,8 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
         )
     if name == "digits":
         return load_digits()
+    if name == "fashion_small":
+        return _fashion_small()
     path, spec = store.data_dir() / f"{name}.npz", SETS[name]
     if path.exists():
         arrays, source = read_npz(path), str(path)
@@ -159,6 +179,45 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
     check_images(arrays, spec, source)
     parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
     return from_arrays(name, *parts, class_names=spec.class_names)
+
+
+def _fashion_small() -> Dataset:
+    arrays = read_npz(FASHION_SMALL)
+    check_images(arrays, FASHION_SMALL_SPEC, str(FASHION_SMALL))
+    for part, expected in zip(PARTS, FASHION_SMALL_INDEX_SHA256):
+        if _sha(arrays[f"index_{part}"]) != expected:
+            raise ValueError(f"{FASHION_SMALL}: index_{part} differs; install memlens again")
+    parts = [(as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]) for part in PARTS]
+    data = from_arrays("fashion_small", *parts, class_names=FASHION_SMALL_SPEC.class_names)
+    train, test = (torch.from_numpy(arrays[f"index_{part}"].astype(np.int64)) for part in PARTS)
+    return replace(
+        data, train=replace(data.train, index=train), test=replace(data.test, index=test)
+    )
+
+
+def first_of_each_class(arrays: Arrays, n: int) -> Arrays:
+    """Select the first samples of each class of an image set, in the original order.
+
+    Parameters
+    ----------
+    arrays : dict of ndarray
+        x_train, y_train, x_test and y_test, as `read_npz` returns them.
+    n : int
+        Samples of each class and part.
+
+    Returns
+    -------
+    dict of ndarray
+        The same arrays of the selected samples (labels as uint8), and index_train and index_test
+        (uint16), their positions in the set.
+    """
+    selected: Arrays = {}
+    for part in PARTS:
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        index = np.sort(np.concatenate([np.flatnonzero(y == c)[:n] for c in np.unique(y)]))
+        selected[f"x_{part}"], selected[f"y_{part}"] = x[index], y[index].astype(np.uint8)
+        selected[f"index_{part}"] = index.astype(np.uint16)
+    return selected
 
 
 def _imagenet(root: Path) -> Dataset:

@@ -194,6 +194,58 @@ def test_moments_of_whole_pixels_are_counted_exactly(pets):
     assert data.std == pytest.approx(pixels.std(0, ddof=1), rel=1e-12)
 
 
+# ---------------------------------------------------------------- the shipped set
+
+
+def test_the_shipped_clothes_have_their_checksums_and_need_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_DATA", str(tmp_path))  # an empty data folder
+    data = load("fashion_small")
+    assert imagesets.FASHION_SMALL.stat().st_size <= 3e6
+    assert torch.bincount(data.train.labels).tolist() == [200] * 10
+    assert torch.bincount(data.test.labels).tolist() == [200] * 10
+    for samples in (data.train, data.test):
+        assert (samples.index.diff() > 0).all()  # the original order
+    assert data.class_names[9] == "Ankle boot"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_copy_of_the_shipped_clothes_is_refused_by_name(tmp_path, monkeypatch):
+    whole, path = imagesets.FASHION_SMALL.read_bytes(), tmp_path / "copy.npz"
+    arrays = imagesets.read_npz(imagesets.FASHION_SMALL)
+    monkeypatch.setattr(imagesets, "FASHION_SMALL", path)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    for damaged in (whole[:-1000], bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"copy\.npz cannot be read"):
+            load("fashion_small")
+    for name in ("x_train", "y_test", "index_train"):
+        np.savez(path, **(arrays | {name: swapped(arrays[name], 0, 1500)}))
+        with pytest.raises(ValueError, match=r"copy\.npz"):
+            load("fashion_small")
+
+
+def test_the_first_of_each_class_are_selected_in_order():
+    y = np.array([2, 0, 0, 1, 0, 2, 1, 2, 1])
+    x = np.arange(9, dtype=np.uint8)[:, None, None]
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y[::-1]}
+    selected = imagesets.first_of_each_class(arrays, 2)
+    assert selected["index_train"].tolist() == [0, 1, 2, 3, 5, 6]
+    assert selected["y_train"].tolist() == [2, 0, 0, 1, 2, 1]
+    assert selected["x_train"].ravel().tolist() == [0, 1, 2, 3, 5, 6]
+    assert selected["index_test"].tolist() == [0, 1, 2, 3, 4, 6]
+
+
+@pytest.mark.skipif(
+    not (store.data_dir() / "fashion_mnist.npz").exists(), reason="needs fashion_mnist.npz"
+)
+def test_the_shipped_clothes_follow_the_rule_of_selection():
+    whole = imagesets.read_npz(store.data_dir() / "fashion_mnist.npz")
+    shipped = imagesets.read_npz(imagesets.FASHION_SMALL)
+    for name, expected in imagesets.first_of_each_class(whole, imagesets.PER_CLASS).items():
+        assert np.array_equal(shipped[name], expected), name
+
+
 # ---------------------------------------------------------------- the real sets, where they are
 
 
