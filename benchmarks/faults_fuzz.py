@@ -225,7 +225,7 @@ CALLS = [
          _tuples(scalars | st.sampled_from(["mlp", "small_cnn"]), st.integers(-2, 12) | scalars,
                  lists.map(tuple) | st.sampled_from([(1, 8, 8), (1, 2, 2), (0, 8, 8)]))),
     Call("subsets.subset_masks", subsets.subset_masks, _tuples(counts, counts, scalars)),
-    Call("subsets.memorization", subsets.memorization, _tuples(arrays(), arrays())),
+    Call("subsets.subset_memorization", subsets.subset_memorization, _tuples(arrays(), arrays())),
     Call("shadows.true_class_logit", shadows.true_class_logit, _tuples(arrays(), arrays())),
     Call("profiles.get_profile", ml.get_profile, _tuples(scalars)),
     Call("paper.table", paper.table, _tuples(scalars)),

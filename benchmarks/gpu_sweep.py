@@ -148,7 +148,7 @@ def tell(bench: Bench, predictions: Answers, truth: np.ndarray, epochs: int) -> 
     add(SO_FAR, "nets", n)
     add(SO_FAR, "nets an hour", 3600 / np.median(predictions.seconds))
     add(SO_FAR, "accuracy, training samples left out", float(out))
-    ours = subsets.memorization(masks, correct)["memorization"].to_numpy()
+    ours = subsets.subset_memorization(masks, correct)["memorization"].to_numpy()
     known = ~np.isnan(ours) & ~np.isnan(truth)
     if known.sum() < 3:  # of one net, no sample was both in and out
         return

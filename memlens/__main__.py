@@ -1,4 +1,7 @@
-"""The command line: ``audit``, ``train``, ``reproduce``, ``claims``, ``catalogue``, ``cache``."""
+"""The command line.
+
+``audit``, ``train``, ``truth``, ``reproduce``, ``claims``, ``catalogue`` and ``cache``.
+"""
 
 import argparse
 import ast
@@ -41,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     add_audit(commands)
     add_train(commands)
+    add_truth(commands)
     add_reproduce(commands)
     add_claims(commands)
     catalogue = commands.add_parser(
@@ -126,6 +130,26 @@ def add_train(commands: Any) -> None:
     train.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write scores.csv and history.csv to this folder"
     )
+
+
+def add_truth(commands: Any) -> None:
+    """Add the parser of ``memlens truth``."""
+    truth = commands.add_parser(
+        "truth", help="compute the memorization that the package ships, from thousands of networks",
+        description="Train networks on random subsets with a profile's config, compute each "
+        "sample's memorization (Feldman and Zhang), and validate it by leaving out single samples. "
+        "It says how long it will take; an interrupted call resumes.",
+    )  # fmt: skip
+    truth.set_defaults(run=run_truth)
+    truth.add_argument("--profile", default="fashion_small",
+                       help="data set, network and config (default: fashion_small)")  # fmt: skip
+    truth.add_argument(
+        "--networks", type=int, default=2_000, metavar="N", help="networks (default: 2000)"
+    )
+    truth.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
+    truth.add_argument("--out", type=Path, metavar="FOLDER",
+                       help="folder of the two files (default: the package)")  # fmt: skip
+    truth.add_argument("--yes", action="store_true", help="start without confirmation")
 
 
 def add_reproduce(commands: Any) -> None:
@@ -244,6 +268,22 @@ def run_train(options: argparse.Namespace) -> int:
         if options.out:
             launch.write_tables(run, options.out)
     return 0
+
+
+def run_truth(options: argparse.Namespace) -> int:
+    """Compute memorization and write it; 1 if the user declined the work."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run_audit`
+    from memlens.ensembles import truth
+    from memlens.experiments.profiles import get_profile
+
+    profile = get_profile(options.profile)
+    paths = truth.write_truth(
+        profile.model, profile.load(), profile.config, options.out or truth.FOLDER,
+        keep=profile.keep, n_models=options.networks, n_jobs=options.jobs,
+        confirm=lambda message: options.yes or confirmed(message, "Start", "start it"),
+        log=lambda text: print(text, flush=True),
+    )  # fmt: skip
+    return int(not paths)
 
 
 def confirm_start(message: str) -> bool:

@@ -64,7 +64,7 @@ def subset_masks(n_models: int, n_samples: int, keep: float, *, seed: int = 0) -
     return masks
 
 
-def memorization(
+def subset_memorization(
     masks: np.ndarray, correct: np.ndarray, index: np.ndarray | None = None
 ) -> pd.DataFrame:
     """Return Feldman-Zhang memorization (their Eq. 1, subset estimator).
@@ -185,9 +185,10 @@ class Sweep:
         """True where a model predicts the label at the end, (n_models, n_samples), bool."""
         return self.logits.argmax(2) == self.y_true
 
-    def memorization(self, n_models: int | None = None) -> pd.DataFrame:
-        """Return `memorization` from the first ``n_models`` models (default: all)."""
-        return memorization(self.masks[:n_models], self.correct[:n_models], self.index)
+    def memorization(self, models: int | slice | None = None) -> pd.DataFrame:
+        """Return `subset_memorization` from the first ``models`` networks, or a slice of them."""
+        chosen = models if isinstance(models, slice) else slice(models)
+        return subset_memorization(self.masks[chosen], self.correct[chosen], self.index)
 
     def held_out(self, snapshot: Snapshot = "last", models: ArrayLike | None = None) -> HeldOut:
         """Return the held-out predictions of some models (default: all), first augmentation.
@@ -262,7 +263,7 @@ def subset_sweep(
     MemoryError
         If the predictions do not fit in memory.
     """
-    settings = {"model": model, "keep": keep, **_compared(config), "data": store.fingerprint(data)}
+    settings = sweep_settings(model, data, config, keep)
     shaped_by = [settings, dataclasses.replace(config, seed=0), n_models, queries, seed]
     shaped_by.append(config.engine().key)
     key = f"sweep-{store.fingerprint([*shaped_by, SWEEP_VERSION])}"
@@ -318,10 +319,13 @@ def _sweep(
     return store.Artifact(arrays, {"n_models": n_models}, what, seconds)
 
 
-def _compared(config: TrainConfig) -> dict[str, object]:
-    """Return the fields of the config that shadow models must share with their target."""
+def sweep_settings(
+    model: str, data: Dataset, config: TrainConfig, keep: float
+) -> dict[str, object]:
+    """Return the settings that shadow models must share with their target: all that shape it."""
     fields = dataclasses.asdict(config)
-    return {name: value for name, value in fields.items() if name not in _NOT_COMPARED}
+    compared = {name: value for name, value in fields.items() if name not in _NOT_COMPARED}
+    return {"model": model, "keep": keep, **compared, "data": store.fingerprint(data)}
 
 
 def _train_chunk(

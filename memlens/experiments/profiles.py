@@ -151,8 +151,8 @@ class Profile:
         Returns
         -------
         DataFrame
-            As of `subsets.memorization`, higher = more memorized. For published scores all columns
-            but ``memorization`` are NaN.
+            As of `subsets.subset_memorization`, higher = more memorized. For published scores all
+            columns but ``memorization`` are NaN.
         """
         if not self.published:
             return self.sweep(data).memorization()

@@ -282,12 +282,13 @@ def _results(
     if on_cluster(n_jobs):
         results = _on_cluster(calls, configs)
     else:
-        n_jobs = n_jobs or _default_n_jobs(on_gpu(configs))
+        n_jobs = n_jobs or default_n_jobs(on_gpu(configs))
         results = Parallel(n_jobs=min(n_jobs, len(calls)), return_as="generator_unordered")(calls)
     yield from tqdm(results, total=len(calls), **BAR)
 
 
-def _default_n_jobs(one: bool) -> int:
+def default_n_jobs(one: bool) -> int:
+    """Return ``MEMLENS_JOBS``; by default one process if ``one``, else one a core."""
     text = os.environ.get(JOBS)
     if not text:
         return 1 if one else os.cpu_count() or 1

@@ -24,7 +24,7 @@ def small():
 def test_memorization_by_hand():
     masks = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=bool)
     correct = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 1], [0, 1, 1]], dtype=bool)
-    table = subsets.memorization(masks, correct, index=np.array([5, 6, 7]))
+    table = subsets.subset_memorization(masks, correct, index=np.array([5, 6, 7]))
     assert table.memorization.iloc[:2].tolist() == [1.0, 0.0]  # 1 - 0, 1/2 - 1/2
     assert np.isnan(table.memorization.iloc[2])  # never left out: NaN, not 0
     assert table.n_in.tolist() == [2, 2, 4]
@@ -41,7 +41,7 @@ def test_the_standard_error_is_that_of_repeated_sweeps():
     for _ in range(400):
         masks = rng.random((200, 1)) < 0.7
         correct = rng.random((200, 1)) < np.where(masks, 0.95, 0.4)
-        table = subsets.memorization(masks, correct)
+        table = subsets.subset_memorization(masks, correct)
         values.append(table.memorization[0])
         errors.append(table.standard_error[0])
     # within four standard errors of a mean and of a standard deviation of so many
@@ -119,7 +119,7 @@ def test_invalid_arguments_are_refused(small):
     with pytest.raises(ValueError, match=r"keep=1.0 of 80 samples is 80; expected"):
         subsets.subset_masks(2, 80, 1.0)
     with pytest.raises(ValueError, match=r"expected bool masks and one shape"):
-        subsets.memorization(np.ones((2, 3)), np.ones((2, 3)))
+        subsets.subset_memorization(np.ones((2, 3)), np.ones((2, 3)))
 
 
 def test_an_interrupted_sweep_resumes(small, tmp_path, monkeypatch):
