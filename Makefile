@@ -17,13 +17,13 @@ RUN := .venv/bin/python -m
 .PHONY: env-figures
 
 help:
-	@echo "make figures    run all notebooks; figures and their numbers in figures/digits/"
+	@echo "make figures    run all notebooks; figures and their numbers in figures/fashion_small/"
 	@echo "make test       ruff, the tests, and every notebook against its stored outputs"
 	@echo "make test-fast  ruff, and the tests that are not slow: two minutes, while you write"
 	@echo "make test-elsewhere  every notebook as three other processors would run it (an hour)"
 	@echo "make lab        open JupyterLab on the notebooks"
 	@echo "make notebooks  run all notebooks and store their outputs in notebooks/"
-	@echo "make claims     write the claims of figures/digits/ into CLAIMS.md"
+	@echo "make claims     write the claims of figures/fashion_small/ into CLAIMS.md"
 	@echo "make env        make .venv only (6 GB); every other command makes it if needed"
 	@echo "make clean      remove .venv and what the tools left; data/ and figures/ stay"
 

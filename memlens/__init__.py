@@ -44,6 +44,7 @@ _HOME = {
     "TrainConfig": "training.config", "MeasureConfig": "training.config", "train": "training.loop",
     "Job": "training.jobs", "train_many": "training.jobs", "LivePlot": "training.progress",
     "Queries": "ensembles.queries", "subset_sweep": "ensembles.subsets",
+    "memorization": "ensembles.truth",
     "extra_scores": "ensembles.proxies", "every_score": "ensembles.proxies",
     "catalogue": "ensembles.costs",
     "compare": "evaluation.metrics",

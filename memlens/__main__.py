@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 
+PROFILE = "fashion_small"  # the default of every command
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code.
 
@@ -100,7 +103,7 @@ def add_train(commands: Any) -> None:
     )  # fmt: skip
     train.set_defaults(run=run_train)
     train.add_argument(
-        "--profile", default="digits", help="data set, network and config (default: digits)"
+        "--profile", default=PROFILE, help="data set, network and config (default: %(default)s)"
     )
     train.add_argument("--data", metavar="NAME", help="an image set other than the profile's")
     train.add_argument("--root", type=Path, metavar="DIR",
@@ -141,8 +144,8 @@ def add_truth(commands: Any) -> None:
         "It says how long it will take; an interrupted call resumes.",
     )  # fmt: skip
     truth.set_defaults(run=run_truth)
-    truth.add_argument("--profile", default="fashion_small",
-                       help="data set, network and config (default: fashion_small)")  # fmt: skip
+    truth.add_argument("--profile", default=PROFILE,
+                       help="data set, network and config (default: %(default)s)")  # fmt: skip
     truth.add_argument(
         "--networks", type=int, default=2_000, metavar="N", help="networks (default: 2000)"
     )
@@ -157,7 +160,7 @@ def add_reproduce(commands: Any) -> None:
     reproduce = commands.add_parser("reproduce", help="run the notebooks: all figures and claims")
     reproduce.set_defaults(run=run_reproduce)
     reproduce.add_argument(
-        "--profile", default="digits", help="data set, networks and configs (default: digits)"
+        "--profile", default=PROFILE, help="data set, networks and configs (default: %(default)s)"
     )
     reproduce.add_argument(
         "--scale", type=float, metavar="SHARE",
@@ -190,7 +193,7 @@ def add_claims(commands: Any) -> None:
         "claims", help="count the papers' claims by verdict; write CLAIMS.md"
     )
     claims.set_defaults(run=run_claims)
-    claims.add_argument("--profile", default="digits", help="profile of the runs (default: digits)")
+    claims.add_argument("--profile", default=PROFILE, help="profile of the runs (default: %(default)s)")
     claims.add_argument("--file", type=Path, metavar="PATH",
                         help="file to write, or to compare with --check (CLAIMS.md)")  # fmt: skip
     action = claims.add_mutually_exclusive_group()

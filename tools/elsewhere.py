@@ -2,7 +2,7 @@
 
 ``make test-elsewhere`` runs every notebook from an empty cache under other instruction sets and
 thread counts, compares the checked outputs with the stored ones, and writes
-``figures/digits/margins.csv``: how far each check and each part of a claim lies from its threshold,
+``figures/fashion_small/margins.csv``: how far each check and each part of a claim lies from its threshold,
 in units of its spread over seeds and over these machines. It takes three times as long as all
 notebooks take without vector instructions: about an hour on two cores.
 """
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
     given = parser.parse_args(arguments)
     passed = {name: run(name, given.notebooks, given.keep_cache) for name in given.machines}
-    stored = store.figures_dir("digits")
+    stored = store.figures_dir("fashion_small")
     tables = {"stored": checks_in(stored)}
-    tables |= {name: checks_in(WORK / name / "figures" / "digits") for name in given.machines}
+    tables |= {name: checks_in(WORK / name / "figures" / "fashion_small") for name in given.machines}
     joined = margins.over_machines(tables)
     text = joined.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     store.write_atomic(stored / "margins.csv", text.encode())

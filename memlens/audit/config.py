@@ -18,6 +18,7 @@ N_FOLDS = 3
 N_STEPS = 2_000  # of a training, about: fewer do not fit even easy data
 EPOCH_RANGE = (30, 100)  # minimum and maximum, whatever the steps
 BATCH_SIZE = 64
+LEARNING_RATE = 0.1
 WEIGHT_DECAY = 1e-3  # strong enough that the weight norm peaks well within the epochs
 N_TIMED = 512  # samples, at least, whose training is timed
 
@@ -85,8 +86,8 @@ def choose_config(
         epochs = int(np.clip(-(-N_STEPS * batch_size // n), *EPOCH_RANGE))
     fast = {"precision": "auto", "channels_last": None} if gpu else {}
     config = TrainConfig(
-        epochs, batch_size, weight_decay=WEIGHT_DECAY, seed=seed, stop="weight_norm",
-        threads=None if gpu else cpu_count(), device=str(torch_device), **fast,
+        epochs, batch_size, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, seed=seed,
+        stop="weight_norm", threads=None if gpu else cpu_count(), device=str(torch_device), **fast,
     )  # fmt: skip
     return AuditConfig(model, _fit_memory(model, dataset, config))
 

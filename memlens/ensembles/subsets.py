@@ -35,7 +35,6 @@ from memlens.training.memory import require_memory
 # until weights, gradients and momenta no longer fit in the processor's cache: with 16, 25, 40 and
 # 50 networks, one network took 175, 140, 128 and 114 ms of processor time.
 CPU_ENSEMBLE_SIZE = 50
-SWEEP_CONFIG = TrainConfig(epochs=20)  # enough to fit digits; a sweep trains hundreds of networks
 SWEEP_VERSION = 1  # part of every key, see `jobs.RUN_VERSION`
 # Fields of the config that do not distinguish a shadow model from its target.
 _NOT_COMPARED = ("seed", "threads", "stop", "device", "channels_last", "compiled")
@@ -222,7 +221,7 @@ def subset_sweep(
     *,
     n_models: int = 400,
     keep: float = 0.7,
-    config: TrainConfig = SWEEP_CONFIG,
+    config: TrainConfig = TrainConfig(),
     queries: Queries = Queries(),
     seed: int = 0,
     n_jobs: int | None = None,

@@ -144,7 +144,7 @@ def as_table(claims: Iterable[Claim]) -> pd.DataFrame:
     return pd.DataFrame([asdict(claim) for claim in claims], columns=_fields())
 
 
-def claims_table(profile: str = "digits") -> pd.DataFrame:
+def claims_table(profile: str = "fashion_small") -> pd.DataFrame:
     """Read the claims of all notebooks of a profile.
 
     Parameters
@@ -306,7 +306,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*\[|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
-def write_claims(path: Path, profile: str = "digits") -> bool:
+def write_claims(path: Path, profile: str = "fashion_small") -> bool:
     """Write the claims between the two markers of a markdown file.
 
     Returns
@@ -328,7 +328,7 @@ def write_claims(path: Path, profile: str = "digits") -> bool:
     return new != old
 
 
-def is_current(path: Path, profile: str = "digits") -> bool:
+def is_current(path: Path, profile: str = "fashion_small") -> bool:
     """Return True if the file holds the current claims. Raises as `write_claims`."""
     old = path.read_bytes().decode()
     return _with_claims(old, to_markdown(claims_table(profile)), path) == old

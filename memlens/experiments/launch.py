@@ -25,7 +25,7 @@ RESIZE = 8 / 7  # shorter side before the crop, over the side of the crop: 256 f
 
 
 def make_job(
-    profile: str = "digits",
+    profile: str = "fashion_small",
     *,
     data: str | None = None,
     root: Path | None = None,

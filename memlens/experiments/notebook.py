@@ -33,7 +33,7 @@ from memlens.storage import store
 
 Comparisons = Comparison | Sequence[Comparison]
 
-ENFORCED_PROFILE = "digits"  # the thresholds were measured on it, so its checks must hold
+ENFORCED_PROFILE = "fashion_small"  # the thresholds were measured on it, so its checks must hold
 DPI = 200  # of saved figures: sharp on a page, and small enough to keep in git
 
 
@@ -61,7 +61,7 @@ def open_report(
     Examples
     --------
     >>> import memlens as ml
-    >>> report = ml.open_report("02_similarity", "digits")
+    >>> report = ml.open_report("02_similarity", "fashion_small")
     >>> report.profile.model
     'mlp'
     """
@@ -141,9 +141,9 @@ class NotebookReport:
         store.write_atomic(self._path(f"{name}.png"), image.getvalue())
 
     def check(self, text: str, comparison: Comparison) -> None:
-        """Print ``text: yes``, or raise if the comparison fails on the digits profile.
+        """Print ``text: yes``, or raise if the comparison fails on the default profile.
 
-        Use it for results that are the same on every machine: on the digits profile the margin must
+        Use it for results that are the same on every machine: on the default profile the margin must
         be at least `margins.MIN_MARGIN` spreads, which a test of the stored results verifies. Use
         `observe` for smaller margins.
 
@@ -159,8 +159,8 @@ class NotebookReport:
         Raises
         ------
         AssertionError
-            If it fails on the whole digits profile. On other profiles and in a first look
-            ``text: NO`` is printed, because the thresholds were set on all of digits.
+            If it fails on the whole default profile. On other profiles and in a first look
+            ``text: NO`` is printed, because the thresholds were set on all of it.
         """
         self._record("check", text, comparison)
         if comparison.holds:

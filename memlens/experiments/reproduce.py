@@ -60,7 +60,7 @@ class Outcome:
 
 
 def reproduce(
-    profile: str = "digits",
+    profile: str = "fashion_small",
     only: Sequence[str] = (),
     fresh: bool = False,
     save: bool = False,

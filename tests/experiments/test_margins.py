@@ -143,13 +143,13 @@ def unsafe_checks(stored, checks):
 
 
 def stored_checks():
-    files = sorted((ROOT / "figures/digits").glob("[0-9]*_checks.csv"))
+    files = sorted((ROOT / "figures/fashion_small").glob("[0-9]*_checks.csv"))
     tables = [pd.read_csv(file).assign(notebook=file.name[:2]) for file in files]
     return pd.concat(tables, ignore_index=True)
 
 
 def test_every_check_of_every_notebook_is_far_enough_from_its_threshold():
-    stored = pd.read_csv(ROOT / "figures/digits/margins.csv", dtype={"notebook": str})
+    stored = pd.read_csv(ROOT / "figures/fashion_small/margins.csv", dtype={"notebook": str})
     checks = stored_checks()
     numbers = {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
     assert set(checks["notebook"]) == numbers
@@ -159,7 +159,7 @@ def test_every_check_of_every_notebook_is_far_enough_from_its_threshold():
 
 
 def test_every_claim_of_every_notebook_has_its_margin_recorded():
-    stored = pd.read_csv(ROOT / "figures/digits/margins.csv", dtype={"notebook": str})
+    stored = pd.read_csv(ROOT / "figures/fashion_small/margins.csv", dtype={"notebook": str})
     claims = stored[stored["kind"].isin(["claim", "discrepancy"])]
     assert len(claims) and claims["margin"].notna().all()
 
