@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-
 PROFILE = "fashion_small"  # the default of every command
 
 
@@ -193,7 +192,8 @@ def add_claims(commands: Any) -> None:
         "claims", help="count the papers' claims by verdict; write CLAIMS.md"
     )
     claims.set_defaults(run=run_claims)
-    claims.add_argument("--profile", default=PROFILE, help="profile of the runs (default: %(default)s)")
+    claims.add_argument("--profile", default=PROFILE,
+                        help="profile of the runs (default: %(default)s)")  # fmt: skip
     claims.add_argument("--file", type=Path, metavar="PATH",
                         help="file to write, or to compare with --check (CLAIMS.md)")  # fmt: skip
     action = claims.add_mutually_exclusive_group()

@@ -2,9 +2,9 @@
 
 ``make test-elsewhere`` runs every notebook from an empty cache under other instruction sets and
 thread counts, compares the checked outputs with the stored ones, and writes
-``figures/fashion_small/margins.csv``: how far each check and each part of a claim lies from its threshold,
-in units of its spread over seeds and over these machines. It takes three times as long as all
-notebooks take without vector instructions: about an hour on two cores.
+``figures/fashion_small/margins.csv``: how far each check and each part of a claim lies from its
+threshold, in units of its spread over seeds and over these machines. It takes three times as long
+as all notebooks take without vector instructions.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from memlens.experiments import margins
+from memlens.experiments.notebook import ENFORCED_PROFILE
 from memlens.storage import store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,9 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
     given = parser.parse_args(arguments)
     passed = {name: run(name, given.notebooks, given.keep_cache) for name in given.machines}
-    stored = store.figures_dir("fashion_small")
+    stored = store.figures_dir(ENFORCED_PROFILE)
     tables = {"stored": checks_in(stored)}
-    tables |= {name: checks_in(WORK / name / "figures" / "fashion_small") for name in given.machines}
+    folders = {name: WORK / name / "figures" / ENFORCED_PROFILE for name in given.machines}
+    tables |= {name: checks_in(folder) for name, folder in folders.items()}
     joined = margins.over_machines(tables)
     text = joined.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     store.write_atomic(stored / "margins.csv", text.encode())

@@ -143,9 +143,9 @@ class NotebookReport:
     def check(self, text: str, comparison: Comparison) -> None:
         """Print ``text: yes``, or raise if the comparison fails on the default profile.
 
-        Use it for results that are the same on every machine: on the default profile the margin must
-        be at least `margins.MIN_MARGIN` spreads, which a test of the stored results verifies. Use
-        `observe` for smaller margins.
+        Use it for results that are the same on every machine: on the default profile the margin
+        must be at least `margins.MIN_MARGIN` spreads, which a test of the stored results verifies.
+        Use `observe` for smaller margins.
 
         Parameters
         ----------

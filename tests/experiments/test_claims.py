@@ -34,13 +34,13 @@ CONTENT = f"# Title\n\nabove\n\n{START}\nstale\n{END}\n\nbelow\n"
 @pytest.fixture
 def figures(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(tmp_path / "figures"))
-    return tmp_path / "figures" / "digits"
+    return tmp_path / "figures" / "fashion_small"
 
 
 @pytest.fixture
 def left(figures, capsys):
     """The claims of two notebooks, written in the reverse order."""
-    late = NotebookReport("04_mislabel", "digits")
+    late = NotebookReport("04_mislabel", "fashion_small")
     late.claim(
         "CSL poster",
         "CSL finds flips",
@@ -51,7 +51,7 @@ def left(figures, capsys):
     late.claim("CSG Table 4", "CSG finds flips", "0.995", above([0.994, 0.996], 0.99))
     late.discrepancy("csg-table2-ece", "on noise 0.3 and 0.2", exact(False))
     late.claims()
-    early = NotebookReport("02_similarity", "digits")
+    early = NotebookReport("02_similarity", "fashion_small")
     early.discrepancy("csg-table2-ece", "0.018 and 0.012", exact(True))
     early.discrepancy("csg-fz-architecture", "no published scores here", None)
     early.claim("CSG Table 1", "CSG agrees", "0.78", exact(True), interval=[0.76, 0.8, 0.78])
@@ -122,7 +122,7 @@ def test_a_written_interval_is_off_by_less_than_a_tenth_of_its_width(case):
 
 
 def test_claims_come_in_notebook_order_and_then_every_discrepancy(left):
-    table = claims_table("digits")
+    table = claims_table("fashion_small")
     assert list(table.columns) == [
         "notebook", "kind", "paper", "where", "claim", "measured", "interval", "margin",
         "verdict",
@@ -158,19 +158,20 @@ def test_a_discrepancy_has_its_current_text(left):
 
 
 def test_words_that_look_like_missing_values_stay_words(figures):
-    report = NotebookReport("00_primer", "digits")
+    report = NotebookReport("00_primer", "fashion_small")
     report.claim("CSG Table 1", "NA", "nan", exact(True))
     report.claims()
     assert claims_table().loc[0, ["claim", "measured"]].tolist() == ["NA", "nan"]
 
 
 def test_an_error_without_claims_names_the_command(figures):
-    with pytest.raises(FileNotFoundError, match="no claims in .*digits; run `memlens reproduce"):
+    message = "no claims in .*fashion_small; run `memlens reproduce"
+    with pytest.raises(FileNotFoundError, match=message):
         claims_table()
 
 
 def test_notebooks_that_left_nothing_are_named(left):
-    NotebookReport("00_primer", "digits").claims()  # an empty file is as good as none
+    NotebookReport("00_primer", "fashion_small").claims()  # an empty file is as good as none
     text = to_markdown(claims_table())
     last = text.splitlines()[-1]
     assert last == f"Nothing from {', '.join(n for n in NOTEBOOKS if n[:2] not in ('02', '04'))}."
@@ -272,7 +273,7 @@ def test_the_markdown_has_counts_a_folded_table_a_paper_and_the_discrepancies(le
 
 def test_links_lead_to_notebooks_that_exist(left):
     for name in NOTEBOOKS:
-        report = NotebookReport(name, "digits")
+        report = NotebookReport(name, "fashion_small")
         report.claim("CSG Table 1", "a", "1", exact(True))
         report.claims()
     links = re.findall(r"\[(\d\d)\]\(([^)]*)\)", to_markdown(claims_table()))
@@ -282,7 +283,7 @@ def test_links_lead_to_notebooks_that_exist(left):
 
 
 def test_a_paper_without_claims_has_no_table(figures):
-    report = NotebookReport("00_primer", "digits")
+    report = NotebookReport("00_primer", "fashion_small")
     report.claim("CSL poster", "a", "1", exact(True))
     report.claims()
     assert "<b>CSL</b>" in to_markdown(claims_table()) and "<b>CSG</b>" not in to_markdown(
@@ -397,7 +398,8 @@ def test_the_command_writes_and_checks(left, tmp_path, capsys):
     assert main(["claims"]) == 0
     assert capsys.readouterr().out == claims_module.summary(claims_table()) + "\n"
     assert main(["claims", "--check", "--file", str(file)]) == 1
-    assert "out of date; run `memlens claims --profile digits --file" in capsys.readouterr().out
+    advice = "out of date; run `memlens claims --profile fashion_small --file"
+    assert advice in capsys.readouterr().out
     assert file.read_text() == CONTENT
     assert main(["claims", "--file", str(file)]) == 0
     assert capsys.readouterr().out.endswith("claims.md: written\n")
@@ -438,7 +440,7 @@ def differing(stored, rendered):
 def test_the_file_holds_the_claims_of_the_stored_figures(monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(ROOT / "figures"))
     text = (ROOT / claims_module.CLAIMS_FILE).read_text(encoding="utf-8")
-    missing = differing(text, to_markdown(claims_table("digits")))
+    missing = differing(text, to_markdown(claims_table("fashion_small")))
     assert missing == [], f"{claims_module.CLAIMS_FILE} is out of date: run `make claims`"
     assert all(text.count(marker) == 1 for marker in (START, END))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -470,7 +472,7 @@ def test_stale_claims_differ_from_those_of_another_machine(left):
     for check, verdict, found in (
         (safe, "does not hold here", 1), (close, "does not hold here", 0), (close, "is unknown", 1),
     ):  # fmt: skip
-        late = NotebookReport("04_mislabel", "digits")
+        late = NotebookReport("04_mislabel", "fashion_small")
         late.claim("CSG Table 4", "CSG finds flips", "0.995", check)
         late.claims()
         fresh = to_markdown(claims_table())

@@ -26,7 +26,7 @@ DATA = pd.DataFrame({"epoch": [1, 2, 3], "csg": [0.1, 1 / 3, np.pi]})
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(tmp_path / "figures"))
-    other = replace(profiles.PROFILES["digits"], name="other")
+    other = replace(profiles.PROFILES["fashion_small"], name="other")
     monkeypatch.setitem(profiles.PROFILES, "other", other)
     with matplotlib.rc_context():
         yield
@@ -35,7 +35,7 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def report():
-    return open_report("02_similarity", "digits")
+    return open_report("02_similarity", "fashion_small")
 
 
 def drawing():
@@ -46,8 +46,8 @@ def drawing():
 
 
 def test_open_report_gives_the_profile_the_style_and_a_folder_by_profile(report, tmp_path):
-    assert report.profile is profiles.get_profile("digits")
-    assert report.folder == tmp_path / "figures" / "digits"
+    assert report.profile is profiles.get_profile("fashion_small")
+    assert report.folder == tmp_path / "figures" / "fashion_small"
     assert plt.rcParams["figure.constrained_layout.use"]
     assert not plt.rcParams["axes.spines.top"]
     assert open_report("02_similarity", "other").folder.name == "other"
@@ -55,8 +55,8 @@ def test_open_report_gives_the_profile_the_style_and_a_folder_by_profile(report,
 
 def test_open_report_refuses_unknown_names():
     with pytest.raises(ValueError, match="unknown notebook '07_more'.*00_primer"):
-        open_report("07_more", "digits")
-    with pytest.raises(ValueError, match="unknown profile 'didgits'.*digits"):
+        open_report("07_more", "fashion_small")
+    with pytest.raises(ValueError, match="unknown profile 'didgits'.*fashion_small"):
         open_report("02_similarity", "didgits")
     assert len(NOTEBOOKS) == 7
 
@@ -141,7 +141,7 @@ def test_a_check_that_holds_is_printed(report, capsys):
     assert capsys.readouterr().out == "CSG Pearson at least 0.70: yes\n"
 
 
-def test_a_check_that_fails_stops_the_digits_profile(report, capsys):
+def test_a_check_that_fails_stops_the_default_profile(report, capsys):
     with pytest.raises(AssertionError, match=r"at least 0\.70: NO \(measured 0\.61\)"):
         report.check("CSG Pearson at least 0.70", above(0.61, 0.70))
     assert capsys.readouterr().out == ""
@@ -253,7 +253,7 @@ def test_discrepancies_are_printed_recorded_and_written_with_the_claims(report, 
     report.discrepancy(
         "csg-table2-ece", "0.018 and 0.019", [exact(True), exact(False)], interval=[0.01, 0.02]
     )
-    report.discrepancy("csg-fz-architecture", "no published scores for digits", None)
+    report.discrepancy("csg-fz-architecture", "no published scores for clothes", None)
     report.discrepancy("csg-table2-ece", "0.018 and 0.012", exact(True))
     assert capsys.readouterr().out == (
         "CSG Table 2: does not hold here\ncsg-table2-ece: seen here in part\n"
@@ -263,7 +263,7 @@ def test_discrepancies_are_printed_recorded_and_written_with_the_claims(report, 
     assert table[["kind", "where", "measured", "interval", "verdict"]].values.tolist() == [
         ["claim", "Table 2", "0.14, 0.10", "", "does not hold here"],
         ["discrepancy", "csg-table2-ece", "0.018 and 0.012", "", "seen here too"],
-        ["discrepancy", "csg-fz-architecture", "no published scores for digits", "",
+        ["discrepancy", "csg-fz-architecture", "no published scores for clothes", "",
          "cannot be tested here"],
     ]  # fmt: skip
     assert table["statement"][1].startswith("ECE is worse at the early stop (0.138)")
@@ -299,7 +299,7 @@ def notebook(path, *cells):
 def papermill_run(folder, *cells, **parameters):
     work = folder / "elsewhere"
     work.mkdir()
-    notebook(folder / "in.ipynb", 'profile: str = "digits"\nseeds: int = 3', SET_UP, *cells)
+    notebook(folder / "in.ipynb", 'profile: str = "fashion_small"\nseeds: int = 3', SET_UP, *cells)
     papermill.execute_notebook(
         folder / "in.ipynb", folder / "out.ipynb", parameters=parameters, cwd=work,
         kernel_name="python3", progress_bar=False, log_output=False,
@@ -329,24 +329,24 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
     width = int.from_bytes(picture[16:20])
     assert 380 < width < 430  # 3.4 in at the style's 120 dots an inch: the style was in force
     assert printed[0].text == "two seeds: yes\nCSG here: holds\n"
-    folder = tmp_path / "figures" / "digits"
+    folder = tmp_path / "figures" / "fashion_small"
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["00_checks.csv", "00_claims.csv", "00_line.csv", "00_line.png"]
     assert list(pd.read_csv(folder / "00_line.csv", comment="#")["y"]) == [3, 2]
 
 
 def test_a_caption_of_another_profile_is_marked():
-    for name, marked in (("digits", False), ("other", True)):
+    for name, marked in (("fashion_small", False), ("other", True)):
         report = open_report("02_similarity", name)
         report.figure(drawing()[0], "curve", DATA, "CSG rises.")
         text = (report.folder / "02_curve.csv").read_text()
-        assert ("# This caption was written for digits.\n" in text) == marked
+        assert ("# This caption was written for fashion_small.\n" in text) == marked
 
 
-def test_only_the_whole_digits_profile_must_have_something_to_measure(report):
+def test_only_the_whole_default_profile_must_have_something_to_measure(report):
     with pytest.raises(ValueError, match="finite"):
         report.claim("CSG Table 1", "CSG agrees.", "0.8", exact(True), [0.7, np.nan])
-    look = open_report("02_similarity", "digits", scale=0.5)
+    look = open_report("02_similarity", "fashion_small", scale=0.5)
     look.claim("CSG Table 1", "CSG agrees.", "0.8", exact(True), [0.7, np.nan, 0.8])
     look.claim("CSG Table 5", "CSG agrees.", "nan", exact(False), [np.nan])
     look.claim("CSG Table 6", "CSG agrees.", "nan", exact(False), (np.nan, 0.1))

@@ -66,7 +66,7 @@ def test_the_half_sweep_has_the_profiles_targets_and_shadows(short, tiny):
 
 
 def test_bad_requests_are_named():
-    with pytest.raises(ValueError, match=r"unknown profile 'cifar'; known: digits"):
+    with pytest.raises(ValueError, match=r"unknown profile 'cifar'; known: fashion_small, digits"):
         ml.get_profile("cifar")
     with pytest.raises(TypeError, match="learning_rate"):
         ml.get_profile("digits").job(ml.load("digits"), learning_rate=0.1)

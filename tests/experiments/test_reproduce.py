@@ -19,7 +19,8 @@ from memlens.experiments import reproduce
 from memlens.storage import store
 
 ROOT = Path(__file__).resolve().parents[2]
-PARAMETERS = 'profile: str = "digits"  # which data\nseeds: int = 3  # how many\nrate: float = 0.1'
+PROFILE = 'profile: str = "fashion_small"  # which data'
+PARAMETERS = f"{PROFILE}\nseeds: int = 3  # how many\nrate: float = 0.1"
 CLAIMS = """import csv, os, pathlib
 folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / profile
 folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def notebook(folder, name, *sources, tag="nbval-check-output", parameters=PARAME
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty notebooks folder of a checkout of its own, with two profiles."""
-    profiles = SimpleNamespace(PROFILES={"digits": None, "mnist": None})
+    profiles = SimpleNamespace(PROFILES={"fashion_small": None, "mnist": None})
     monkeypatch.setitem(sys.modules, "memlens.experiments.profiles", profiles)
     monkeypatch.setattr(store, "root", lambda: tmp_path)
     monkeypatch.setenv("MEMLENS_FIGURES", str(tmp_path / "figures"))
@@ -55,7 +56,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "notebooks"
 
 
-def executed_copy(folder, name, profile="digits"):
+def executed_copy(folder, name, profile="fashion_small"):
     path = folder.parent / "figures" / profile / "notebooks" / f"{name}.ipynb"
     return nbformat.read(path, as_version=4)
 
@@ -128,7 +129,7 @@ folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / profile
 
 
 def test_the_summary_lists_what_differs_from_the_stored_numbers(folder, capsys):
-    figures = folder.parent / "figures" / "digits"
+    figures = folder.parent / "figures" / "fashion_small"
     figures.mkdir(parents=True)
     (figures / "00_a.csv").write_text("x,y\n1,0.5\n2,1.0\n")
     (figures / "00_claims.csv").write_text(
@@ -147,7 +148,7 @@ def test_the_summary_lists_what_differs_from_the_stored_numbers(folder, capsys):
 @pytest.mark.slow
 def test_a_second_call_runs_only_what_would_come_out_differently(folder, capsys):
     source = notebook(folder, "00_primer", CLAIMS, "import os; os.mkdir('ran')")
-    figure = folder.parent / "figures" / "digits" / "00_a.png"
+    figure = folder.parent / "figures" / "fashion_small" / "00_a.png"
 
     def again(*arguments):
         (folder / "ran").rmdir() if (folder / "ran").exists() else None
@@ -192,7 +193,8 @@ def test_an_interrupt_stops_cleanly(folder, tmp_path):
     before = source.read_bytes()
     code = f"""
 import sys, pathlib, types
-sys.modules["memlens.experiments.profiles"] = types.SimpleNamespace(PROFILES={{"digits": None}})
+profiles = types.SimpleNamespace(PROFILES={{"fashion_small": None}})
+sys.modules["memlens.experiments.profiles"] = profiles
 from memlens import __main__
 from memlens.storage import store
 store.root = lambda: pathlib.Path({str(folder.parent)!r})
@@ -225,7 +227,7 @@ sys.exit(__main__.main(["reproduce"]))
     ("arguments", "message"),
     [
         (["--only", "07"], "no notebook begins with 07; there are: 00_primer, 01_next"),
-        (["--profile", "cifar"], "unknown profile 'cifar'; there are: digits, mnist"),
+        (["--profile", "cifar"], "unknown profile 'cifar'; there are: fashion_small, mnist"),
         (["-p", "sedes=3"], "00_primer has no parameter 'sedes'; it has: profile, seeds, rate"),
         (["-p", "seeds=many"], "parameter 'seeds' is str 'many'; expected int, as its default 3"),
         (
@@ -330,7 +332,7 @@ def test_an_unknown_command_lists_the_commands(name, capsys):
     assert f"invalid choice: '{name}'" in error
     listed = error.split("choose from")[1]
     found = re.findall(r"\w+", listed)
-    assert found == ["audit", "train", "reproduce", "claims", "catalogue", "cache"]
+    assert found == ["audit", "train", "truth", "reproduce", "claims", "catalogue", "cache"]
 
 
 @pytest.mark.slow
@@ -405,5 +407,5 @@ def test_the_notebooks_take_a_first_look_in_a_moment(tmp_path, monkeypatch):
     report = reproduce.reproduce(only=["01", "03"], parameters=size)
     assert report["failure"].tolist() == ["", ""]
     assert (report["figures"] >= 8).all() and (report["claims"] >= 10).all()
-    peak = (tmp_path / "figures" / "digits" / "01_peak.csv").read_text()
+    peak = (tmp_path / "figures" / "fashion_small" / "01_peak.csv").read_text()
     assert "# First look, not the whole profile: 6 of 60 epochs, 44 of 400 networks" in peak
