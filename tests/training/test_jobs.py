@@ -210,8 +210,8 @@ def test_what_is_asked_for_holds_inside_only(monkeypatch):
     assert jobs.scheduler() == "tcp://a:1"
     monkeypatch.delenv(jobs.SCHEDULER)
     with jobs.parallel_settings(n_jobs=3):
-        assert jobs._default_n_jobs(one=True) == 3
-    assert jobs._default_n_jobs(one=True) == 1 and jobs.JOBS not in os.environ
+        assert jobs.default_n_jobs(one=True) == 3
+    assert jobs.default_n_jobs(one=True) == 1 and jobs.JOBS not in os.environ
     monkeypatch.setenv(jobs.JOBS, "many")
     with pytest.raises(ValueError, match="MEMLENS_JOBS is 'many'; expected a number"):
         list(jobs._results([delayed(abs)(-1)]))
