@@ -35,7 +35,7 @@ _HOME = {
     "build": "models.registry",
     "Recorder": "tracking.recorder", "CountingRecorder": "tracking.counting",
     "Trace": "tracking.traces",
-    "PeakDetector": "tracking.peaks", "PeakStop": "tracking.stopping",
+    "PeakStop": "tracking.stopping",
     "Peak": "tracking.peaks",
     "with_index": "tracking.indexing", "RecorderHooks": "tracking.hooks",
     "LightningRecorder": "tracking.integrations", "TrainerRecorder": "tracking.integrations",
