@@ -24,8 +24,8 @@ GOLDEN = {
         "curvature": 2.909865, "vog": 0.003911897, "grand": 2.000786, "tracin": 0.1702178,
         "weight_norm": 12.42074, "val_loss": 2.213380,
     },
-    ("subsets.SWEEP_VERSION", 1): {"logits": 0.05378777, "samples in all nets": 560},
-    ("retrainings.RETRAINING_VERSION", 1): {
+    ("subsets.SWEEP_VERSION", 2): {"logits": 0.05378777, "samples in all nets": 560},
+    ("retrainings.RETRAINING_VERSION", 2): {
         "folds logits": 0.05821941, "samis sgd": 0.04898303, "samis sam": 0.04838945,
         "repeats el2n": 0.9459224, "repeats weight_grad": 1.752701,
     },

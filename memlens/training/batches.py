@@ -82,7 +82,7 @@ class Batches:
         """Return the inputs of samples, (*index.shape, channels, height, width)."""
         own = index.flatten()
         if self._ready is not None:
-            x = self._laid_out(self._ready[own])
+            x = self._laid_out(self._ready.index_select(0, own))
             return x.unflatten(0, index.shape) if index.ndim > 1 else x
         if augmentation is not None and index.ndim == 2:  # each network has its own
             first = torch.arange(len(index), device=index.device)[:, None] * len(self.y)
