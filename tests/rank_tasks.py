@@ -41,6 +41,15 @@ def talking() -> list[str]:
     return [name for name in names if "gloo" in name]
 
 
+def refuse_to_fork(event: str, arguments: tuple) -> None:
+    """Fail where a process is forked, as an audit hook.
+
+    The copy may wait for ever for a lock that a thread of the group held at that moment.
+    """
+    if event in ("os.fork", "os.forkpty"):
+        raise AssertionError("a process with threads was forked")
+
+
 def main(folder: Path) -> None:
     data, checkpoints.SECONDS, checkpoints.SHARE = few(), 0.0, 1e9
     with process_group(UNEVEN) as group:
@@ -90,5 +99,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    sys.addaudithook(refuse_to_fork)
     main(Path(sys.argv[1]))
     sys.exit(__main__.main(sys.argv[2:]))  # a command line, in processes that have all they need

@@ -147,6 +147,7 @@ def map_files(
         except Exception as error:  # PIL raises nearly any exception for a damaged file
             return _Failure(f"cannot be decoded ({_shorten(error)})")
 
+    Image.init()  # its formats: while one thread loads them, others may not find theirs
     with ThreadPoolExecutor(cpu_count()) as pool:  # decoding releases the GIL
         results = dict(enumerate(pool.map(attempt, names, chunksize=64)))
     failed = {i: str(r.reason) for i, r in results.items() if isinstance(r, _Failure)}

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import warnings
+import threading
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -204,20 +206,16 @@ def index_batches():
 
 
 def readers():
-    """Processes of loaders; joblib keeps its own for the next call, whichever test made it."""
-    alive = multiprocessing.active_children()
-    return [process for process in alive if not process.name.startswith("Loky")]
+    """Threads of streams."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 @pytest.fixture
-def two_workers(monkeypatch):
-    monkeypatch.setattr(folders, "_n_workers", lambda: 2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # on one core
-        yield
+def two_threads(monkeypatch):
+    monkeypatch.setattr(folders, "_n_threads", lambda: 2)
 
 
-@pytest.mark.usefixtures("two_workers")
+@pytest.mark.usefixtures("two_threads")
 def test_a_stream_is_direct_indexing_in_order(pets):
     images = pets.train.images.subset(slice(None, None, -1))
     state = torch.get_rng_state()
@@ -230,8 +228,8 @@ def test_a_stream_is_direct_indexing_in_order(pets):
     assert readers() == []
 
 
-@pytest.mark.usefixtures("two_workers")
-def test_a_stream_that_is_left_early_ends_its_workers(pets):
+@pytest.mark.usefixtures("two_threads")
+def test_a_stream_that_is_left_early_ends_its_threads(pets):
     images, many = pets.train.images, [torch.tensor([0])] * 50
     for x in images.stream(many):
         assert len(x) == 1 and len(readers()) == 2
@@ -250,16 +248,74 @@ def test_a_stream_that_is_left_early_ends_its_workers(pets):
     assert readers() == []
 
 
-@pytest.mark.usefixtures("two_workers")
-def test_a_damaged_file_in_a_stream_is_named_and_ends_the_workers(pets):
+@pytest.mark.usefixtures("two_threads")
+def test_a_damaged_file_in_a_stream_is_named_and_ends_the_threads(pets):
     path = pets.train.images.path(4)
-    path.write_bytes(path.read_bytes()[:-200])
+    for later in (path, pets.train.images.path(5)):  # the first in the order is named
+        later.write_bytes(later.read_bytes()[:-200])
     stream = pets.train.images.stream(torch.arange(9).split(2))
     assert len(next(stream)) == 2
     with pytest.raises(ValueError, match="cannot be decoded") as error:
         list(stream)
     assert str(path) in str(error.value)
-    assert readers() == []  # though the traceback holds the loader
+    assert readers() == []  # though the traceback holds the stream
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_stream_starts_no_process(pets, monkeypatch):
+    """A forked one may wait for ever for a lock that another thread held, as those of gloo do."""
+
+    def fail(*args):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(os, "fork", fail)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", fail)
+    assert sum(map(len, pets.train.images.stream(index_batches()))) == 10
+    with pytest.raises(AssertionError, match="was started"):  # the trap is set
+        list(DataLoader(pets.train.images, num_workers=1))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_stream_reads_only_two_batches_ahead(pets):
+    """Memory is that of three batches, however many there are."""
+    asked = []
+    many = (asked.append(i) or torch.tensor([i % 9]) for i in range(1000))
+    stream = pets.train.images.stream(many)
+    for done in range(1, 6):
+        next(stream)
+        assert len(asked) == done + 2
+    stream.close()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_interrupted_stream_decodes_no_more(pets, monkeypatch):
+    """What is in work is finished, what waits is dropped."""
+    begun, go_on = [], threading.Event()
+
+    def waiting(path):
+        begun.append(path)
+        assert go_on.wait(60)
+        return picture(30, 40, "RGB", 0)
+
+    def interrupted(part):
+        go_on.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "_rgb", waiting)
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(pets.train.images.stream([torch.tensor([0, 1])] * 50))
+    assert readers() == [] and len(begun) <= 6
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_pillow_loads_its_formats_before_the_threads_start(pets, monkeypatch):
+    """While one thread loads them, another can miss the format of its file."""
+    order, decode = [], folders._rgb
+    monkeypatch.setattr(Image, "init", lambda: order.append("formats"))
+    monkeypatch.setattr(folders, "_rgb", lambda path: order.append("image") or decode(path))
+    assert len(next(pets.train.images.stream([torch.tensor([0])]))) == 1
+    assert order == ["formats", "image"]
 
 
 # ------------------------------------------------------------------------------- damaged files
