@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from common import interleaved
 from gpu_table import Bench, Goal, OutOfTime, say
-from sweep import one_by_one
+from sweep import RECIPE, one_by_one
 
 import memlens as ml
 from memlens.ensembles import subsets
@@ -51,9 +51,7 @@ GOALS = [
 def digits(bench: Bench) -> None:
     """Thousands of small nets together against a few one by one, all on the GPU."""
     data, n, alone = ml.load("digits"), bench.less(TOGETHER, 12), bench.less(ONE_PROCESS, 2)
-    config = replace(
-        subsets.SWEEP_CONFIG, device="auto", epochs=bench.less(subsets.SWEEP_CONFIG.epochs, 2)
-    )
+    config = replace(RECIPE, device="auto", epochs=bench.less(RECIPE.epochs, 2))
     masks, seeds = subsets.subset_masks(n, len(data.train), KEEP), np.arange(n)
     stacks = np.array_split(
         seeds, -(-n // ensemble_size("mlp", data, config, subsets.CPU_ENSEMBLE_SIZE))

@@ -206,7 +206,7 @@ def test_an_epoch_of_one_process_may_be_called_shared():
 
 def test_a_job_is_the_profiles_with_changes(tmp_path):
     job = launch.make_job(epochs=2, batch_size=32, seed=None)
-    assert (job.config.epochs, job.config.batch_size, job.config.lr) == (2, 32, 0.05)
+    assert (job.config.epochs, job.config.batch_size, job.config.lr) == (2, 32, 0.025)
     assert job.model == "mlp" and not job.measure.posthoc
     assert launch.make_job(batch_size=32, lr=0.2, measured=True).config.lr == 0.2
     plant(tmp_path, 8)
@@ -259,5 +259,5 @@ def test_a_training_in_one_process_is_the_stores_as_always(monkeypatch, tmp_path
     job = ml.Job("mlp", rank_tasks.few(), TrainConfig(epochs=1))
     told = []
     run = launch.train_here(job, log=told.append)
-    assert job.key in store.Store() and "learning rate 0.1, cpu" in told[0]
+    assert job.key in store.Store() and "learning rate 0.05, cpu" in told[0]
     assert np.array_equal(run.trace.loss, train("mlp", job.data, job.config).trace.loss)
