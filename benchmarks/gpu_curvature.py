@@ -102,7 +102,7 @@ def measure(bench: Bench) -> None:
     add("ours, an epoch", ours.median(), f"{stated}; epoch with a pass less one without")
     add("authors' scheme, an epoch", seconds["theirs"].median(), stated)
     add("times faster than the authors' scheme", (seconds["theirs"] / ours).median())
-    same = metrics.spearman(probing.rows["curvature"][0].cpu(), theirs[-1].cpu())
+    same = metrics.spearman(probing.rows["curvature_norm"][0].cpu(), theirs[-1].cpu())
     add("Spearman of ours and theirs", same, "same directions")
     for name, value in exact.items():
         add(f"Spearman of {name} and exact products", value, f"{EXACT} samples, same directions")

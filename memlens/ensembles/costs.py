@@ -98,7 +98,7 @@ COST_MODELS: dict[str, CostModel] = {
 }
 # fmt: on
 SIGNAL_COST_MODELS = dict.fromkeys(SIGNALS, "step") | {
-    "curvature": "curvature",
+    "curvature_norm": "curvature",
     "curvature_squared": "curvature",
     "vog": "logit gradients",
     "vog_last": "logit gradients",

@@ -150,7 +150,7 @@ PROXIES: dict[str, Score] = {
                          "Northcutt 2021", ("folds",)),
     "curvature_ssft": Score(rank_mean, "mean of the ranks of curvature and ssft_mean",
                             "mean of ranks, as the paper states no combination", "-",
-                            "Garg 2024, Table 2", ("curvature", "second_split")),
+                            "Garg 2024, Table 2", ("curvature_squared", "second_split")),
 }
 # fmt: on
 

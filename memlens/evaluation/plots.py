@@ -38,7 +38,7 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "csg_plain": ("#0072B2", "h", ":"), "memorization": ("#000000", "D", "-"),
     "csl": ("#D55E00", "s", "-"), "sgal": ("#D55E00", "d", "--"),
     "final_loss": ("#D55E00", "H", ":"),
-    "curvature": ("#009E73", "^", "-"), "curvature_squared": ("#009E73", "v", ":"),
+    "curvature": ("#009E73", "^", "-"), "curvature_norm": ("#009E73", "v", ":"),
     "loss_sensitivity": ("#56B4E9", "<", "-"), "learning_time": ("#56B4E9", ">", "--"),
     "first_correct": ("#56B4E9", "8", ":"), "last_wrong": ("#56B4E9", "*", "-."),
     "forgetting": ("#CC79A7", "X", "-"), "aum": ("#CC79A7", "P", "--"),

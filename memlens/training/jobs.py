@@ -30,7 +30,7 @@ from memlens.training.runs import Run
 
 # Part of the key of every run. Raise it when a change of code changes the results of a training:
 # earlier results then are not found any more. `tests/test_versions.py` fails if it was forgotten.
-RUN_VERSION = 1
+RUN_VERSION = 2
 SCHEDULER, JOBS = "MEMLENS_SCHEDULER", "MEMLENS_JOBS"
 BAR = {"unit": "training", "leave": False, "delay": 5, "disable": None}  # only on a terminal
 SECONDS = 10  # to wait for a scheduler, or for its first worker

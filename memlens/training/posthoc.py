@@ -160,7 +160,7 @@ class PosthocEvaluator:
             options = {"n_directions": n_directions, "step": step, "seed": seed}
             parts.append(signals.curvature(net, x, y, **options))
         norm, squared = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return {"curvature": norm, "curvature_squared": squared}
+        return {"curvature_norm": norm, "curvature_squared": squared}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, as tensors and plain values."""

@@ -133,7 +133,7 @@ def test_the_cost_of_a_score_is_the_sum_of_its_cost_models():
         "in_confidence_max": ["step"],  # two signals, one cost model
         "sgal": ["step"],
         "curvature_last": ["curvature"],
-        "curvature_squared": ["curvature"],
+        "curvature_norm": ["curvature"],
         "vog": ["logit gradients"],
         "vog_last5_class": ["logit gradients"],
         "grand": ["weight gradients"],

@@ -15,7 +15,7 @@ from memlens.tracking.traces import Trace
 from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training.config import MeasureConfig, TrainConfig
 
-FLAT = ["curvature_squared", "vog_class", "vog_last5_class"]  # not rising from first to third
+FLAT = ["vog_class", "vog_last5_class"]  # not rising from first to third
 
 
 @pytest.fixture(scope="module")

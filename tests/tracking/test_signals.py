@@ -4,13 +4,15 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from memlens.models import registry
-from memlens.tracking import signals
+from memlens.tracking import scores, signals
+from memlens.tracking.traces import Trace
 
 N, CLASSES, SHAPE = 37, 5, (2, 3, 3)
 
@@ -169,6 +171,25 @@ def test_exact_curvature_converges_to_the_trace_of_the_squared_hessian(smooth):
     ]
     assert errors[1] < 0.05
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("options", [{"exact": True}, {"step": 1e-4}])
+def test_eq_6_over_all_sign_vectors_is_the_trace_of_the_squared_hessian(
+    smooth, monkeypatch, options
+):
+    """E v v' is the identity over the 16 vectors of signs, so that no draw is left to chance."""
+    net, x, y = smooth
+    every = iter(itertools.product((0, 1), repeat=4))
+    bits = lambda *_, **__: torch.tensor(next(every)).view(1, 2, 2).expand(x.shape)  # noqa: E731
+    monkeypatch.setattr(torch, "randint", bits)
+    found = signals.curvature(net, x, y, n_directions=16, **options)
+    assert next(every, None) is None
+    hessians = exact_hessians(net, x, y)
+    truth = np.array([float((h @ h).trace()) for h in hessians])
+    assert found.squared.numpy() == pytest.approx(truth, rel=1e-9 if "exact" in options else 1e-3)
+    assert (found.norm.numpy() ** 2 < truth * (1 - 1e-6)).all()  # means of norms differ
+    rows = {"curvature_squared": np.stack([found.squared, np.full(5, np.nan), 3 * found.squared])}
+    assert scores.mean_curvature(Trace(rows)) == pytest.approx(2 * truth, rel=1e-3)  # mean of epochs
 
 
 def test_one_exact_direction_gives_the_norm_of_a_hessian_vector_product(smooth):

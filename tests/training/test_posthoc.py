@@ -129,11 +129,12 @@ def check(data, run, nets, measure):
                 strict=True,
             )
         ]
-        norms_of = torch.cat([part.norm for part in found]).numpy()
-        assert trace.curvature[epoch] == pytest.approx(norms_of, rel=0.05, abs=1e-2)
+        norm, squared = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        assert trace.curvature_norm[epoch] == pytest.approx(norm, rel=0.05, abs=1e-2)
+        assert trace.curvature_squared[epoch] == pytest.approx(squared, rel=0.1, abs=1e-2)
     late = np.std(images[-5:], axis=0).mean((1, 2))
     assert trace.vog_last[-1] == pytest.approx(late, rel=2e-3, abs=1e-6)
-    for name in ("weight_grad", "weight_grad_last", "vog", "curvature", "curvature_squared"):
+    for name in ("weight_grad", "weight_grad_last", "vog", "curvature_norm", "curvature_squared"):
         rows = np.isfinite(trace[name])
         assert (rows.all(1) == np.isin(np.arange(len(nets)), due)).all(), name
         assert (rows.all(1) == rows.any(1)).all(), name
@@ -197,7 +198,7 @@ def test_no_measurement_changes_the_training_by_a_bit(tiny, model):
 
 
 def test_only_what_is_asked_for_is_measured(tiny):
-    extra = [{"curvature", "curvature_squared"}, {"weight_grad", "weight_grad_last"}]
+    extra = [{"curvature_norm", "curvature_squared"}, {"weight_grad", "weight_grad_last"}]
     for measure, names in zip(MEASURES, [set(), *extra, {"vog", "vog_last"}], strict=False):
         run = train("mlp", tiny, replace(SHORT, epochs=1), measure)
         assert set(run.posthoc_trace) - set(run.trace) == names
