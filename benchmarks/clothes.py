@@ -21,7 +21,7 @@ from memlens.experiments import paper
 from memlens.experiments.notebook import NotebookReport
 
 N_SAMPLES, SCALE, N_SEEDS, RATES = 10_000, 0.1, 3, (0.05, 0.10, 0.20, 0.30)
-SCORES = ["csg", "early_csg", "csl", "sgal", "loss_sensitivity", "aum", "learning_time",
+SCORES = ["csg", "early_csg", "csl", "sgal", "loss_sensitivity", "aum", "learning_time_share",
           "first_correct", "forgetting", "in_confidence"]  # fmt: skip
 TONE = {"brightness": "mean of the pixels", "contrast": "their standard deviation"}
 

@@ -107,7 +107,7 @@ def _samples(images: Any, labels: Any, index: Any) -> object:
 
 def _trace_score(which: int, values: Any, y: Any) -> object:
     trace = ml.Trace(dict.fromkeys(("loss", "margin", "grad_l2", "p_y"), values), y_true=y)
-    functions = (scores.csg, scores.csl, scores.aum, scores.forgetting, scores.learning_time)
+    functions = (scores.csg, scores.csl, scores.aum, scores.forgetting, scores.learning_time_share)
     return functions[which](trace)
 
 

@@ -16,6 +16,7 @@ SIGNALS = {
     "grad_l1": [[2, 4, 6], [2, 4, 6], [0, 4, 6], [0, 4, 6]],
     "margin": np.where(RIGHT, 2.0, -1.0),
     "el2n": LOSS / 2,
+    "probability_margin": [[1, 1, 0], [2, 1, -1], [3, 1, -1], [4, 2, -3]],
     # Measured in every second epoch, like all that costs a pass of its own.
     "curvature_norm": [[1, 2, 3], NAN, [3, 4, 5], NAN],
     "curvature_squared": [[2, 4, 10], NAN, [10, 18, 30], NAN],
@@ -40,7 +41,11 @@ SCORES = {
     "last_wrong": [0, 3, 4],
     "share_wrong": [0, 0.5, 1],
     # running means 1 1 .67 .5 | 4 3 2.67 2.5 | 5 5 5 5; grand mean 2.94
-    "learning_time": [0, 0.5, 1],
+    "learning_time_share": [0, 0.5, 1],
+    "confidence": [1 - np.exp(-LOSS[:, i]).mean() for i in range(3)],
+    "variability": [np.exp(-LOSS[:, i]).std() for i in range(3)],
+    "lt_iqr": [0.125 - 0.075, 0.925 - 0.45, 0],
+    "average_probability_margin": [-4, -2, 3],
     "aum": [-2, -0.5, 1],
     "el2n": [0, 0.15, 1],
     "final_loss": [0, 0.3, 2],

@@ -100,6 +100,7 @@ COST_MODELS: dict[str, CostModel] = {
 SIGNAL_COST_MODELS = dict.fromkeys(SIGNALS, "step") | {
     "curvature_norm": "curvature",
     "curvature_squared": "curvature",
+    "probability_margin": "post-hoc",
     "vog": "logit gradients",
     "vog_last": "logit gradients",
     "weight_grad": "weight gradients",

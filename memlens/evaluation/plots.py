@@ -39,7 +39,7 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "csl": ("#D55E00", "s", "-"), "sgal": ("#D55E00", "d", "--"),
     "final_loss": ("#D55E00", "H", ":"),
     "curvature": ("#009E73", "^", "-"), "curvature_norm": ("#009E73", "v", ":"),
-    "loss_sensitivity": ("#56B4E9", "<", "-"), "learning_time": ("#56B4E9", ">", "--"),
+    "loss_sensitivity": ("#56B4E9", "<", "-"), "learning_time_share": ("#56B4E9", ">", "--"),
     "first_correct": ("#56B4E9", "8", ":"), "last_wrong": ("#56B4E9", "*", "-."),
     "forgetting": ("#CC79A7", "X", "-"), "aum": ("#CC79A7", "P", "--"),
     "el2n": ("#CC79A7", "p", ":"), "in_confidence": ("#CC79A7", "d", "-."),
@@ -58,7 +58,7 @@ _OTHERS = (
 _SPELLINGS = [
     "CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
     "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd", "TracIn",
-    "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR",
+    "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR", "LT", "IQR",
 ]  # fmt: skip
 
 

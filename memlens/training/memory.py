@@ -11,7 +11,7 @@ from memlens.tracking.traces import SIGNALS
 from memlens.training import devices
 from memlens.training.batches import READY_BYTES
 from memlens.training.config import MeasureConfig, TrainConfig
-from memlens.training.posthoc import LAST
+from memlens.training.posthoc import LAST, keeps_probabilities
 
 STATES = {"adam": 2, "adamw": 2}  # tensors as large as the weights that an optimizer keeps, or 1
 KEPT = 4  # copies of the weights beside those in training: gradients, peak, lowest loss, last
@@ -20,7 +20,7 @@ GB = 1e9
 
 def of_scores(n_samples: int, n_epochs: int, measure: MeasureConfig) -> int:
     """Return the bytes of the signals of a whole training."""
-    n_signals = len(SIGNALS) * (1 + measure.posthoc)
+    n_signals = len(SIGNALS) * (1 + measure.posthoc) + measure.posthoc
     n_signals += 2 * bool(measure.n_directions) + 2 * measure.weight_gradients
     n_signals += 2 * measure.logit_gradients
     return 4 * n_signals * n_samples * n_epochs
@@ -56,6 +56,8 @@ def of_training(
         moved = train.nbytes if devices.is_gpu(x.device) else 0  # on a CPU they are there
         ready = floats if config.augment == "none" and floats <= READY_BYTES else 0
         needs["images"] = moved + ready
+    if measure.posthoc and keeps_probabilities(data):
+        needs["mean probabilities"] = 4 * len(data.train) * data.n_classes
     if measure.logit_gradients:
         needs["mean and variance of gradients"] = 2 * x[0, 0].nbytes * len(data.train)
     return needs

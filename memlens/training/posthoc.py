@@ -27,6 +27,7 @@ from memlens.training.devices import EVAL_ROWS
 
 LAST = 5  # checkpoints of the late VoG, as in Table 1 of the CSG paper
 PerSample = Callable[..., Tensor]  # such as `signals.logit_gradient`
+MOST_PROBABILITIES = 2**28  # samples times classes whose running mean is kept: 1 GB
 
 
 class RunningVariance:
@@ -105,6 +106,7 @@ class PosthocEvaluator:
         self.rows: dict[str, dict[int, Tensor]] = {}  # signal -> epoch -> (n_samples,)
         self.gradients = RunningVariance()  # of the true-class logit, (n_samples, height, width)
         self.last_states: deque[dict[str, Tensor]] = deque(maxlen=LAST)
+        self.probabilities: Tensor | None = None  # sums over epochs, (n_samples, n_classes)
 
     def after_epoch(self, net: nn.Module, epoch: int) -> None:
         """Measure the network in eval mode, and leave it in the mode it was in."""
@@ -133,6 +135,8 @@ class PosthocEvaluator:
                 own = logits.gather(1, y[:, None]).sum()
                 (gradient,) = torch.autograd.grad(own, x, retain_graph=True)
                 part["logit"] = gradient.mean(1)  # over the channels
+            if keeps_probabilities(self.data):
+                part["probability_margin"] = self._probability_margin(index, logits.detach(), y)
             loss = F.cross_entropy(logits, y, reduction="sum")
             # By x and the layers' outputs only: the weights keep their gradients of training.
             x.grad, *back = torch.autograd.grad(loss, [x, *hooks.edges])
@@ -142,6 +146,15 @@ class PosthocEvaluator:
             parts.append(part)
         self.recorder.end_epoch()
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _probability_margin(self, index: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """Add an epoch; return log mean p(label) - log largest other mean p, (b,)."""
+        if self.probabilities is None:
+            self.probabilities = logits.new_zeros(len(self.data.train), logits.shape[1])
+        self.probabilities = self.probabilities.to(logits.device)  # a checkpoint loads on the CPU
+        self.probabilities[index] += logits.softmax(1)
+        sums = self.probabilities[index].clamp_min(torch.finfo(logits.dtype).tiny)
+        return signals.margin(sums.log(), y)
 
     def _batches(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (index, x, y) of all clean samples in order, on the network's device."""
@@ -169,6 +182,7 @@ class PosthocEvaluator:
             "rows": self.rows,
             "gradients": self.gradients.state_dict(),
             "last_states": list(self.last_states),
+            "probabilities": self.probabilities,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,6 +191,7 @@ class PosthocEvaluator:
         self.rows = {name: dict(rows) for name, rows in state["rows"].items()}
         self.gradients.load_state_dict(state["gradients"])
         self.last_states = deque(state["last_states"], maxlen=LAST)
+        self.probabilities = state["probabilities"]
 
     def finish(self, net: nn.Module) -> dict[str, np.ndarray]:
         """Return every signal, (n_epochs, n_samples), float32; NaN where it was not measured."""
@@ -203,6 +218,11 @@ class PosthocEvaluator:
             return torch.cat(list(parts))  # channels averaged, as `variance_of_gradients` would
 
         return variance_of_gradients(map(gradients_at, self.last_states))
+
+
+def keeps_probabilities(data: Dataset) -> bool:
+    """Return whether the mean probabilities of each class, (n_samples, n_classes), are kept."""
+    return len(data.train) * data.n_classes <= MOST_PROBABILITIES
 
 
 def _weight_gradient_norms(

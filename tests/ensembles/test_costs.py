@@ -214,6 +214,7 @@ NO_CLAIM = {
     "vog_class": VARIANCE,
     "vog_last5": VARIANCE,
     "vog_last5_class": VARIANCE,
+    "variability": "low for samples never learned: 0.73 on digits when all are",
     "samis_prob": "compares two held-out predictions, without the label",
 }
 

@@ -435,7 +435,7 @@ def test_every_printed_method_is_found_by_our_name(name, where, learned):
 
 def test_scores_that_no_paper_prints_have_none():
     where = {"dataset": "cifar10", "noise": 0.01}
-    none = ["learning_time", "last_wrong", "label_error", "samis_prob", "el2n"]
+    none = ["learning_time_share", "last_wrong", "label_error", "samis_prob", "el2n"]
     assert paper.printed(none, "csl_poster_mislabel_auroc", **where)["mean"].isna().all()
     assert paper.printed(none, "csg_table1_similarity").isna().all(axis=None)
     assert paper.printed_name("samis_prob", "csg_table1_similarity") != "samis"

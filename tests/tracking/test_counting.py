@@ -99,13 +99,14 @@ def test_a_sample_without_a_gradient_has_no_learning_time_and_changes_no_other()
         rows[name][:, 3] = np.nan  # every step that saw it overflowed
     found = scores.score_frame(Trace(rows, visits=trace.visits), Peak(5, None), np.arange(N))
     assert found.columns[found.loc[3].isna()].tolist() == [
-        "csg", "csg_plain", "loss_sensitivity", "learning_time", "early_csg"
+        "csg", "csg_plain", "loss_sensitivity", "learning_time_share", "early_csg"
     ]  # fmt: skip
     rest = np.delete(np.arange(N), 3)
     alone = scores.score_frame(trace.of(rest), Peak(5, None), rest)
     pd.testing.assert_frame_equal(found.loc[rest], alone)
     nothing = Trace({"grad_l2": np.full((2, 3), np.nan)})
-    assert np.isnan(scores.learning_time(nothing)).all()
+    assert np.isnan(scores.learning_time_share(nothing)).all()
+    assert np.isnan(scores.learning_time(nothing, 1.0)).all()
 
 
 def test_scores_that_end_at_the_peak_use_no_later_value():

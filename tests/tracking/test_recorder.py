@@ -489,7 +489,8 @@ def test_scores_are_those_worked_out_by_hand(by_hand, peak):
     assert STOPPED <= set(found) <= set(SCORES) and not {"curvature", "vog"} & set(found)
     for name in found:
         assert found[name].to_numpy() == pytest.approx(SCORES[name], abs=1e-6), name
-    assert (found.loc[2] > found.loc[0]).all()  # never learned, and learned at once
+    rising = found.drop(columns=["variability", "lt_iqr"])  # a loss that never moves has none
+    assert (rising.loc[2] > rising.loc[0]).all()  # never learned, and learned at once
     assert set(found.dtypes) == {np.dtype(np.float64)}
     assert found.index.tolist() == [0, 1, 2] and found.index.name == "index"
 

@@ -15,7 +15,8 @@ from memlens.tracking.traces import Trace
 from memlens.tracking.weightgrads import weight_gradient_norm
 from memlens.training.config import MeasureConfig, TrainConfig
 
-FLAT = ["vog_class", "vog_last5_class"]  # not rising from first to third
+# not rising from the first to the third; the loss of the third never moves
+FLAT = ["vog_class", "vog_last5_class", "variability", "lt_iqr"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,52 @@ def test_scaling_the_gradient_scales_csg_by_its_square():
     doubled = Trace(dict(TRACE) | {"grad_l2": 2 * TRACE.grad_l2})
     assert scores.csg(doubled) == pytest.approx(4 * scores.csg(TRACE))
     assert scores.csg_plain(doubled) == pytest.approx(2 * scores.csg_plain(TRACE))
-    assert scores.learning_time(doubled) == pytest.approx(scores.learning_time(TRACE))
+    share = scores.learning_time_share
+    assert share(doubled) == pytest.approx(share(TRACE))
+    assert scores.learning_time(doubled, 40.0).tolist() == [0, 1, 4]
+    assert scores.learning_time(TRACE, 10.0).tolist() == [0, 1, 4]
+
+
+# Gradient norms of a sample; the means of their squares so far; the first t at 4, and for good.
+PASSAGES = {
+    "at once": ([2, 0, 2], [4, 2, 2.67], 0, 0),
+    "rises first, but begins low": ([1, 5, 5], [1, 13, 17], 0, 3),
+    "falls slowly": ([3, 2, 1, 1, 1], [9, 6.5, 4.67, 3.75, 3.2], 3, 3),
+    "low in one epoch, but not on average": ([5, 0, 5, 0], [25, 12.5, 16.7, 12.5], 4, 4),
+    "passes, and comes back": ([4, 0, 0, 0, 9], [16, 8, 5.3, 4, 19.4], 3, 5),
+    "leaves, and comes back": ([2, 4, 0, 0, 0], [4, 10, 6.67, 5, 4], 0, 4),
+}
+
+
+@pytest.mark.parametrize("case", PASSAGES)
+def test_learning_time_is_the_first_passage_of_the_threshold(case):
+    norms, means, first, for_good = PASSAGES[case]
+    trace = Trace({"grad_l2": np.array(norms, dtype=np.float32)[:, None]})
+    so_far = [np.mean(np.square(norms[: t + 1])) for t in range(len(norms))]
+    assert so_far == pytest.approx(means, abs=0.05)
+    assert scores.learning_time(trace, threshold=4.0) == [first]
+    assert scores.learning_time(trace, threshold=4.0, for_good=True) == [for_good]
+
+
+def test_a_sample_that_never_passes_gets_what_is_asked_for():
+    trace = Trace({"grad_l2": np.full((3, 2), 2.0)})
+    assert scores.learning_time(trace, 3.9).tolist() == [3, 3]
+    assert scores.learning_time(trace, 3.9, never_learned=100).tolist() == [100, 100]
+    assert scores.learning_time(trace, 4.0).tolist() == [0, 0]
+
+
+def test_cartography_and_the_range_of_the_loss_against_a_slow_loop():
+    rng = np.random.default_rng(0)
+    trace = Trace({"loss": rng.exponential(1.0, (11, 7)).astype(np.float32)})
+    for i in range(7):
+        losses = sorted(float(x) for x in trace.loss[:, i])
+        p = [math.exp(-x) for x in losses]
+        mean = sum(p) / 11
+        assert scores.confidence(trace)[i] == pytest.approx(1 - mean)
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in p) / 11)
+        assert scores.variability(trace)[i] == pytest.approx(deviation)
+        middle = (losses[7] + losses[8]) / 2 - (losses[2] + losses[3]) / 2  # ranks 7.5 and 2.5
+        assert scores.lt_iqr(trace)[i] == pytest.approx(middle)
 
 
 def test_large_gradients_do_not_overflow():

@@ -13,7 +13,7 @@ from torch import nn
 
 from memlens.models import registry
 from memlens.tracking import signals
-from memlens.training import devices
+from memlens.training import devices, posthoc
 from memlens.training.config import MeasureConfig, TrainConfig, mixed_seed
 from memlens.training.loop import train
 from memlens.training.posthoc import (
@@ -151,6 +151,28 @@ CASES = {
 }
 
 
+def test_probabilities_are_averaged_first_and_compared_then(tiny, measured):
+    run, nets = measured("small_cnn_bn", replace(SHORT, epochs=4), MeasureConfig(posthoc=True))
+    total, x, y = np.zeros((60, 3)), tiny.normalise(tiny.train.images), tiny.train.labels
+    for epoch, net in enumerate(nets):
+        with torch.no_grad():
+            total += net.eval()(x).double().softmax(1).numpy()
+        for i, label in enumerate(y.tolist()):
+            others = max(total[i, k] for k in range(3) if k != label)
+            expected = np.log(total[i, label]) - np.log(others)
+            found = run.posthoc_trace.probability_margin[epoch, i]
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    found = run.posthoc_scores["average_probability_margin"].to_numpy()
+    assert np.array_equal(found, -run.posthoc_trace.probability_margin[-1].astype(float))
+
+
+def test_mean_probabilities_that_need_too_much_memory_are_left_out(tiny, monkeypatch):
+    monkeypatch.setattr(posthoc, "MOST_PROBABILITIES", 3 * 60 - 1)
+    run = train("mlp", tiny, replace(SHORT, epochs=1), MeasureConfig(posthoc=True))
+    assert set(run.posthoc_trace) == set(run.trace)
+    assert "average_probability_margin" not in run.posthoc_scores
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rows_are_those_of_the_net_after_the_epoch(tiny, measured, case):
     model, config, measure = CASES[case]
@@ -201,7 +223,7 @@ def test_only_what_is_asked_for_is_measured(tiny):
     extra = [{"curvature_norm", "curvature_squared"}, {"weight_grad", "weight_grad_last"}]
     for measure, names in zip(MEASURES, [set(), *extra, {"vog", "vog_last"}], strict=False):
         run = train("mlp", tiny, replace(SHORT, epochs=1), measure)
-        assert set(run.posthoc_trace) - set(run.trace) == names
+        assert set(run.posthoc_trace) - set(run.trace) == names | {"probability_margin"}
 
 
 @pytest.mark.parametrize("signal", [signals.input_gradient, signals.logit_gradient])

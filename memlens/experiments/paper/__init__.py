@@ -30,10 +30,10 @@ DISCREPANCY_VERDICTS = (
 #   in the later papers (according to their authors' code). Both of ours are compared with it.
 # * In-confidence is 1 - p_y in their text and 1 - max p in their code. Again both are compared.
 # * They define curvature by squared norms and average norms in their code. Both are compared.
-# * Our `learning_time` is Eq. 4 of CSG; for the printed one see `printed_name`.
+# * Our `learning_time_share` is Eq. 4 of CSG; for their learning time see `printed_name`.
 _PRINTED_AS = {
     "early_csg": "csg", "vog": "vog_all", "samis_loss": "samis", "ssft_mean": "ssft",
-    "confident_learning": "cl", "in_confidence_max": "in_confidence", "learning_time": None,
+    "confident_learning": "cl", "in_confidence_max": "in_confidence",
     "curvature_norm": "curvature",
 }  # fmt: skip
 
