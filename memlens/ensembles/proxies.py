@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from memlens.data.samples import Dataset
 from memlens.ensembles.retrainings import KINDS, retrain
+from memlens.ensembles.subsets import memorization
 from memlens.storage.store import Arrays
 from memlens.tracking import scores
 from memlens.tracking.scores import Score
@@ -106,6 +107,53 @@ def label_error(arrays: Arrays) -> np.ndarray:
     return 1 - quality(arrays["y_true"], probabilities, method="self_confidence")
 
 
+def fold_memorization(arrays: Arrays) -> np.ndarray:
+    """Return p(label) of the folds' networks trained with a sample, minus held-out p(label).
+
+    It is Feldman-Zhang memorization from three networks, with probabilities in place of right and
+    wrong predictions, in [-1, 1]; `few_model_memorization` takes more networks.
+    """
+    return memorization(arrays["masks"], arrays["p_label"])["memorization"].to_numpy()
+
+
+def few_model_memorization(
+    model: str,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    seeds: Sequence[int],
+    n_jobs: int | None = None,
+) -> pd.DataFrame:
+    """Return Feldman-Zhang memorization from a few networks: three folds, repeated.
+
+    The mean p(label) of the networks trained with a sample minus the mean held-out p(label). The
+    folds are those of `label_error`: seeds for which that is known take no more training.
+
+    >>> import memlens as ml
+    >>> from memlens.ensembles.proxies import few_model_memorization
+    >>> digits, config = ml.load("digits").subset(100), ml.TrainConfig(epochs=2)
+    >>> list(few_model_memorization("mlp", digits, config, seeds=[0, 1], n_jobs=1))
+    [3, 6]
+
+    Parameters
+    ----------
+    model, data, config, n_jobs
+        As in `retrainings.retrain`.
+    seeds : sequence of int
+        One split into three folds each.
+
+    Returns
+    -------
+    DataFrame
+        One row per training sample (original index), one column per number of networks, in [-1, 1].
+    """
+    repeats = retrain("folds", model, [data] * len(seeds), config, seeds=seeds, n_jobs=n_jobs)
+    masks, p_label = (np.concatenate([a[k] for a in repeats]) for k in ("masks", "p_label"))
+    sizes = np.cumsum([len(a["masks"]) for a in repeats]).tolist()
+    columns = {n: memorization(masks[:n], p_label[:n])["memorization"].to_numpy() for n in sizes}
+    return pd.DataFrame(columns, index=pd.Index(data.train.index.numpy(), name="index"))
+
+
 def rank_mean(*columns: pd.Series | np.ndarray) -> np.ndarray:
     """Return the mean of the columns' ranks, each in (0, 1]; ties share their mean rank."""
     return np.mean([rankdata(column) / len(column) for column in columns], axis=0)
@@ -148,6 +196,9 @@ PROXIES: dict[str, Score] = {
     # High = suspicious, as in all columns; cleanlab's label quality is the opposite.
     "label_error": Score(label_error, "1 - held-out p_y", "continuous, three folds", "-",
                          "Northcutt 2021", ("folds",)),
+    "fold_memorization": Score(fold_memorization, "mean p_y trained with - mean p_y held out",
+                               "probabilities, three folds", "-", "Feldman 2020, few networks",
+                               ("folds",)),
     "curvature_ssft": Score(rank_mean, "mean of the ranks of curvature and ssft_mean",
                             "mean of ranks, as the paper states no combination", "-",
                             "Garg 2024, Table 2", ("curvature_squared", "second_split")),

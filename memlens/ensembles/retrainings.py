@@ -6,7 +6,9 @@ cached, so that new scores need no new training. Each ensemble is cached as well
 so that an interruption loses only the ensemble in training.
 
 kind              trainings per seed                   arrays
-``folds``         3 folds                              ``logits`` (n_samples, n_classes), held out
+``folds``         3 folds                              ``logits`` (n_samples, n_classes), held out;
+                                                       ``p_label`` and ``masks`` (3, n_samples), of
+                                                       every network, and its training samples
 ``samis``         10 folds, each with SGD and SAM      ``sgd``, ``sam``: held-out logits
 ``second_split``  each half, then the other half       ``correct`` (n_epochs, n_samples), of the
                                                        first half while training on the second
@@ -21,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from joblib import delayed
+from scipy.special import softmax
 from torch import Tensor
 
 from memlens.data.samples import Dataset, stratified_folds
@@ -338,6 +341,15 @@ def _held_out(members: list[Member], arrays: list[Arrays]) -> Arrays:
     return whole
 
 
+def _fold_arrays(members: list[Member], arrays: list[Arrays]) -> Arrays:
+    """Return the held-out logits, and p(label) of every network, in and out of its folds."""
+    y = members[0].labels.numpy()[:, None]
+    logits = np.stack([rows["logits"] for rows in arrays]).astype(np.float64)
+    p_label = np.take_along_axis(softmax(logits, 2), y[None], 2)[..., 0]
+    masks = np.stack([member.mask for member in members])
+    return _held_out(members, arrays) | {"p_label": p_label.astype(np.float32), "masks": masks}
+
+
 def half_members(data: Dataset, seed: int) -> list[Member]:
     """Return two members, each with one random half of the samples, from the same weights."""
     half = np.zeros(len(data.train), dtype=bool)
@@ -399,7 +411,7 @@ def _stacked(_: list[Member], arrays: list[Arrays]) -> Arrays:
 
 
 KINDS: dict[str, RetrainingKind] = {
-    "folds": RetrainingKind(fold_members, _logits, _held_out, 3 * 2 / 3),
+    "folds": RetrainingKind(fold_members, _logits, _fold_arrays, 3 * 2 / 3),
     "samis": RetrainingKind(  # a SAM step costs two
         _ten_folds, _sgd_and_sam, _held_out, 10 * 0.9 * (1 + 2)
     ),

@@ -17,6 +17,7 @@ from memlens.ensembles.proxies import (
     aum_flags,
     every_score,
     extra_scores,
+    few_model_memorization,
     rank_mean,
 )
 from memlens.ensembles.retrainings import KINDS
@@ -36,6 +37,8 @@ ARRAYS = {
     "correct": np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool),
     # Thresholds: the mean of 0.9 and 0.2 for class 0, 0.7 for class 1.
     "logits": 5 + np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])).astype(np.float32),
+    "masks": ~np.eye(3, dtype=bool),  # network k was trained without sample k
+    "p_label": np.array([[0.3, 0.5, 0.4], [0.8, 0.4, 0.6], [1.0, 0.7, 0.6]], dtype=np.float32),
 }
 BY_HAND = {
     "el2n_mean": [0.2, 0.5, 1.2],
@@ -46,6 +49,7 @@ BY_HAND = {
     "ssft_mean": [0.25, 0.75, 1],
     "confident_learning": [0, 1, 0],
     "label_error": [0.1, 0.8, 0.3],
+    "fold_memorization": [0.6, 0.2, -0.1],
     "curvature_ssft": [1 / 3, 5 / 6, 5 / 6],
 }
 
@@ -166,6 +170,44 @@ def test_samis_is_exact_where_a_probability_is_nearly_nothing():
     arrays["sam"] = np.array([[0, 100]], dtype=np.float32)
     assert proxies.samis_loss(arrays) == pytest.approx([300])
     assert proxies.samis_prob(arrays) == pytest.approx([0], abs=1e-30)
+
+
+def test_few_models_add_up_over_repeated_folds(tiny, own_cache):
+    """A slow loop over networks and samples, from the definition."""
+    data, seeds = other_index(tiny), [4, 7]
+    found = few_model_memorization("mlp", data, SHORT, seeds=seeds, n_jobs=1)
+    repeats = retrainings.retrain("folds", "mlp", [data, data], SHORT, seeds=seeds)
+    assert list(found) == [3, 6]
+    assert found.index.tolist() == data.train.index.tolist()
+    for n_repeats, column in ((1, 3), (2, 6)):
+        for i in range(len(data.train)):
+            inside, outside = [], []
+            for arrays in repeats[:n_repeats]:
+                for mask, p in zip(arrays["masks"], arrays["p_label"], strict=True):
+                    (inside if mask[i] else outside).append(float(p[i]))
+            assert len(inside) == 2 * n_repeats and len(outside) == n_repeats
+            expected = np.mean(inside) - np.mean(outside)
+            assert found[column].iloc[i] == pytest.approx(expected, abs=1e-6)
+    (first,) = extra_scores("mlp", [data], SHORT, seeds=[4], kinds=["folds"], n_jobs=1)
+    assert first["fold_memorization"].tolist() == found[3].tolist()
+
+
+def test_more_repeats_come_closer_to_the_memorization_of_many(monkeypatch):
+    """Networks whose p(label) is the truth plus noise: the error falls with their number."""
+    rng, n = np.random.default_rng(0), 600
+    truth = 0.6 * rng.random(n)
+    arrays = []
+    for _ in range(8):
+        masks = np.arange(n) % 3 != np.arange(3)[:, None]
+        p = np.where(masks, 0.8, 0.8 - truth) + rng.uniform(-0.18, 0.18, masks.shape)
+        arrays.append({"masks": masks, "p_label": p})
+    monkeypatch.setattr(proxies, "retrain", lambda *_, **__: arrays)
+    data = ml.load("digits").subset(n)
+    found = few_model_memorization("mlp", data, SHORT, seeds=range(8))
+    errors = found.sub(truth, axis=0).std()
+    # The noise of one network, of the mean of 2 r networks and of that of r.
+    expected = [0.18 / math.sqrt(3) * math.sqrt(1 / (2 * r) + 1 / r) for r in range(1, 9)]
+    assert errors.to_numpy() == pytest.approx(expected, rel=0.1)
 
 
 def test_rank_mean_puts_scores_on_one_scale():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
@@ -101,7 +102,12 @@ def test_folds_are_held_out_logits(noisy, train_alone):
     expected = slow_folds(noisy, 3, SHORT, train_alone)
     assert left["logits"] == pytest.approx(expected, **CLOSE)
     assert np.array_equal(left["y_true"], noisy.train.labels.numpy())
-    assert set(left) == {"logits", "y_true"}
+    assert set(left) == {"logits", "y_true", "masks", "p_label"}
+    p = softmax(expected, 1)[np.arange(60), left["y_true"]]
+    held_out = np.where(left["masks"], 0, left["p_label"]).sum(0)
+    assert held_out == pytest.approx(p, rel=1e-5)  # each sample once, by the network without it
+    assert left["masks"].sum(0).tolist() == [2] * 60
+    assert left["p_label"][left["masks"]].mean() > held_out.mean()  # it knows what it has seen
 
 
 def test_samis_is_sgd_and_sam_from_the_same_start(noisy, train_alone):
