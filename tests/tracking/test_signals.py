@@ -189,7 +189,7 @@ def test_eq_6_over_all_sign_vectors_is_the_trace_of_the_squared_hessian(
     assert found.squared.numpy() == pytest.approx(truth, rel=1e-9 if "exact" in options else 1e-3)
     assert (found.norm.numpy() ** 2 < truth * (1 - 1e-6)).all()  # means of norms differ
     rows = {"curvature_squared": np.stack([found.squared, np.full(5, np.nan), 3 * found.squared])}
-    assert scores.mean_curvature(Trace(rows)) == pytest.approx(2 * truth, rel=1e-3)  # mean of epochs
+    assert scores.mean_curvature(Trace(rows)) == pytest.approx(2 * truth, rel=1e-3)
 
 
 def test_one_exact_direction_gives_the_norm_of_a_hessian_vector_product(smooth):
