@@ -240,7 +240,7 @@ def cost_of_cifar(
     # Two other nets, at their worst: tensors that two names share are written once.
     state["kept"] = {
         name: (0, {k: value.clone() for k, value in state["net"].items()})
-        for name in ("peak", "best_val")
+        for name in ("weight_norm", "best_val")
     }
     state["recorder"] = [torch.rand(9, n_samples) for _ in range(config.epochs)]  # the last epoch's
     with tempfile.TemporaryDirectory() as folder:

@@ -122,7 +122,9 @@ def add_train(commands: Any) -> None:
     train.add_argument("--lr", type=float, metavar="RATE", help="learning rate")
     train.add_argument("--device", help="cpu, cuda or auto (default: the profile's)")
     train.add_argument(
-        "--stop", metavar="PEAK", help="stop at a peak: weight_norm or input_gradient"
+        "--stop",
+        metavar="STOP",
+        help="end when it is detected: input_gradient, weight_norm, label_wave or best_val",
     )
     train.add_argument("--seed", type=int)
     train.add_argument("--measure", action="store_true",

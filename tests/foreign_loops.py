@@ -102,6 +102,7 @@ def assert_same(found, expected, rtol=2e-5, atol=2e-6):
     """Compare signals up to float32 rounding, and visits exactly."""
     assert found.n_epochs == expected.n_epochs
     assert found.trace.visits.tolist() == expected.trace.visits.tolist()
+    assert found.trace.predicted.tolist() == expected.trace.predicted.tolist()
     for name in SIGNALS:
         np.testing.assert_allclose(
             found.trace[name], expected.trace[name], rtol=rtol, atol=atol, err_msg=name
@@ -161,6 +162,7 @@ def ddp_process(folder):
     data = dataset()
     loader = DataLoader(data, SIZE, sampler=DistributedSampler(data, shuffle=False))
     recorder, stop, norm = CountingRecorder(N), PeakStop("input_gradient"), PeakStop()
+    wave = PeakStop("label_wave")
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     for _ in range(EPOCHS):
         for index, x, y in loader:
@@ -172,6 +174,7 @@ def ddp_process(folder):
             recorder.update(index, x, logits, y)
         recorder.end_epoch()
         stop.update(net, recorder)
+        wave.update(net, recorder)
         rank = torch.distributed.get_rank()
         with torch.no_grad():  # as if sums had another order
             net.module[0].bias *= 1 + 1e-3 * rank
@@ -182,7 +185,7 @@ def ddp_process(folder):
     share = recorder.visits.sum(1).tolist()
     whole = recorder.gathered()
     assert whole.merged and whole.gathered() is whole  # and not added up once more
-    save(folder, rank, whole, share, stop, norm)
+    save(folder, rank, whole, share, stop, norm, wave)
 
 
 def lightning_process(folder):

@@ -107,7 +107,7 @@ def profile(device):
     """The profile of clothes, short, on digits."""
     short = PROFILES["fashion_mnist"].scaled(0.02, 40)
     plain = {"device": device, "precision": "float32", "channels_last": False, "compiled": False}
-    queries = replace(short.queries, snapshots=("last", "peak", 2), n_directions=2)
+    queries = replace(short.queries, snapshots=("last", "weight_norm", 2), n_directions=2)
     return replace(
         short, dataset="digits", other_model="mlp", sweep_models=6, n_shadows=6, n_targets=2,
         config=replace(short.config, epochs=3, **plain), queries=queries,

@@ -152,6 +152,6 @@ def test_an_interrupted_training_goes_on_there(tiny, tmp_path):
         "mlp", tiny, config, EVERYTHING, checkpoint=Mortal(tmp_path / "d.checkpoint", 99)
     )
     whole = train("mlp", tiny, config, EVERYTHING)
-    assert resumed.meta["snapshots"] == whole.meta["snapshots"]
+    assert resumed.meta["stops"] == whole.meta["stops"]
     assert resumed.trace.loss == pytest.approx(whole.trace.loss, rel=1e-3, abs=1e-5)
     assert next(resumed.snapshot("last").parameters()).device.type == "cpu"

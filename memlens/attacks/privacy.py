@@ -1,6 +1,6 @@
 """Set up, run and evaluate membership inference attacks from one sweep.
 
-    setup = privacy.attack_setup(sweep, "peak", n_targets=5, n_shadows=64)
+    setup = privacy.attack_setup(sweep, "input_gradient", n_targets=5, n_shadows=64)
     privacy.evaluate_attacks(setup.members, privacy.run_attacks(setup))
 
 All networks of a sweep have the same training settings, so some can be targets and others their

@@ -23,6 +23,7 @@ from memlens.data.samples import Dataset, Samples
 from memlens.ensembles import perceptron
 from memlens.ensembles.perceptron import Perceptron
 from memlens.models import registry
+from memlens.storage.store import Arrays
 from memlens.tracking import signals
 from memlens.training import devices
 from memlens.training.batches import Batches, sequential_batches
@@ -61,6 +62,61 @@ def ensemble_size(model: str, data: Dataset, config: TrainConfig, on_cpu: int) -
     sample = devices.bytes_per_sample(net, torch.zeros(1, *data.in_shape))
     needed = 4 * sample * config.batch_size  # outputs, their gradients, and as much to spare
     return int(min(STACK_ON_GPU, max(1, devices.free_memory(device) // needed)))
+
+
+class StepRecorder:
+    """Records mean input gradients and changes of predicted classes of many networks.
+
+    As a `Recorder` does for one: its tensors have a first axis for the networks. The loss must be
+    the sum over networks of the mean over the batch.
+    """
+
+    def __init__(self, n_models: int, n_samples: int, device: torch.device) -> None:
+        self.before = torch.full((n_models, n_samples), -1, dtype=torch.int16, device=device)
+        self.now, self.n_epochs = self.before.clone(), 0
+        self._clear()
+
+    def _clear(self) -> None:
+        device, n_models = self.now.device, len(self.now)
+        self.norms = torch.zeros(n_models, dtype=torch.float64, device=device)
+        self.visits = torch.zeros_like(self.norms)
+
+    def watch(self, x: Tensor) -> Tensor:
+        """Return inputs (n_models, b, ...) that require a gradient."""
+        return x.detach().requires_grad_(True)
+
+    def update(self, index: Tensor, x: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Record a step of all networks, after its backward pass."""
+        norms = x.grad.float().flatten(2).norm(dim=2)
+        self.norms += norms.sum(1) * index.shape[1]
+        self.visits += index.shape[1]
+        self.now.scatter_(1, index, logits.detach().argmax(2).to(self.now.dtype))
+
+    def record(self, number: int, index: Tensor, gradient: Tensor, logits: Tensor) -> None:
+        """Record a step of one network.
+
+        Parameters
+        ----------
+        number : int
+            Of the network.
+        index : Tensor (b,), int64
+        gradient : Tensor (b, ...)
+            Of the mean loss of the batch with respect to the inputs.
+        logits : Tensor (b, n_classes)
+        """
+        self.norms[number] += gradient.float().flatten(1).norm(dim=1).sum() * len(index)
+        self.visits[number] += len(index)
+        self.now[number, index] = logits.argmax(1).to(self.now.dtype)
+
+    def end_epoch(self) -> Arrays:
+        """Return input_gradient (mean L2 norm) and label_changes of the epoch, (n_models,) each."""
+        changes = (self.now != self.before).sum(1).double()  # samples of no subset are -1 in both
+        if not self.n_epochs:
+            changes.fill_(torch.nan)
+        gradient = self.norms / self.visits
+        self.before, self.n_epochs = self.now.clone(), self.n_epochs + 1
+        self._clear()
+        return {"input_gradient": gradient.cpu().numpy(), "label_changes": changes.cpu().numpy()}
 
 
 @dataclass
@@ -191,6 +247,7 @@ def train_ensemble(
     *,
     labels: Tensor | None = None,
     epochs: int | None = None,
+    recorder: StepRecorder | None = None,
     after_epoch: Callable[[], Any] = lambda: None,
 ) -> None:
     """Train all networks of an ensemble in place: in one batched pass, or perceptrons in turn.
@@ -209,6 +266,8 @@ def train_ensemble(
         Labels of each network; by default those of the data.
     epochs : int, optional
         Stop after so many epochs, with the learning rates of the whole configuration.
+    recorder : StepRecorder, optional
+        Records every step; its epochs are ended by the caller, in ``after_epoch``.
     after_epoch : callable
         Called after each epoch.
 
@@ -231,7 +290,7 @@ def train_ensemble(
     members = torch.stack([torch.as_tensor(m).nonzero()[:, 0] for m in masks])  # (m, kept)
     y = batches.y.expand(len(masks), -1) if labels is None else labels.to(engine.device)
     way = _in_turn if perceptron.suits(ensemble.base, config, engine) else _together
-    train_epoch = way(ensemble, batches, y, config, seeds)
+    train_epoch = way(ensemble, batches, y, config, seeds, recorder)
     with thread_count(config.threads), engine.tuned():
         for epoch in range(config.epochs if epochs is None else epochs):
             ensemble.base.train()  # `after_epoch` may have left it in eval mode
@@ -250,6 +309,7 @@ def _together(
     y: Tensor,
     config: TrainConfig,
     seeds: Sequence[int],
+    recorder: StepRecorder | None,
 ) -> _TrainEpoch:
     """Return how to train all networks for an epoch in one pass; labels y (n_models, n_samples)."""
     forward = batches.engine.forward(ensemble.__call__)
@@ -264,7 +324,7 @@ def _together(
             x = batches.inputs(index, augmentation)
             train_step(
                 forward, optimizer, x, y.gather(1, index), loss=sum_of_mean_losses,
-                sam_rho=config.sam_rho, stacked=True,
+                recorder=recorder, index=index, sam_rho=config.sam_rho, stacked=True,
             )  # fmt: skip
 
     return train_epoch
@@ -276,6 +336,7 @@ def _in_turn(
     y: Tensor,
     config: TrainConfig,
     seeds: Sequence[int],
+    recorder: StepRecorder | None,
 ) -> _TrainEpoch:
     """Return how to train one perceptron after the other for an epoch; otherwise as `_together`."""
     stacks = list(ensemble.weights.values())
@@ -284,7 +345,10 @@ def _in_turn(
     def train_epoch(order: Tensor, epoch: int) -> None:
         for number, (net, own, labels) in enumerate(zip(nets, order, y, strict=True)):
             shown = batches.of_epoch(own.split(config.batch_size), int(seeds[number]), epoch)
-            net.train_epoch(((x, labels[index]) for index, x, _ in shown), config.lr_at(epoch))
+            for index, x, _ in shown:
+                logits, gradient = net.step(x, labels[index], config.lr_at(epoch), bool(recorder))
+                if recorder:
+                    recorder.record(number, index, gradient, logits)
             net.copy_to(stacks, number)
 
     return train_epoch

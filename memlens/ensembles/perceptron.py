@@ -4,8 +4,8 @@ A small network spends half of its time outside the matrix products: in autograd
 memory for each gradient, and in moving the weights of all networks through the cache at each step.
 Here one network at a time is trained for an epoch, so that its weights, gradients and momenta stay
 in the cache, and each product writes to a gradient that is already there. The gradient with respect
-to the input is not computed. No operation sees two networks: a network gets the same weights, bit
-for bit, whatever the others are.
+to the input is computed only on request. No operation sees two networks: a network gets the same
+weights, bit for bit, whatever the others are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,15 +56,35 @@ class Perceptron:
         self.targets = torch.eye(len(self.weights[-1]), dtype=self.weights[-1].dtype)  # by label
 
     @torch.no_grad()
-    def train_epoch(self, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> None:
-        """Take one step on each batch: inputs (b, ...) and labels (b,), int64."""
-        for x, y in batches:
-            self._set_gradients(x.flatten(1), y)
-            # The function behind torch.optim.SGD, whose `step` takes four times as long here.
-            sgd(self.weights, self.gradients, self.momenta, fused=True, lr=lr, **self.settings)
+    def step(
+        self, x: Tensor, y: Tensor, lr: float, with_input: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take one step on a batch.
 
-    def _set_gradients(self, x: Tensor, y: Tensor) -> None:
-        """Set the gradients to those of the mean cross-entropy."""
+        Parameters
+        ----------
+        x : Tensor (b, ...)
+        y : Tensor (b,), int64
+        lr : float
+        with_input : bool
+            Compute the gradient with respect to the inputs as well.
+
+        Returns
+        -------
+        logits : Tensor (b, n_classes)
+            Before the step.
+        gradient : Tensor (b, n_inputs) or None
+            Of the mean cross-entropy with respect to the inputs.
+        """
+        logits, gradient = self._set_gradients(x.flatten(1), y, with_input)
+        # The function behind torch.optim.SGD, whose `step` takes four times as long here.
+        sgd(self.weights, self.gradients, self.momenta, fused=True, lr=lr, **self.settings)
+        return logits, gradient
+
+    def _set_gradients(
+        self, x: Tensor, y: Tensor, with_input: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Set the gradients to those of the mean cross-entropy; return as `step`."""
         matrices, biases = self.weights[::2], self.weights[1::2]
         inputs, last = [x], len(matrices) - 1  # inputs of each layer
         for matrix, bias in zip(matrices[:-1], biases[:-1], strict=True):
@@ -77,6 +97,7 @@ class Perceptron:
             torch.sum(d, 0, out=self.gradients[2 * i + 1])
             if i > 0:
                 d = torch.mm(d, matrices[i]).mul_(inputs[i] > 0)
+        return logits, torch.mm(d, matrices[0]) if with_input else None
 
     @torch.no_grad()
     def copy_to(self, stacks: Sequence[Tensor], number: int) -> None:

@@ -1,8 +1,9 @@
 """Query the networks of a sweep about every sample, at snapshots of their training.
 
 A membership inference attack needs predictions of many networks that were stopped by one rule. Each
-network is stopped where it would have stopped alone: at the peak of its weight norm, at its lowest
-validation loss, or after a number of epochs that is the same for all.
+network is stopped where it would have stopped alone: at one of `peaks.STOPS` (the peak of its input
+gradient or weight norm, Label Wave, its lowest validation loss, the last epoch), or after a number
+of epochs that is the same for all.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memlens.data.samples import Dataset
-from memlens.ensembles.model_ensemble import ModelEnsemble, train_ensemble
+from memlens.ensembles.model_ensemble import ModelEnsemble, StepRecorder, train_ensemble
 from memlens.storage.store import Arrays
 from memlens.tracking import signals
+from memlens.tracking.peaks import CURVES, STOPS, StopRules
 from memlens.training.batches import sequential_batches
 from memlens.training.config import TrainConfig
 from memlens.training.devices import EVAL_ROWS, exact_float32, thread_count
-from memlens.training.runs import SNAPSHOTS, SnapshotRule
 
-Snapshot = str | int  # a name of SNAPSHOTS, or a number of epochs
+Snapshot = str | int  # a name of `peaks.STOPS`, or a number of epochs
+IN_STEP = {"input_gradient", "label_wave"}  # stops that need what a step computes
 
 
 def _shifted(rows: int, columns: int) -> Callable[[Tensor], Tensor]:
@@ -51,14 +53,14 @@ AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Queries:
     """The predictions to take from each network of a sweep, and when.
 
-    >>> Queries(snapshots=("peak", "last", 10), augmentations=("identity", "flip"))
-    Queries(snapshots=('peak', 'last', 10), augmentations=('identity', 'flip'), n_directions=0)
+    >>> Queries(snapshots=("weight_norm", "last"), augmentations=("identity", "flip"))
+    Queries(snapshots=('weight_norm', 'last'), augmentations=('identity', 'flip'), n_directions=0)
 
     Attributes
     ----------
     snapshots : tuple of str or int
-        Names of `runs.SNAPSHOTS`, each network at its own; or numbers of epochs, the same for
-        all networks.
+        Names of `peaks.STOPS`, each network at its own; or numbers of epochs, the same for all
+        networks.
     augmentations : tuple of str
         Keys of `AUGMENTATIONS`, for the named snapshots; after a number of epochs only the first
         is used.
@@ -86,10 +88,10 @@ class Queries:
                 "whole numbers: pass int(...)"
             )
         numbers = [snapshot for snapshot in self.snapshots if not isinstance(snapshot, str)]
-        unknown = {*self.snapshots} - {*numbers, *SNAPSHOTS}
+        unknown = {*self.snapshots} - {*numbers, *STOPS}
         unknown |= {*self.augmentations} - {*AUGMENTATIONS}
         if unknown:
-            known = ", ".join([*SNAPSHOTS, "a number of epochs"])
+            known = ", ".join([*STOPS, "a number of epochs"])
             raise ValueError(
                 f"unknown: {', '.join(sorted(unknown))}; snapshots are {known}; augmentations "
                 f"{', '.join(AUGMENTATIONS)}"
@@ -133,7 +135,8 @@ def train_and_query(
         n_samples, n_classes), float32; ``epochs/<snapshot>`` (n_models,), the epochs each network
         was trained; with ``n_directions``, ``curvature/<snapshot>`` (n_models, n_samples), float64.
         With other snapshots than the last: ``val_accuracy``, ``val_loss`` and ``weight_norm``
-        (n_models, n_epochs).
+        (n_models, n_epochs); with "input_gradient" or "label_wave", also ``input_gradient`` and
+        ``label_changes``, which take a gradient by the input in every step.
 
     Raises
     ------
@@ -152,7 +155,8 @@ def train_and_query(
             epochs = np.full(len(ensemble), config.epochs)
             return _predictions(ensemble, data, "last", queries, epochs)
         keeper = _SnapshotKeeper(ensemble, data, config, queries)
-        train_ensemble(ensemble, data, masks, config, seeds, after_epoch=keeper.after_epoch)
+        recorder, after = keeper.recorder, keeper.after_epoch
+        train_ensemble(ensemble, data, masks, config, seeds, recorder=recorder, after_epoch=after)
         return keeper.finish()
 
 
@@ -163,7 +167,11 @@ class _SnapshotKeeper:
         self, ensemble: ModelEnsemble, data: Dataset, config: TrainConfig, queries: Queries
     ) -> None:
         self.ensemble, self.data, self.queries = ensemble, data, queries
-        self.rules = [SnapshotRule(config.patience) for _ in range(len(ensemble))]
+        self.rules = [StopRules(config.patience) for _ in range(len(ensemble))]
+        self.recorder: StepRecorder | None = None
+        if IN_STEP & {*queries.snapshots}:
+            shape = len(ensemble), len(data.train)
+            self.recorder = StepRecorder(*shape, config.engine().device)
         self.history: dict[str, list[np.ndarray]] = {}
         self.weights: dict[str, dict[str, Tensor]] = {}  # by snapshot
         self.epochs: dict[str, np.ndarray] = {}
@@ -175,12 +183,14 @@ class _SnapshotKeeper:
 
     def after_epoch(self) -> None:
         row = self._validate() | {"weight_norm": self.ensemble.weight_norms().cpu().numpy()}
+        if self.recorder:
+            row |= self.recorder.end_epoch()
         for name, values in row.items():
             self.history.setdefault(name, []).append(values)
         _refuse_divergence(np.isfinite(row["weight_norm"]), self.n_epochs)
-        values = zip(self.rules, row["weight_norm"].tolist(), row["val_loss"].tolist(), strict=True)
-        due = [rule.update(norm, loss) for rule, norm, loss in values]
-        for snapshot in ("peak", "best_val"):
+        rows = [dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)]
+        due = [rule.update(values) for rule, values in zip(self.rules, rows, strict=True)]
+        for snapshot in CURVES:
             if snapshot in self.queries.snapshots:
                 self._keep(snapshot, np.array([snapshot in names for names in due]))
         if self.n_epochs in self.queries.snapshots:

@@ -45,7 +45,7 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "el2n": ("#CC79A7", "p", ":"), "in_confidence": ("#CC79A7", "d", "-."),
     "weight_norm": ("#332288", "o", "-"), "input_gradient": ("#117733", "s", "-"),
     "val_loss": ("#882255", "^", "-"), "train_loss": ("#999933", "v", "--"),
-    "peak": ("#332288", "o", "-"), "best_val": ("#882255", "^", "-."),
+    "label_wave": ("#AA4499", "D", ":"), "best_val": ("#882255", "^", "-."),
     "last": ("#44AA99", "s", "--"),
     "lira": ("#CC6677", "o", "-"), "lira_offline": ("#CC6677", "D", ":"),
     "lira_csg": ("#CC6677", "X", "--"), "mast": ("#AA4499", "s", "-."),

@@ -21,9 +21,10 @@ from memlens.ensembles.queries import Queries
 from memlens.ensembles.retrainings import KINDS
 from memlens.ensembles.subsets import Sweep, subset_sweep
 from memlens.ensembles.truth import shipped_memorization
+from memlens.tracking.peaks import STOPS
 from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.jobs import Job, train_many
-from memlens.training.runs import SNAPSHOTS, Run
+from memlens.training.runs import Run
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ PROFILES: dict[str, Profile] = {
         noise_rates=NOISE_RATES,
         optimizers=OPTIMIZER_CHANGES,
         queries=Queries(
-            snapshots=(*SNAPSHOTS, *EPOCHS_OF_60),
+            snapshots=(*STOPS, *EPOCHS_OF_60),
             augmentations=("identity", "flip"),
             n_directions=10,
         ),
@@ -307,7 +308,7 @@ PROFILES: dict[str, Profile] = {
         noise_rates=NOISE_RATES,
         optimizers=OPTIMIZER_CHANGES,
         queries=Queries(
-            snapshots=(*SNAPSHOTS, *EPOCHS_OF_60),
+            snapshots=(*STOPS, *EPOCHS_OF_60),
             augmentations=("identity", "left", "right"),  # a flipped digit is another symbol
             n_directions=10,
         ),
@@ -330,7 +331,7 @@ def _grey(name: str) -> Profile:
         noise_rates=NOISE_RATES,
         optimizers=OPTIMIZER_CHANGES,
         queries=Queries(
-            snapshots=(*SNAPSHOTS, 2, 5, 10, 20, 40, 80, 120, 160),
+            snapshots=(*STOPS, 2, 5, 10, 20, 40, 80, 120, 160),
             augmentations=("identity", "left", "right"),
             n_directions=10,
         ),
@@ -355,7 +356,7 @@ def _colour(name: str, **changes: Any) -> Profile:
         noise_rates=NOISE_RATES,
         optimizers=OPTIMIZER_CHANGES,
         queries=Queries(
-            snapshots=(*SNAPSHOTS, 10, 40), augmentations=("identity", "flip"), n_directions=10
+            snapshots=(*STOPS, 10, 40), augmentations=("identity", "flip"), n_directions=10
         ),
         n_shadows=64,  # as in the papers
         n_targets=3,

@@ -72,7 +72,8 @@ class CountingRecorder(Recorder):
 
     Use it for samplers that draw with weights, pad, or drop the last batch, and in each process of
     several. A signal of an epoch is the mean over the sample's visits (for the L2 norm, the root
-    mean square), and NaN without a visit; `Trace.visits` holds their number. In the scores, an
+    mean square), and NaN without a visit; `Trace.visits` holds their number. The predicted class is
+    the highest one of the visits, whatever their order, and -1 without a visit. In the scores, an
     epoch that left a sample out counts as one in which nothing changed.
 
     >>> recorder = CountingRecorder(n_samples=3)
@@ -91,7 +92,7 @@ class CountingRecorder(Recorder):
         True if it was merged from the recorders of several processes.
     """
 
-    n_tensors = 3  # of an unfinished epoch: those of `Sums`
+    n_tensors = 4  # of an unfinished epoch: those of `Sums`, and predictions
 
     def __init__(self, n_samples: int, **options: Any) -> None:
         super().__init__(n_samples, **options)
@@ -110,15 +111,17 @@ class CountingRecorder(Recorder):
         """The signals of all finished epochs, with the number of visits."""
         return Trace(dict(super().trace), visits=self.visits.numpy())
 
-    def _store(self, index: Tensor, values: Tensor) -> None:
+    def _store(self, index: Tensor, values: Tensor, predicted: Tensor) -> None:
         if values.device.type == "mps":  # which has no float64
-            index, values = index.cpu(), values.cpu()
+            index, values, predicted = index.cpu(), values.cpu(), predicted.cpu()
         if self._visits is None:
             self._values = Sums.empty(self.n_samples, values.device)
+            self._predicted = predicted.new_full((self.n_samples,), -1)
         elif self._visits.device != values.device:  # loaded from a checkpoint
-            self._values = Sums(*(tensor.to(values.device) for tensor in self._values))
+            self._set_tensors([tensor.to(values.device) for tensor in self._tensors()])
         self._visits = self._values.visits
         self._values.add(index, values)
+        self._predicted.scatter_reduce_(0, index, predicted, "amax")
 
     def _close_epoch(self) -> tuple[Tensor, dict[str, float]]:
         self._flush()
@@ -149,7 +152,8 @@ class CountingRecorder(Recorder):
         means = super().end_epoch()
         if shared and world_size() > 1:
             self.merged = True
-            self._replace_last(Sums(*map(over_processes, self._sums(-1))))
+            predicted = _highest_class(self._predictions[-1])
+            self._replace_last(Sums(*map(over_processes, self._sums(-1))), predicted)
             seen = self._rows[-1][:, self._counts[-1] > 0]
             means = dict(zip(SIGNALS, seen.nanmean(1).tolist(), strict=True))
         return means
@@ -184,7 +188,9 @@ class CountingRecorder(Recorder):
         merged = cls(recorders[0].n_samples)
         for epoch in range(recorders[0].n_epochs):
             shares = zip(*(recorder._sums(epoch) for recorder in recorders), strict=True)
-            merged._append(Sums(*(torch.stack(tensors).sum(0) for tensors in shares)))
+            predicted = torch.stack([recorder._predictions[epoch] for recorder in recorders])
+            sums = Sums(*(torch.stack(tensors).sum(0) for tensors in shares))
+            merged._append(sums, predicted.amax(0))
         merged.merged = True
         return merged
 
@@ -207,7 +213,8 @@ class CountingRecorder(Recorder):
             raise ValueError(f"processes recorded from {low} to {high} epochs; expected the same")
         merged = CountingRecorder(self.n_samples)
         for epoch in range(self.n_epochs):  # one epoch at a time, to save memory
-            merged._append(Sums(*map(over_processes, self._sums(epoch))))
+            predicted = _highest_class(self._predictions[epoch])
+            merged._append(Sums(*map(over_processes, self._sums(epoch))), predicted)
         merged.merged = True
         return merged
 
@@ -221,24 +228,35 @@ class CountingRecorder(Recorder):
         super().load_state_dict(state)
         self._counts, self.merged = list(state["visits"]), state["merged"]
 
+    def _last_predictions(self) -> list[Tensor]:
+        # Another process may have visited a sample in the epoch before.
+        rows = super()._last_predictions()
+        return rows if self.merged else [_highest_class(row) for row in rows]
+
     def _tensors(self) -> list[Tensor]:
-        super()._tensors()
-        return list(self._values)
+        return [*self._values, self._predicted]
 
     def _set_tensors(self, tensors: list[Tensor]) -> None:
-        self._values = Sums(*tensors)
+        *sums, self._predicted = tensors
+        self._values = Sums(*sums)
         self._visits = self._values.visits
 
     def _sums(self, epoch: int) -> Sums:
         return Sums.of_means(self._rows[epoch], self._counts[epoch])
 
-    def _append(self, sums: Sums) -> None:
+    def _append(self, sums: Sums, predicted: Tensor) -> None:
         self._rows.append(sums.means())
         self._counts.append(sums.visits)
+        self._predictions.append(predicted)
 
-    def _replace_last(self, sums: Sums) -> None:
-        del self._rows[-1], self._counts[-1]
-        self._append(sums)
+    def _replace_last(self, sums: Sums, predicted: Tensor) -> None:
+        del self._rows[-1], self._counts[-1], self._predictions[-1]
+        self._append(sums, predicted)
+
+
+def _highest_class(predicted: Tensor) -> Tensor:
+    """Return the highest class that any process has predicted, (n_samples,), int16."""
+    return over_processes(predicted.int(), how="max").to(torch.int16)  # no backend sends int16
 
 
 def world_size() -> int:

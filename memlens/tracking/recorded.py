@@ -1,5 +1,6 @@
 """The base of a recorder: its finished epochs (trace, scores, checkpoints), and its errors."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -16,13 +17,14 @@ from memlens.tracking.traces import GRADIENTS, SIGNALS, Trace
 class RecordedEpochs:
     """The finished epochs of a `Recorder`."""
 
-    n_tensors = 2  # of an unfinished epoch: values and visits
+    n_tensors = 3  # of an unfinished epoch: values, visits and predictions
 
     def __init__(self, n_samples: int) -> None:
         if n_samples < 1:
             raise ValueError(f"n_samples is {n_samples}; expected the size of the training set")
         self.n_samples = n_samples
         self._rows: list[Tensor] = []  # (n_signals, n_samples) of each epoch, on the CPU
+        self._predictions: list[Tensor] = []  # (n_samples,) int16 of each epoch, on the CPU
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_samples:,} samples, {self.n_epochs} epochs finished)"
@@ -38,11 +40,26 @@ class RecordedEpochs:
         if not self.n_epochs:
             raise ValueError("nothing recorded yet: call end_epoch() after each epoch")
         rows = torch.stack(self._rows, 1).numpy()  # (n_signals, n_epochs, n_samples)
-        return Trace(dict(zip(SIGNALS, rows, strict=True)))
+        arrays = dict(zip(SIGNALS, rows, strict=True))
+        return Trace(arrays | {"predicted": torch.stack(self._predictions).numpy()})
 
     def last(self, name: str) -> Tensor:
         """Return a signal in the last finished epoch, (n_samples,), on the CPU."""
         return self._rows[-1][SIGNALS.index(name)]
+
+    def label_changes(self) -> float:
+        """Return the number of samples whose predicted class changed in the last epoch.
+
+        NaN after the first epoch. A sample counts if it was visited in both epochs. All processes
+        of `torch.distributed` call it together, and get the same number.
+        """
+        if self.n_epochs < 2:
+            return math.nan
+        before, now = self._last_predictions()
+        return float(((before != now) & (before >= 0) & (now >= 0)).sum())
+
+    def _last_predictions(self) -> list[Tensor]:
+        return self._predictions[-2:]
 
     def scores(self, peak: Peak | int | None = None) -> pd.DataFrame:
         """Score every sample from the finished epochs; it may be called at any time.
@@ -95,7 +112,10 @@ class RecordedEpochs:
         if self.in_epoch and not unfinished:
             raise ValueError("state_dict() in the middle of an epoch: call it after end_epoch()")
         state: dict[str, Any] = {"kind": type(self).__name__, "rows": list(self._rows)}
+        state["predicted"] = list(self._predictions)
         if self.in_epoch:
+            self._flush()
+            self._check_bounds()
             state["unfinished"] = [tensor.to("cpu", copy=True) for tensor in self._tensors()]
             state["scaled"] = self._scaled
         return state
@@ -113,6 +133,7 @@ class RecordedEpochs:
         check_state(state, type(self).__name__, shape, self.n_tensors)
         self._begin_epoch()
         self._rows = [row.cpu() for row in state["rows"]]
+        self._predictions = [row.cpu() for row in state["predicted"]]
         if "unfinished" in state:
             self._set_tensors([tensor.clone() for tensor in state["unfinished"]])
             self._scaled = state["scaled"]
@@ -170,19 +191,21 @@ def check_state(
         Class name of the recorder that loads it.
     shape : (n_signals, n_samples)
     n_tensors : int
-        Tensors of an unfinished epoch; the last one is of visits.
+        Tensors of an unfinished epoch; the last two are of visits and predictions.
     """
     found = state.get("kind", "Recorder")
     if found != kind:
         raise ValueError(f"the state is of a {found}; expected that of a {kind}")
-    expected, found = [shape] * len(state["rows"]), [tuple(row.shape) for row in state["rows"]]
+    n_epochs, rows = len(state["rows"]), [*state["rows"], *state.get("predicted", ())]
+    expected, found = [shape] * n_epochs + [shape[1:]] * n_epochs, [tuple(r.shape) for r in rows]
     if "unfinished" in state:
-        expected += [shape] * (n_tensors - 1) + [shape[1:]]
+        expected += [shape] * (n_tensors - 2) + [shape[1:]] * 2
         found += [tuple(tensor.shape) for tensor in state["unfinished"]]
     if found != expected:
         raise ValueError(
             f"the state has tensors of shapes {sorted({*found})}; this recorder has {shape[1]} "
-            f"samples and {shape[0]} signals, {n_tensors} tensors in an epoch that has begun"
+            f"samples and {shape[0]} signals, predictions of each of {n_epochs} epochs, and "
+            f"{n_tensors} tensors in an epoch that has begun"
         )
 
 

@@ -40,7 +40,7 @@ class Recorder(recorded.RecordedEpochs):
     >>> recorder.update(torch.tensor([2, 0, 1]), x, logits, y)
     >>> means = recorder.end_epoch()
     >>> recorder.trace
-    Trace(1 epochs, 3 samples: loss, grad_l2, grad_l1, margin, el2n)
+    Trace(1 epochs, 3 samples: loss, grad_l2, grad_l1, margin, el2n, predicted)
     >>> recorder.scores()["csl"].round(2).tolist()  # the wrong label has index 1
     [0.24, 2.24, 0.24]
 
@@ -140,19 +140,20 @@ class Recorder(recorded.RecordedEpochs):
         values = [loss, grad_l2, grad_l1, signals.margin(logits, y), signals.el2n(logits, y)]
         values = torch.stack(values).nan_to_num_(*INFINITE)
         self._scaled |= signals.unscale(values, scales, sizes)
-        self._store(index, values)
+        self._store(index, values, logits.argmax(1).to(torch.int16))
         self._pending, self._pending_bytes = [], 0
 
-    def _store(self, index: Tensor, values: Tensor) -> None:
-        """Store values (n_signals, b) of samples (b,)."""
+    def _store(self, index: Tensor, values: Tensor, predicted: Tensor) -> None:
+        """Store values (n_signals, b) and predicted classes (b,) of samples (b,)."""
         if self._visits is None:
             self._values = values.new_full((len(SIGNALS), self.n_samples), torch.nan)
-            self._visits = torch.zeros(self.n_samples, dtype=torch.int64, device=values.device)
+            self._visits = index.new_zeros(self.n_samples)
+            self._predicted = predicted.new_full((self.n_samples,), -1)
         elif self._visits.device != values.device:  # loaded from a checkpoint
-            self._values = self._values.to(values.device)
-            self._visits = self._visits.to(values.device)
+            self._set_tensors([tensor.to(values.device) for tensor in self._tensors()])
         self._visits.scatter_add_(0, index, torch.ones_like(index))  # bincount waits
         self._values[:, index] = values
+        self._predicted[index] = predicted
 
     def end_epoch(self) -> dict[str, float]:
         """Close the epoch, and return the mean of each signal over the samples.
@@ -166,6 +167,7 @@ class Recorder(recorded.RecordedEpochs):
         """
         row, means = self._close_epoch()
         self._rows.append(row)
+        self._predictions.append(self._predicted.cpu())
         self._begin_epoch()
         return means
 
@@ -188,16 +190,15 @@ class Recorder(recorded.RecordedEpochs):
         self._bounds: list[Tensor] = []  # lowest and highest index, not yet checked
         self._values: Tensor | None = None  # (n_signals, n_samples)
         self._visits: Tensor | None = None  # (n_samples,)
+        self._predicted: Tensor | None = None  # (n_samples,), int16; -1: not visited
         self._scaled = False  # True if the loss was scaled, so that gradients may be missing
 
     def _tensors(self) -> list[Tensor]:
         """Return the tensors of the unfinished epoch, for a checkpoint."""
-        self._flush()
-        self._check_bounds()
-        return [self._values, self._visits]
+        return [self._values, self._visits, self._predicted]
 
     def _set_tensors(self, tensors: list[Tensor]) -> None:
-        self._values, self._visits = tensors
+        self._values, self._visits, self._predicted = tensors
 
     def _check_index(self, index: Tensor, device: torch.device) -> Tensor:
         self._bounds.append(torch.stack(index.aminmax()))

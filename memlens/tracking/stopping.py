@@ -1,4 +1,4 @@
-"""Stop a training at a peak, without a validation set."""
+"""Stop a training at a peak, or by Label Wave, without a validation set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from memlens.tracking import signals
 from memlens.tracking.counting import over_processes
-from memlens.tracking.peaks import PEAKS, Peak, PeakDetector
+from memlens.tracking.peaks import LabelWave, Peak, PeakDetector
 from memlens.tracking.recorder import Recorder
+
+DETECTORS = {"weight_norm": PeakDetector, "input_gradient": PeakDetector, "label_wave": LabelWave}
 
 
 class PeakStop:
-    """Early stopping at a peak, for any training loop, without a validation set.
+    """Early stopping at a peak or by Label Wave, for any loop, without a validation set.
 
     >>> net, stop = nn.Linear(1, 2), PeakStop("weight_norm", patience=1)
     >>> for norm in (1.0, 2.0, 1.5):
@@ -28,31 +30,32 @@ class PeakStop:
 
     Parameters
     ----------
-    curve : "weight_norm" or "input_gradient"
+    curve : "weight_norm", "input_gradient" or "label_wave"
         Curve to detect the peak of: the L2 norm of all weights, or the mean over samples of the L2
-        norm of the input gradient.
+        norm of the input gradient. By Label Wave: the number of samples whose predicted class
+        changed since the epoch before, whose smoothed curve has its first minimum there.
     patience, min_rise
-        See `PeakDetector`.
+        See `PeakDetector`; of Label Wave ``window``, see `LabelWave`.
 
     Attributes
     ----------
     values : list of float
-        The curve so far.
+        The curve so far; of Label Wave it begins with NaN.
     best_state : dict or None
-        Weights at the epoch of the highest value, on the CPU, named without wrappers.
+        Weights at the epoch of the best value, on the CPU, named without wrappers.
     """
 
     def __init__(self, curve: str = "weight_norm", **settings: float) -> None:
-        if curve not in PEAKS:
-            raise ValueError(f"curve is {curve!r}; expected one of {PEAKS}")
+        if curve not in DETECTORS:
+            raise ValueError(f"curve is {curve!r}; expected one of {tuple(DETECTORS)}")
         self.curve, self.settings = curve, settings
         self.values: list[float] = []
         self.best_state: dict[str, Tensor] | None = None
-        self._detector = PeakDetector(**settings)
+        self._detector = DETECTORS[curve](**settings)
 
     @property
     def peak(self) -> Peak:
-        """Epoch of the highest value so far, and the epoch in which the peak was detected."""
+        """Epoch of the best value so far, and the epoch in which the stop was detected."""
         return self._detector.peak
 
     def update(self, model: nn.Module, recorder: Recorder | None = None) -> bool:
@@ -68,8 +71,7 @@ class PeakStop:
             finite.
         """
         self._check(recorder)
-        by_weights = self.curve == "weight_norm"
-        value = self._weight_norm(model) if by_weights else self._mean_gradient(recorder)
+        value = self._value(model, recorder)
         detected = self._detector.update(value)
         self.values.append(value)
         if self._detector.at_best:
@@ -96,7 +98,7 @@ class PeakStop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, with the same settings."""
         self.values, self.best_state = list(state["values"]), state["best_state"]
-        self._detector = PeakDetector(**self.settings)
+        self._detector = DETECTORS[self.curve](**self.settings)
         for value in self.values:
             self._detector.update(value)
 
@@ -110,6 +112,13 @@ class PeakStop:
                 f"the recorder has finished {recorder.n_epochs} epochs, this stop "
                 f"{len(self.values)}: {usage}, and resume both or none"
             )
+
+    def _value(self, model: nn.Module, recorder: Recorder | None) -> float:
+        if self.curve == "weight_norm":
+            return self._weight_norm(model)
+        if self.curve == "label_wave":
+            return recorder.label_changes()
+        return self._mean_gradient(recorder)
 
     def _weight_norm(self, model: nn.Module) -> float:
         norm = signals.weight_norm(model).detach()

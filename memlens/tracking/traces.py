@@ -10,11 +10,13 @@ GRADIENTS = slice(L2, L2 + 2)  # the L2 and the L1 norm
 
 
 class Trace(Mapping[str, np.ndarray]):
-    """Signals of every sample in every epoch: name -> (n_epochs, n_samples) float32.
+    """Signals of every sample in every epoch: name -> (n_epochs, n_samples), float32.
 
     ``trace["loss"]`` and ``trace.loss`` are the same array. Row t is epoch t, counted from 0. A row
     of NaN is an epoch in which the signal was not measured. A NaN in any other row is a gap: the
-    sample was not visited in that epoch.
+    sample was not visited in that epoch. ``predicted`` is int16, the class of the largest logit,
+    and -1 in place of NaN: two bytes, as one has no room for both -1 and 256 classes. (Classes over
+    32,767 wrap around; only their changes are used.)
 
     >>> trace = Trace({"loss": np.array([[2.0, 0.5], [1.0, np.nan]])})
     >>> trace
@@ -101,7 +103,7 @@ class Trace(Mapping[str, np.ndarray]):
         return self.margin > 0
 
     def until(self, n_epochs: int) -> "Trace":
-        """Return the trace of the first ``n_epochs`` epochs.
+        """Return the trace of the first ``n_epochs`` epochs, without signals measured only later.
 
         Raises
         ------
@@ -111,6 +113,8 @@ class Trace(Mapping[str, np.ndarray]):
         if not 1 <= n_epochs <= self.n_epochs:
             raise ValueError(f"n_epochs is {n_epochs}; expected 1 to {self.n_epochs}")
         arrays = {name: array[:n_epochs] for name, array in self.items()}
+        later = {name for name in arrays if _empty(arrays[name]) and not _empty(self[name])}
+        arrays = {name: array for name, array in arrays.items() if name not in later}
         lr = None if self.lr is None else self.lr[:n_epochs]
         visits = None if self._visits is None else self._visits[:n_epochs]
         return Trace(arrays, lr=lr, y_true=self.y_true, visits=visits)
@@ -135,12 +139,21 @@ class Trace(Mapping[str, np.ndarray]):
         return Trace(arrays, lr=self.lr, y_true=self.y_true, visits=self._visits)
 
 
+def _missing(rows: np.ndarray) -> np.ndarray:
+    """Return where rows (n_epochs, n_samples) were not measured: NaN, or a negative class."""
+    return rows < 0 if rows.dtype.kind == "i" else np.isnan(rows)
+
+
+def _empty(rows: np.ndarray) -> bool:
+    return bool(_missing(rows).all())
+
+
 def _fill(rows: np.ndarray, all_rows: bool) -> np.ndarray:
     """Return (n_epochs, n_samples) with its gaps filled; the array itself if there are none.
 
     ``all_rows``: a row of NaN is a row of gaps, not one that was not measured.
     """
-    missing = np.isnan(rows)
+    missing = _missing(rows)
     if not missing.any():
         return rows
     measured = np.flatnonzero(all_rows | ~missing.all(1))

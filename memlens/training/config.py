@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memlens.tracking.peaks import PEAKS
+from memlens.tracking.peaks import STOPS
 from memlens.training.devices import PRECISIONS, Engine
 
 AUGMENTS = ("none", "crop", "crop_flip")
@@ -47,8 +47,8 @@ class TrainConfig:
     sam_rho: float = 0.0  # radius of sharpness-aware minimization, usually 0.05; 0: none
     augment: str = "none"  # one of AUGMENTS
     seed: int = 0  # initial weights, order of the samples, augmentation
-    stop: str | None = None  # "weight_norm" or "input_gradient": stop when its peak is detected
-    patience: int = 5  # epochs without a new maximum before a peak is detected
+    stop: str | None = None  # one of `peaks.STOPS`: end when it is detected; None: the last epoch
+    patience: int = 5  # epochs without a new best value before a peak or lowest loss is detected
     threads: int | None = 1  # None: torch's own setting; other thread counts round differently
     device: str = "cpu"  # "cuda", "cuda:1"; "auto": a GPU where there is one
     precision: str = "float32"  # of training passes, or "bfloat16"; "auto": bfloat16 on a GPU
@@ -67,8 +67,9 @@ class TrainConfig:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
         if self.augment not in AUGMENTS:
             raise ValueError(f"unknown augment {self.augment!r}; known: {', '.join(AUGMENTS)}")
-        if self.stop not in (None, *PEAKS):
-            raise ValueError(f"unknown stop {self.stop!r}; expected None or one of {PEAKS}")
+        if self.stop not in (None, *STOPS):
+            raise ValueError(f"unknown stop {self.stop!r}; expected None or one of {STOPS}")
+        object.__setattr__(self, "stop", None if self.stop == "last" else self.stop)
         if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
             raise ValueError(
                 f"epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr}: "

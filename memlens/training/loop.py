@@ -159,8 +159,8 @@ class TrainingSession(TrainingState):
         """Train for an epoch, evaluate, and append a row to the history."""
         row = {"epoch": epoch, "lr": self.config.lr_at(epoch)} | self.measured_epoch(epoch)
         self.history.append(row)
-        for name in self.update_detectors(row):
-            self.snapshots[name] = (epoch, copy.deepcopy(self.net.state_dict()))
+        if due := self.stops.update(row):
+            self.snapshots |= dict.fromkeys(due, copy.deepcopy(self.net.state_dict()))
         if self.posthoc:
             self.posthoc.after_epoch(self.net, epoch)
         return row
@@ -194,6 +194,7 @@ class TrainingSession(TrainingState):
         return {
             "train_loss": means["loss"],
             "input_gradient": means["grad_l2"],
+            "label_changes": self.recorder.label_changes(),
             "train_accuracy": float(correct.float().mean()),
         }
 

@@ -14,7 +14,7 @@ from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.posthoc import LAST, keeps_probabilities
 
 STATES = {"adam": 2, "adamw": 2}  # tensors as large as the weights that an optimizer keeps, or 1
-KEPT = 4  # copies of the weights beside those in training: gradients, peak, lowest loss, last
+KEPT = 6  # copies of the weights beside those in training: gradients, and those at five stops
 GB = 1e9
 
 
@@ -23,7 +23,8 @@ def of_scores(n_samples: int, n_epochs: int, measure: MeasureConfig) -> int:
     n_signals = len(SIGNALS) * (1 + measure.posthoc) + measure.posthoc
     n_signals += 2 * bool(measure.n_directions) + 2 * measure.weight_gradients
     n_signals += 2 * measure.logit_gradients
-    return 4 * n_signals * n_samples * n_epochs
+    predicted = 2 * (1 + measure.posthoc)  # two bytes each
+    return (4 * n_signals + predicted) * n_samples * n_epochs
 
 
 def of_training(

@@ -1,6 +1,5 @@
-"""The result of one training: scores, history, peaks, and the snapshots worth keeping."""
+"""The result of one training: scores, history, stops, and the weights at each stop."""
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -16,11 +15,9 @@ from memlens.data.samples import Dataset
 from memlens.evaluation import plots
 from memlens.models import registry
 from memlens.tracking import scores
-from memlens.tracking.peaks import PEAKS, Peak, PeakDetector
+from memlens.tracking.peaks import PEAKS, STOPS, Peak
 from memlens.tracking.traces import Trace
 from memlens.training import devices
-
-SNAPSHOTS = ("peak", "best_val", "last")
 
 
 class Run:
@@ -38,7 +35,8 @@ class Run:
     trace : Trace, in-step (train mode, augmented inputs, before each update)
     posthoc_trace : Trace or None (eval mode, clean inputs, after each epoch)
     history : DataFrame, one row per epoch: epoch, lr, train_loss, train_accuracy, val_loss,
-        val_accuracy, weight_norm, input_gradient (mean L2 norm), seconds
+        val_accuracy, weight_norm, input_gradient (mean L2 norm), label_changes (samples whose
+        predicted class changed since the epoch before; NaN in epoch 0), seconds
     peaks : dict of `Peak`, by "weight_norm" and "input_gradient"
     arrays, meta : dict, all of the above as the cache stores it
     """
@@ -56,7 +54,8 @@ class Run:
         self.trace = Trace(_group(arrays, "trace/"), **beside)
         posthoc = _group(arrays, "posthoc/")
         self.posthoc_trace = Trace(posthoc, **beside) if posthoc else None
-        self.peaks = {name: Peak(*meta["peaks"][name]) for name in PEAKS}
+        self._stops = {name: Peak(*meta["stops"][name]) for name in STOPS if name in meta["stops"]}
+        self.peaks = {name: self._stops[name] for name in PEAKS if name in self._stops}
 
     def __repr__(self) -> str:
         last = self.history.iloc[-1]
@@ -67,13 +66,31 @@ class Run:
 
     @property
     def peak(self) -> Peak:
-        """Peak of the weight norm, where the sums SGAL and early CSG end."""
+        """Peak of the weight norm; `stops` has all stops."""
         return self.peaks["weight_norm"]
+
+    @property
+    def stops(self) -> pd.DataFrame:
+        """The stops of the training: one row per stop, epochs counted from 0.
+
+        Index "stop": "input_gradient" and "weight_norm" (peaks), "label_wave" (`LabelWave`),
+        "best_val" (lowest validation loss) and "last"; those that were measured. Columns: epoch,
+        whose weights and sums are taken; detected, the epoch in which it is known (NA if the
+        training ended before); trained, the number of epochs until then.
+        """
+        rows = {name: [*peak, peak.epochs_trained(len(self.history))]
+                for name, peak in self._stops.items()}  # fmt: skip
+        columns = ["epoch", "detected", "trained"]
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype="Int64")
+        return table.astype({"epoch": int, "trained": int}).rename_axis("stop")
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """In-step scores: one row per training sample (original index), one column per score."""
-        return self.scores_at("weight_norm")
+        """In-step scores: one row per training sample (original index), one column per score.
+
+        SGAL and early CSG are sums up to the peak of the input gradient.
+        """
+        return self._scores(self.trace, self.peaks.get("input_gradient"))
 
     @cached_property
     def posthoc_scores(self) -> pd.DataFrame:
@@ -84,28 +101,41 @@ class Run:
         ValueError
             If the run was not measured post-hoc.
         """
-        return self.scores_at("weight_norm", posthoc=True)
+        return self._scores(self._posthoc(), self.peaks.get("input_gradient"))
 
-    def scores_at(self, peak: str, *, posthoc: bool = False) -> pd.DataFrame:
-        """Return all scores, with SGAL and early CSG summed up to the named peak.
+    def scores_at(self, stop: str, *, posthoc: bool = False) -> pd.DataFrame:
+        """Return the scores of the epochs up to a stop, as if the training had ended there.
+
+        Every score is one of these epochs: ``csl`` at "input_gradient" is SGAL, the sums at "last"
+        are those of `scores`. Scores of signals that were measured only later are left out.
 
         Parameters
         ----------
-        peak : "weight_norm" or "input_gradient"
+        stop : str
+            One of ``run.stops.index``.
         posthoc : bool
             From the post-hoc signals instead of the in-step ones.
 
         Raises
         ------
         ValueError
-            If the peak is unknown, or the run was not measured post-hoc.
+            If the stop is unknown, or the run was not measured post-hoc.
         """
-        if peak not in self.peaks:
-            raise ValueError(f"unknown peak {peak!r}; known: {', '.join(self.peaks)}")
-        trace = self.posthoc_trace if posthoc else self.trace
-        if trace is None:
+        trace, peak = self._posthoc() if posthoc else self.trace, self._stop(stop)
+        return self._scores(trace.until(peak.peak_epoch + 1), peak)
+
+    def _scores(self, trace: Trace, peak: Peak | None) -> pd.DataFrame:
+        return scores.score_frame(trace, peak, self.data.train.index.numpy())
+
+    def _posthoc(self) -> Trace:
+        if self.posthoc_trace is None:
             raise ValueError("no post-hoc signals: train with MeasureConfig(posthoc=True)")
-        return scores.score_frame(trace, self.peaks[peak], self.data.train.index.numpy())
+        return self.posthoc_trace
+
+    def _stop(self, name: str) -> Peak:
+        if name not in self._stops:
+            raise ValueError(f"unknown stop {name!r}; this run has {', '.join(self._stops)}")
+        return self._stops[name]
 
     def plot(self) -> Figure:
         """Plot losses, mean input gradient and weight norm by epoch, with the detected peaks."""
@@ -148,22 +178,21 @@ class Run:
         return figure
 
     def snapshot(self, name: str, *, device: str = "cpu") -> nn.Module:
-        """Return the network in eval mode with the weights of a snapshot.
+        """Return the network in eval mode with its weights at a stop.
 
         Parameters
         ----------
-        name : "peak", "best_val" or "last"
-            Peak of the weight norm, lowest validation loss, or end of the training.
+        name : str
+            One of ``run.stops.index``.
         device : str
             As in `TrainConfig`; `posthoc.predict` and `posthoc.evaluate_batched` compute on it.
 
         Raises
         ------
         ValueError
-            If there is no such snapshot, or no such device.
+            If there is no such stop, or no such device.
         """
-        if name not in SNAPSHOTS:
-            raise ValueError(f"unknown snapshot {name!r}; known: {', '.join(SNAPSHOTS)}")
+        self._stop(name)
         place = devices.resolve(device)
         net = registry.build(self.model, self.data.n_classes, self.data.in_shape)
         weights = _group(self.arrays, f"snapshot/{name}/")
@@ -171,8 +200,8 @@ class Run:
         return net.eval().to(place)
 
     def snapshot_epoch(self, name: str) -> int:
-        """Return the epoch, counted from 0, after which the snapshot was taken."""
-        return self.meta["snapshots"][name]
+        """Return the epoch of a stop, counted from 0."""
+        return self._stop(name).peak_epoch
 
 
 def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -182,38 +211,3 @@ def history_of(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-class SnapshotRule:
-    """Tells after each epoch which snapshots the weights of a network replace now.
-
-    "peak" is the peak of the weight norm until it is detected, "best_val" the lowest validation
-    loss.
-
-    >>> rule = SnapshotRule(patience=2)
-    >>> [rule.update(norm, loss) for norm, loss in [(5.0, 2.3), (6.0, 2.4), (5.9, 2.2)]]
-    [['peak', 'best_val'], ['peak'], ['best_val']]
-
-    Parameters
-    ----------
-    patience : int
-        Epochs without a new maximum before the peak is detected; see `PeakDetector`.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.detector = PeakDetector(patience=patience)
-        self.lowest = math.inf
-
-    def update(self, weight_norm: float, val_loss: float) -> list[str]:
-        """Return the snapshots to replace after an epoch.
-
-        Without a validation loss so far (NaN), "best_val" is the last epoch.
-        """
-        self.detector.update(weight_norm)
-        due = ["peak"] if self.detector.at_best else []
-        unknown = math.isnan(val_loss) and self.lowest == math.inf
-        if val_loss < self.lowest or unknown:
-            due.append("best_val")
-        if val_loss < self.lowest:
-            self.lowest = val_loss
-        return due

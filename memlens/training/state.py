@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from memlens.data.samples import Dataset
 from memlens.models import registry
-from memlens.tracking.peaks import PeakDetector
+from memlens.tracking.peaks import StopRules
 from memlens.tracking.recorder import Recorder
 from memlens.training import devices
 from memlens.training.batches import Batches
@@ -18,7 +18,7 @@ from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.devices import Engine
 from memlens.training.memory import check_memory
 from memlens.training.posthoc import PosthocEvaluator
-from memlens.training.runs import Run, SnapshotRule
+from memlens.training.runs import Run
 
 
 class TrainingState:
@@ -51,11 +51,9 @@ class TrainingState:
         self.posthoc: PosthocEvaluator | None = None
         if measure.posthoc:
             self.posthoc = PosthocEvaluator(data, measure, config.seed, self.rows)
-        self.rule = SnapshotRule(config.patience)
-        self.detectors = {"weight_norm": self.rule.detector}
-        self.detectors["input_gradient"] = PeakDetector(patience=config.patience)
+        self.stops = StopRules(config.patience)
         self.history: list[dict[str, float]] = []
-        self.snapshots: dict[str, tuple[int, dict[str, Tensor]]] = {}  # name: epoch, weights
+        self.snapshots: dict[str, dict[str, Tensor]] = {}  # weights at each stop
 
     def set_up(self, net: nn.Module, record: bool) -> None:
         """Move the network to its device, and create its recorder."""
@@ -63,16 +61,8 @@ class TrainingState:
 
     @property
     def finished(self) -> bool:
-        """True if no epoch is left, or if the peak at which to stop is detected."""
-        stop = self.config.stop
-        detected = stop and self.detectors[stop].peak.detected_epoch is not None
-        return len(self.history) >= self.config.epochs or bool(detected)
-
-    def update_detectors(self, row: Mapping[str, float]) -> list[str]:
-        """Return the snapshots that are due after an epoch."""
-        if "input_gradient" in row:
-            self.detectors["input_gradient"].update(row["input_gradient"])
-        return self.rule.update(row["weight_norm"], row["val_loss"])
+        """True if no epoch is left, or if the stop of the configuration is detected."""
+        return len(self.history) >= self.config.epochs or self.stops.detected(self.config.stop)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next epochs depend on, as tensors and plain values."""
@@ -103,11 +93,11 @@ class TrainingState:
             self.posthoc.load_state_dict(state["posthoc"])
         self.history, self.snapshots = list(state["history"]), dict(state["snapshots"])
         for row in self.history:  # a detector is what it has seen
-            self.update_detectors(row)
+            self.stops.update(row)
 
     def result(self) -> Run:
         """Return the finished run."""
-        self.snapshots["last"] = (len(self.history) - 1, self.net.state_dict())
+        self.snapshots["last"] = self.net.state_dict()
         history = pd.DataFrame(self.history)
         arrays = {f"history/{name}": history[name].to_numpy() for name in history}
         if self.recorder:
@@ -118,10 +108,7 @@ class TrainingState:
         if self.posthoc:
             rows = self.posthoc.finish(self.net)
             arrays |= {f"posthoc/{name}": values for name, values in rows.items()}
-        for name, (_, weights) in self.snapshots.items():
+        for name, weights in self.snapshots.items():
             arrays |= {f"snapshot/{name}/{k}": v.cpu().numpy() for k, v in weights.items()}
-        meta = {
-            "peaks": {name: tuple(detector.peak) for name, detector in self.detectors.items()},
-            "snapshots": {name: epoch for name, (epoch, _) in self.snapshots.items()},
-        }
+        meta = {"stops": {name: tuple(peak) for name, peak in self.stops.peaks.items()}}
         return Run(self.model, self.data, arrays, meta)

@@ -285,7 +285,7 @@ def test_scores_follow_a_permutation_of_the_samples(setup):
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_every_attack_refuses_shadows_with_other_settings(attack, setup):
     target, shadows = setup()
-    for change in ({"epochs": 20}, {"stop": "peak"}, {"weight_decay": 0.1}):
+    for change in ({"epochs": 20}, {"stop": "weight_norm"}, {"weight_decay": 0.1}):
         other = replace(shadows, settings=dict(shadows.settings) | change)
         with pytest.raises(ValueError, match=f"not trained like the target: {next(iter(change))}"):
             attack(target, other)

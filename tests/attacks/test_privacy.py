@@ -35,7 +35,7 @@ def memorizing(noise, tmp_path_factory):
     """A sweep of networks on halves of it, trained until they memorize every label."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEMLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        queries = Queries(("last", "peak", 1), ("identity", "left"), n_directions=2)
+        queries = Queries(("last", "weight_norm", 1), ("identity", "left"), n_directions=2)
         return ml.subset_sweep(
             "mlp", noise, n_models=N_MODELS, keep=0.5, config=LONG, queries=queries, n_jobs=1
         )
@@ -102,13 +102,15 @@ def test_longer_training_leaks_more(memorizing):
 
 @pytest.mark.slow
 def test_targets_and_shadows_are_disjoint_networks_of_one_sweep(memorizing):
-    targets, members, known = privacy.attack_setup(memorizing, "peak", n_targets=3, n_shadows=24)
+    targets, members, known = privacy.attack_setup(
+        memorizing, "weight_norm", n_targets=3, n_shadows=24
+    )
     assert np.array_equal(members, memorizing.masks[-3:])
     assert np.array_equal(known.masks, memorizing.masks[:24])
-    assert np.array_equal(known.logits, memorizing.logits_at("peak")[:24])
-    assert np.array_equal(targets[0].logits, memorizing.logits_at("peak")[-3])
+    assert np.array_equal(known.logits, memorizing.logits_at("weight_norm")[:24])
+    assert np.array_equal(targets[0].logits, memorizing.logits_at("weight_norm")[-3])
     assert np.array_equal(targets[2].curvature, memorizing.arrays["curvature/peak"][-1])
-    assert targets[0].settings["snapshot"] == known.settings["snapshot"] == "peak"
+    assert targets[0].settings["snapshot"] == known.settings["snapshot"] == "weight_norm"
     assert targets[0].settings["weight_decay"] == 1e-4
     one = privacy.attack_setup(memorizing, augmentations=["left"], n_targets=1, n_shadows=24)
     assert np.array_equal(one.shadows.logits[:, 0], memorizing.logits_at("last")[:24, 1])
@@ -120,10 +122,14 @@ def test_targets_and_shadows_are_disjoint_networks_of_one_sweep(memorizing):
 @pytest.mark.slow
 def test_shadows_of_another_snapshot_are_refused_unless_requested(memorizing):
     options = {"n_targets": 2, "n_shadows": 24, "augmentations": ["identity"]}
-    here, there = (privacy.attack_setup(memorizing, stop, **options) for stop in ("peak", "last"))
-    with pytest.raises(ValueError, match="snapshot is 'peak' in the target, 'last' in the shadows"):
+    here, there = (
+        privacy.attack_setup(memorizing, stop, **options) for stop in ("weight_norm", "last")
+    )
+    with pytest.raises(
+        ValueError, match="snapshot is 'weight_norm' in the target, 'last' in the shadows"
+    ):
         membership.lira(here.targets[0], there.shadows)
-    posing = privacy.attack_setup(memorizing, "peak", shadow_snapshot="last", **options)
+    posing = privacy.attack_setup(memorizing, "weight_norm", shadow_snapshot="last", **options)
     assert np.array_equal(posing.shadows.logits, there.shadows.logits)
     assert np.array_equal(posing.targets[1].logits, here.targets[1].logits)
     membership.lira(posing.targets[0], posing.shadows)
@@ -216,15 +222,15 @@ def test_the_c_score_is_held_out_accuracy(memorizing):
 
 @pytest.mark.slow
 def test_held_out_predictions_are_those_of_networks_without_the_sample(memorizing):
-    pairs = memorizing.held_out("peak")
+    pairs = memorizing.held_out("weight_norm")
     assert len(pairs.sample) == (~memorizing.masks).sum() == 44 * 100
-    k, logits = 0, memorizing.logits_at("peak")
+    k, logits = 0, memorizing.logits_at("weight_norm")
     for m, mask in enumerate(memorizing.masks):
         for i in np.flatnonzero(~mask):
             assert (pairs.sample[k], pairs.y_true[k]) == (i, memorizing.y_true[i])
             assert np.array_equal(pairs.logits[k], logits[m, 0, i])
             k += 1
-    some = memorizing.held_out("peak", models=[3, 5])
+    some = memorizing.held_out("weight_norm", models=[3, 5])
     assert np.array_equal(some.logits, np.r_[pairs.logits[300:400], pairs.logits[500:600]])
 
 
@@ -305,7 +311,7 @@ def test_arguments_are_part_of_the_key(noise, tmp_path, monkeypatch, change):
 @pytest.mark.slow
 def test_a_sweep_with_snapshots_does_not_depend_on_processes(noise, tmp_path, monkeypatch):
     monkeypatch.setattr(subsets, "CPU_ENSEMBLE_SIZE", 2)
-    queries = Queries(("peak", "best_val", "last", 1), ("identity", "left"), 1)
+    queries = Queries(("weight_norm", "best_val", "last", 1), ("identity", "left"), 1)
     found = []
     for n in (1, 2):
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n)))

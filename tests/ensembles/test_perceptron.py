@@ -45,10 +45,13 @@ def test_gradients_are_those_of_autograd(hidden):
     net = registry.mlp(3, (1, 2, 4), hidden=hidden).double()
     assert perceptron.suits(net, RECIPE, Engine())
     x, y = torch.randn(10, 1, 2, 4, dtype=torch.float64), torch.arange(10) % 3
+    x.requires_grad_()
     F.cross_entropy(net(x), y).backward()
     own = Perceptron(net.parameters(), RECIPE)
     with torch.no_grad():
-        own._set_gradients(x.flatten(1), y)
+        logits, by_input = own._set_gradients(x.flatten(1), y, with_input=True)
+    assert torch.equal(logits, net(x).detach())
+    assert torch.allclose(by_input, x.grad.flatten(1), rtol=1e-12, atol=1e-15)
     for w, gradient in zip(net.parameters(), own.gradients, strict=True):
         assert torch.allclose(gradient, w.grad, rtol=1e-12, atol=1e-15)
         assert not torch.allclose(gradient, w.grad * (1 + 1e-9), rtol=1e-12, atol=1e-15)

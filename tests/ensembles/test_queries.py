@@ -7,17 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import memlens as ml
 from memlens.ensembles import model_ensemble, queries
 from memlens.ensembles.model_ensemble import ModelEnsemble
 from memlens.ensembles.queries import AUGMENTATIONS, Queries, train_and_query
 from memlens.ensembles.subsets import subset_masks
 from memlens.tracking import peaks, signals
 from memlens.training.config import TrainConfig
+from memlens.training.posthoc import predict
 
 # a strong decay, so that the weight norm peaks on the way
 RECIPE = TrainConfig(epochs=14, batch_size=16, lr=0.2, weight_decay=0.1, patience=2)
 SEEDS = [11, 12, 13]
-STOPS = ("peak", "best_val", "last", 1, 5)
+STOPS = ("weight_norm", "best_val", "last", 1, 5)
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 
 
@@ -62,7 +64,8 @@ def test_each_net_is_asked_where_it_would_have_stopped_alone(double, train_alone
 
         net = train_alone(model, double, masks[m], RECIPE, seed, each=look)
         peak = peaks.find_peak(curves["norm"], patience=RECIPE.patience).peak_epoch
-        ends = {"peak": peak, "best_val": int(np.argmin(curves["loss"])), "last": 13, 1: 0, 5: 4}
+        ends = {"weight_norm": peak, "best_val": int(np.argmin(curves["loss"]))}
+        ends |= {"last": 13, 1: 0, 5: 4}
         epochs[m] = ends
         for stop, epoch in ends.items():
             assert found[f"epochs/{stop}"][m] == epoch + 1
@@ -78,13 +81,44 @@ def test_each_net_is_asked_where_it_would_have_stopped_alone(double, train_alone
         assert np.allclose(found["val_loss"][m], curves["loss"], rtol=1e-6)
         assert np.allclose(found["val_accuracy"][m], curves["accuracy"], rtol=1e-6)
     assert found["logits/1"].shape[1] == 1  # after a number of epochs: the first view only
-    assert len({ends["peak"] for ends in epochs.values()} - {13}) > 1  # the comparison can fail
+    assert (
+        len({ends["weight_norm"] for ends in epochs.values()} - {13}) > 1
+    )  # the comparison can fail
     assert model == "mlp_bn" or len({ends["best_val"] for ends in epochs.values()}) > 1
+
+
+# Wrong labels and a strong decay, so that every stop comes before the last epoch.
+NOISY = replace(RECIPE, epochs=30, lr=0.1, weight_decay=0.03)
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp_bn"])
+def test_each_net_has_the_stops_that_it_has_alone(double, model):
+    data, masks = double.with_noise(0.4), subset_masks(3, 60, 0.7)
+    found = asked(model, data, Queries(peaks.STOPS), NOISY)
+    early = set()
+    for m, seed in enumerate(SEEDS):
+        alone = replace(data, train=data.train[torch.as_tensor(masks[m])])
+        run = ml.train(model, alone, replace(NOISY, seed=seed))
+        for curve in ("input_gradient", "label_changes", "weight_norm", "val_loss"):
+            assert found[curve][m] == pytest.approx(run.history[curve], rel=1e-5, nan_ok=True)
+        for stop, epoch in run.stops["epoch"].items():
+            assert found[f"epochs/{stop}"][m] == epoch + 1, stop
+            logits = predict(run.snapshot(stop).double(), data, data.train)
+            assert np.allclose(found[f"logits/{stop}"][m, 0], logits, rtol=1e-4, atol=1e-5), stop
+        early |= {(m, epoch) for epoch in run.stops["epoch"]}
+    assert len(early) >= 10  # of fifteen; else one stop could be taken for another
+
+
+def test_what_a_step_computes_is_recorded_only_where_it_is_asked_for(tiny):
+    assert "label_changes" not in asked("mlp", tiny, Queries(("weight_norm", "best_val")))
+    for stop in ("input_gradient", "label_wave"):
+        found = asked("mlp", tiny, Queries((stop,)))
+        assert {"input_gradient", "label_changes"} <= set(found)
 
 
 def test_asking_on_the_way_does_not_change_the_training(tiny):
     quiet = asked("mlp_bn", tiny, Queries())
-    loud = asked("mlp_bn", tiny, Queries(("last", "peak", 3), ("identity", "up"), 2))
+    loud = asked("mlp_bn", tiny, Queries(("last", *peaks.CURVES, 3), ("identity", "up"), 2))
     assert np.array_equal(quiet["logits/last"][:, 0], loud["logits/last"][:, 0])
     assert set(quiet) == {"logits/last", "epochs/last"}
     assert quiet["epochs/last"].tolist() == [14, 14, 14]
@@ -114,9 +148,11 @@ def test_curvature_does_not_depend_on_how_many_samples_go_at_once(tiny, monkeypa
 
 def test_without_test_samples_there_is_a_peak_but_no_validation(tiny):
     none = replace(tiny, test=tiny.test[torch.arange(0)])
-    found = asked("mlp", none, Queries(("peak", "last")))
+    found = asked("mlp", none, Queries(("weight_norm", "last")))
     assert np.isnan(found["val_loss"]).all()
-    assert np.array_equal(found["logits/peak"], asked("mlp", tiny, Queries(STOPS))["logits/peak"])
+    assert np.array_equal(
+        found["logits/weight_norm"], asked("mlp", tiny, Queries(STOPS))["logits/weight_norm"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +167,10 @@ def test_without_test_samples_there_is_a_peak_but_no_validation(tiny):
         ({"snapshots": (None,)}, r"snapshots \[None\]"),
         ({"snapshots": (np.int64(1),)}, r"pass int\(...\)"),
         ({"n_directions": 2.5}, r"n_directions 2.5 are neither"),
-        ({"snapshots": ("peek",)}, r"unknown: peek; snapshots are peak, best_val, last, a number"),
+        (
+            {"snapshots": ("peek",)},
+            r"unknown: peek; snapshots are input_gradient, .*, last, a number",
+        ),
         ({"augmentations": ("identity", "tilt")}, r"unknown: tilt; .*augmentations identity, flip"),
         ({"snapshots": (0,)}, r"snapshots \[0\].* expected 1 epoch or more"),
         ({"n_directions": -1}, "no negative number of directions"),
@@ -147,7 +186,7 @@ def test_a_stop_beyond_the_training_is_named(tiny):
         asked("mlp", tiny, Queries((15,)))
 
 
-@pytest.mark.parametrize("queries", [Queries(), Queries(("peak", "last"))])
+@pytest.mark.parametrize("queries", [Queries(), Queries(("weight_norm", "last"))])
 def test_nets_that_diverge_are_named(tiny, queries):
     message = r"\d of 3 networks .* diverged by epoch .* is number"
     with pytest.raises(FloatingPointError, match=message):
@@ -160,14 +199,16 @@ def test_the_peak_is_called_with_the_patience_of_the_recipe(tiny, monkeypatch):
     monkeypatch.setattr(
         ModelEnsemble, "weight_norms", lambda ensemble: torch.full((len(ensemble),), next(norms))
     )
-    found = [asked("mlp", tiny, Queries(("peak",)), replace(RECIPE, patience=p)) for p in (2, 5)]
-    assert [f["epochs/peak"].tolist() for f in found] == [[2, 2, 2], [6, 6, 6]]
+    found = [
+        asked("mlp", tiny, Queries(("weight_norm",)), replace(RECIPE, patience=p)) for p in (2, 5)
+    ]
+    assert [f["epochs/weight_norm"].tolist() for f in found] == [[2, 2, 2], [6, 6, 6]]
 
 
 def test_the_weights_kept_are_copies(tiny):
     """Asked at a peak that lies before the end, the answers differ from those at the end."""
-    found = asked("mlp", tiny, Queries(("peak", "last")))
-    early = found["epochs/peak"] < 14
+    found = asked("mlp", tiny, Queries(("weight_norm", "last")))
+    early = found["epochs/weight_norm"] < 14
     assert early.any()
-    same = (found["logits/peak"] == found["logits/last"]).all(axis=(1, 2, 3))
+    same = (found["logits/weight_norm"] == found["logits/last"]).all(axis=(1, 2, 3))
     assert not same[early].any()

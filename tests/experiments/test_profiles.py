@@ -8,6 +8,7 @@ import torch
 
 import memlens as ml
 from memlens.ensembles import costs
+from memlens.tracking.peaks import STOPS
 from memlens.training.config import MeasureConfig, TrainConfig
 
 
@@ -79,7 +80,7 @@ def test_a_first_look_is_smaller_down_to_the_minima():
     assert (look.config.batch_size, look.n_samples) == (24, 600)  # 25 steps an epoch
     assert (look.sweep_models, look.n_shadows, look.n_targets) == (44, 32, 3)
     assert look.measure.every == 1 and whole.measure.every == 4
-    assert {*look.queries.snapshots} >= {"peak", "best_val", "last", 1}
+    assert {*look.queries.snapshots} >= {*STOPS, 1}
     assert look.queries.n_directions == look.measure.n_directions == 2
     assert look.reductions == (
         "6 of 200 epochs",

@@ -248,11 +248,14 @@ def test_two_processes_record_what_one_does(tmp_path):
     for recorder, result in zip(gathered, results, strict=True):
         assert_same(recorder, expected)
         assert result["share"] == [(N + 1) // 2] * EPOCHS
-    assert results[0]["values"] == results[1]["values"]  # both stop at one epoch
+    assert str(results[0]["values"]) == str(results[1]["values"])  # both stop at one epoch
     means = np.average(expected.trace.grad_l2, axis=1, weights=expected.visits[0])
     # not equal: the trace averages the two visits of sample 0 as squares, 1 of 38 visits
     assert results[0]["values"][0] == pytest.approx(means, rel=2e-4)
     assert len(results[0]["values"][1]) == EPOCHS
+    predicted = expected.trace.predicted
+    changes = [np.nan, *(predicted[1:] != predicted[:-1]).sum(1)]
+    assert results[0]["values"][2] == pytest.approx(changes, nan_ok=True) and max(changes[1:]) > 0
 
 
 # ---------------------------------------------------------------------------- hooks

@@ -403,7 +403,7 @@ def test_visits_of_another_length_are_refused(task):
     visit(begun, task, torch.arange(8))
     state = begun.state_dict(unfinished=True)
     state["unfinished"][1] = state["unfinished"][1][:-1]
-    with pytest.raises(ValueError, match=r"shapes \[\(5, 37\), \(36,\)\]"):
+    with pytest.raises(ValueError, match=r"shapes \[\(5, 37\), \(36,\), \(37,\)\]"):
         recorder.load_state_dict(state)
 
 
@@ -479,7 +479,8 @@ def by_hand():
     """A recorder with the in-step signals of the trace worked out by hand."""
     recorder = Recorder(3)
     rows = np.stack([TRACE[name] for name in SIGNALS], 1)  # (n_epochs, n_signals, n_samples)
-    recorder.load_state_dict({"rows": list(torch.from_numpy(rows))})
+    predicted = torch.zeros(len(rows), 3, dtype=torch.int16)
+    recorder.load_state_dict({"rows": list(torch.from_numpy(rows)), "predicted": list(predicted)})
     return recorder
 
 

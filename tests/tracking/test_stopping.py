@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from memlens.tracking import signals
+from memlens.tracking import counting, signals
 from memlens.tracking.counting import CountingRecorder
 from memlens.tracking.peaks import Peak, PeakDetector, find_peak
 from memlens.tracking.recorder import Recorder
@@ -155,6 +155,64 @@ def test_a_stop_by_the_input_gradient_takes_the_mean_over_what_was_visited():
     assert stop.peak == Peak(3, 5)
 
 
+LABELS = [[0, 0, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]]  # 3 2 1 0 3 changes
+WAVE = [math.nan, 3, 2, 1, 0, 3]  # means of three: 2 1 1.33
+
+
+def predicting(recorder, labels, index=None):
+    """An epoch in which each of the visited samples is predicted to be of this class."""
+    index = torch.arange(len(labels)) if index is None else index
+    x = recorder.watch(torch.nn.functional.one_hot(torch.tensor(labels), 2).float())
+    nn.functional.cross_entropy(x, torch.zeros(len(labels), dtype=torch.int64)).backward()
+    recorder.update(index, x, x, torch.zeros(len(labels), dtype=torch.int64))
+    recorder.end_epoch()
+
+
+def test_a_stop_by_label_wave_counts_the_changes_and_keeps_the_weights_of_the_minimum():
+    net, stop, recorder = nn.Linear(1, 1), PeakStop("label_wave"), Recorder(3)
+    results = []
+    for epoch, labels in enumerate(LABELS):
+        set_norm(net, 1.0 + epoch)
+        predicting(recorder, labels)
+        results.append(stop.update(net, recorder))
+        state, stop = stop.state_dict(), PeakStop("label_wave")
+        stop.load_state_dict(state)  # it continues from its state
+    assert stop.values == pytest.approx(WAVE, nan_ok=True)
+    assert stop.peak == Peak(4, 5)
+    assert results == [False] * 5 + [True]
+    stop.restore(net)
+    assert signals.weight_norm(net).item() == pytest.approx(5.0)
+    with pytest.raises(ValueError, match="curve 'label_wave' needs the recorder"):
+        PeakStop("label_wave").update(net)
+
+
+def test_label_wave_counts_samples_that_were_visited_in_both_epochs():
+    recorder = CountingRecorder(4)
+    predicting(recorder, [0, 0, 0], torch.tensor([0, 1, 2]))
+    predicting(recorder, [1, 0, 1, 0], torch.tensor([0, 1, 3, 3]))  # 3: of two classes, the higher
+    assert recorder.label_changes() == 1  # sample 0
+    assert recorder.trace.predicted.tolist() == [[0, 0, 0, -1], [1, 0, -1, 1]]
+    assert recorder.trace.filled().predicted.tolist() == [[0, 0, 0, 1], [1, 0, 0, 1]]
+    again = CountingRecorder(4)
+    again.load_state_dict(recorder.state_dict())
+    assert again.label_changes() == 1
+
+
+def test_label_changes_take_the_classes_that_other_processes_predicted(monkeypatch):
+    """Each process visits what the other one did in the epoch before."""
+    left, right = CountingRecorder(4), CountingRecorder(4)
+    predicting(left, [0, 1], torch.tensor([0, 1])), predicting(left, [1, 1], torch.tensor([2, 3]))
+    predicting(right, [0, 1], torch.tensor([2, 3])), predicting(right, [1, 1], torch.tensor([0, 1]))
+    assert left.label_changes() == right.label_changes() == 0  # alone, it sees no sample twice
+    merged = CountingRecorder.merge(left, right)
+    assert merged.trace.predicted.tolist() == [[0, 1, 0, 1], [1, 1, 1, 1]]
+    assert merged.label_changes() == 2
+    others = iter(right._predictions)
+    highest = lambda values, how: torch.maximum(values, next(others).int())  # noqa: E731
+    monkeypatch.setattr(counting, "over_processes", highest)
+    assert left.label_changes() == 2
+
+
 def test_a_stop_continues_from_its_state():
     net, stop = nn.Linear(3, 2), PeakStop(patience=2)
     for norm in CURVE:
@@ -166,14 +224,15 @@ def test_a_stop_continues_from_its_state():
     assert float(stop.best_state["bias"][0]) == pytest.approx(4 / math.sqrt(8))
 
 
-@pytest.mark.parametrize("curve", ["weight_norm", "input_gradient"])
+@pytest.mark.parametrize("curve", ["weight_norm", "input_gradient", "label_wave"])
 def test_a_new_stop_beside_a_resumed_recorder_is_refused(curve):
     net, recorder = nn.Linear(1, 1), Recorder(3, reduction="sum")
     recorded(recorder, 1.0), recorded(recorder, 2.0)
     with pytest.raises(ValueError, match=r"finished 2 epochs, this stop 0: .* resume both or"):
         PeakStop(curve).update(net, recorder)
     stop = PeakStop(curve)
-    stop.load_state_dict({"values": [1.0], "best_state": net.state_dict()})
+    first = math.nan if curve == "label_wave" else 1.0
+    stop.load_state_dict({"values": [first], "best_state": net.state_dict()})
     assert stop.update(net, recorder) is False
 
 

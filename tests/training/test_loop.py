@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from memlens.models import registry
 from memlens.storage.checkpoints import TrainingCheckpoint
 from memlens.storage.store import Store
 from memlens.tracking import signals
+from memlens.tracking.peaks import STOPS, LabelWave
 from memlens.training.config import OPTIMIZERS, MeasureConfig, TrainConfig
 from memlens.training.jobs import Job, train_many
 from memlens.training.loop import shuffled, train
@@ -144,7 +146,7 @@ def test_batch_norm_running_statistics_do_not_see_the_measurement(small):
 
 
 def test_curvature_is_measured_every_other_epoch(run):
-    measured = np.isfinite(run.posthoc_trace.curvature).all(1)
+    measured = np.isfinite(run.posthoc_trace.curvature_norm).all(1)
     assert measured.tolist() == [True, False, True, False]
     assert np.isfinite(run.posthoc_scores["curvature"]).all()
 
@@ -165,13 +167,15 @@ def test_history_says_what_happened(small, run):
 
 def test_checkpoints_are_the_nets_of_their_epochs(small):
     run = train("mlp", small, replace(SHORT, epochs=12))
-    for name in ("peak", "best_val", "last"):
+    assert list(run.stops.index) == list(STOPS)
+    for name in STOPS:
         epoch, net = run.snapshot_epoch(name), run.snapshot(name)
         row = run.history.iloc[epoch]
         assert signals.weight_norm(net).item() == pytest.approx(row.weight_norm, rel=1e-6)
     assert run.snapshot_epoch("best_val") == run.history.val_loss.idxmin()
-    assert run.snapshot_epoch("peak") == run.peak.peak_epoch
-    with pytest.raises(ValueError, match=r"unknown snapshot 'best'; known: peak, best_val, last"):
+    assert run.snapshot_epoch("weight_norm") == run.peak.peak_epoch
+    assert run.stops["epoch"].to_dict() == {name: run.snapshot_epoch(name) for name in STOPS}
+    with pytest.raises(ValueError, match=r"unknown stop 'best'; this run has input_gradient, wei"):
         run.snapshot("best")
     with pytest.raises(ValueError, match=r"device is 'cuda:99'"):
         run.snapshot("last", device="cuda:99")
@@ -186,20 +190,83 @@ def test_stop_really_stops_at_the_peak_and_scores_the_same(small):
     assert len(stopped.history) == detected + 1
     for name in ("sgal", "early_csg"):
         assert stopped.scores[name].equals(whole.scores[name])
-    assert same(weights(stopped, "peak"), weights(whole, "peak"))
+    assert same(weights(stopped, "weight_norm"), weights(whole, "weight_norm"))
 
 
-def test_early_scores_can_be_taken_at_either_peak(small):
-    run = train("mlp", small, replace(SHORT, epochs=12))
-    for name, peak in run.peaks.items():
-        until = peak.peak_epoch + 1
-        frame = run.scores_at(name)
-        assert frame["sgal"].to_numpy() == pytest.approx(run.trace.loss[:until].sum(0), rel=1e-5)
-        squares = run.trace.grad_l2[:until].astype(float) ** 2
-        assert frame["early_csg"].to_numpy() == pytest.approx(squares.sum(0), rel=1e-5)
-    assert run.scores.equals(run.scores_at("weight_norm"))
-    with pytest.raises(ValueError, match=r"unknown peak 'loss'; known: weight_norm, input_grad"):
-        run.scores_at("loss")
+# Label noise, so that each stop comes before the last epoch.
+LONG = TrainConfig(epochs=50, batch_size=20, lr=0.1, weight_decay=3e-2, patience=3)
+
+
+@pytest.fixture(scope="module")
+def noisy(small):
+    return small.with_noise(0.4)
+
+
+@pytest.fixture(scope="module")
+def long_run(noisy):
+    return train("mlp", noisy, LONG)
+
+
+@pytest.mark.parametrize("stop", [stop for stop in STOPS if stop != "last"])
+def test_a_training_stops_where_the_whole_one_says(noisy, long_run, stop):
+    row = long_run.stops.loc[stop]
+    stopped = train("mlp", noisy, replace(LONG, stop=stop))
+    first = row if stop != "best_val" else stopped.stops.loc[stop]  # a later loss may be lower
+    assert len(stopped.history) == first.trained == first.detected + 1 < 50
+    assert stopped.history["train_loss"].equals(long_run.history["train_loss"][: first.trained])
+    if stop != "best_val":
+        assert same(weights(stopped, stop), weights(long_run, stop))
+        pd.testing.assert_frame_equal(stopped.scores_at(stop), long_run.scores_at(stop))
+
+
+def test_the_last_epoch_is_a_stop_by_name(small):
+    assert replace(SHORT, stop="last") == SHORT
+    run = train("mlp", small, replace(SHORT, epochs=2, stop="last"))
+    assert run.stops.loc["last"].tolist() == [1, 1, 2]
+    whole = run.scores.drop(columns=["sgal", "early_csg"])
+    assert run.scores_at("last")[list(whole)].equals(whole)
+
+
+def test_changes_of_labels_are_counted_from_the_predictions(noisy, long_run):
+    predicted = long_run.trace.predicted
+    assert predicted.dtype == np.int16 and predicted.shape == (50, len(noisy.train))
+    expected = (predicted[1:] != predicted[:-1]).sum(1)
+    changes = long_run.history["label_changes"]
+    assert np.isnan(changes[0]) and changes[1:].tolist() == expected.tolist()
+    right = predicted == noisy.train.labels.numpy()
+    assert np.array_equal(right, long_run.trace.correct)  # no ties here
+    wave = LabelWave()
+    for value in changes:
+        wave.update(value)
+    assert long_run.stops.loc["label_wave", ["epoch", "detected"]].tolist() == list(wave.peak)
+
+
+def test_scores_at_a_stop_are_those_of_the_epochs_up_to_it(noisy, long_run):
+    trace = long_run.trace
+    assert len({*long_run.stops["epoch"]}) == 5  # else one stop could be taken for another
+    for stop, epoch in long_run.stops["epoch"].items():
+        frame, until = long_run.scores_at(stop), epoch + 1
+        assert frame["csl"].to_numpy() == pytest.approx(trace.loss[:until].sum(0), rel=1e-5)
+        squares = (trace.grad_l2[:until].astype(float) ** 2).sum(0)
+        assert frame["csg"].to_numpy() == pytest.approx(squares, rel=1e-5)
+        assert frame["sgal"].equals(frame["csl"].rename("sgal"))
+        assert frame["early_csg"].equals(frame["csg"].rename("early_csg"))
+    at_peak = long_run.scores_at("input_gradient")
+    assert at_peak["sgal"].equals(long_run.scores["sgal"])
+    with pytest.raises(ValueError, match=r"unknown stop 'loss'; this run has input_gradient, weig"):
+        long_run.scores_at("loss")
+
+
+def test_post_hoc_scores_at_a_stop_leave_out_what_was_measured_later(small):
+    measure = MeasureConfig(posthoc=True, logit_gradients=True, weight_gradients=True)
+    config = replace(SHORT, epochs=8, weight_decay=0.1, patience=2)
+    run = train("mlp", small, config, measure)
+    assert run.stops.loc["weight_norm", "epoch"] < 7
+    early = run.scores_at("weight_norm", posthoc=True)
+    assert set(run.posthoc_scores) - set(early) == {"vog_last5", "vog_last5_class"}
+    stop = run.stops.loc["weight_norm", "epoch"] + 1
+    shorter = np.asarray(run.posthoc_trace.vog[stop - 1], float)
+    assert early["vog"].to_numpy() == pytest.approx(shorter)
 
 
 def test_order_is_a_function_of_seed_and_epoch():
@@ -220,7 +287,10 @@ def test_without_posthoc_there_are_no_posthoc_scores(small):
 BAD = [
     ({"optimizer": "sdg"}, r"unknown optimizer 'sdg'; known: sgd, adam"),
     ({"augment": "flip"}, r"unknown augment 'flip'; known: none, crop"),
-    ({"stop": "loss"}, r"unknown stop 'loss'"),
+    (
+        {"stop": "loss"},
+        r"unknown stop 'loss'; expected None or one of .*'label_wave', 'best_val', 'last'",
+    ),
     ({"epochs": 0}, r"epochs=0, .* at least one epoch"),
     ({"lr": 0.0}, r"lr=0.0: expected"),
     ({"lr": math.nan}, r"lr=nan: expected"),

@@ -17,7 +17,7 @@ FULL = MeasureConfig(posthoc=True, n_directions=10, weight_gradients=True, logit
 
 
 def test_scores_of_the_papers_scale_stay_near_a_gigabyte():
-    assert memory.of_scores(50_000, 300, MeasureConfig()) == 4 * 5 * 50_000 * 300
+    assert memory.of_scores(50_000, 300, MeasureConfig()) == (4 * 5 + 2) * 50_000 * 300
     assert memory.of_scores(50_000, 300, FULL) < 1.1e9
 
 
@@ -45,7 +45,8 @@ def peak():  # of this program alone: what getrusage tells, a child has from its
 before = peak()
 recorder = Recorder(50_000)
 row = lambda: torch.rand(len(SIGNALS), 50_000)
-recorder.load_state_dict({"rows": [row() for _ in range(300)]})
+predicted = [torch.zeros(50_000, dtype=torch.int16) for _ in range(300)]
+recorder.load_state_dict({"rows": [row() for _ in range(300)], "predicted": predicted})
 if sys.argv[1] == "score":
     frame = scores.score_frame(recorder.trace, Peak(100, 105), np.arange(50_000))
     assert {"csg", "csl", "sgal", "learning_time_share", "aum"} <= set(frame)
@@ -72,9 +73,8 @@ def test_parts_of_a_training_add_up(tiny):
     config = TrainConfig(epochs=10, batch_size=50)
     needs = memory.of_training(net, x, tiny, config, MeasureConfig())
     n = sum(p.numel() for p in net.parameters())
-    assert (
-        needs["weights and their copies"] == 4 * n * 6
-    )  # itself, its gradient, momentum, three kept
+    # itself, its gradient, momentum, and those at five stops
+    assert needs["weights and their copies"] == 4 * n * 8
     assert needs["images"] == 4 * 60 * 64  # made ready once; as they are, they are there already
     cropped = replace(config, augment="crop")
     assert memory.of_training(net, x, tiny, cropped, MeasureConfig())["images"] == 0
@@ -83,7 +83,7 @@ def test_parts_of_a_training_add_up(tiny):
     low = memory.of_training(net, x, tiny, replace(config, precision="bfloat16"), MeasureConfig())
     assert low["layers' outputs of a batch of 50"] == int(1.25 * 50 * sample / 2)
     adam = memory.of_training(net, x, tiny, replace(config, optimizer="adam"), FULL)
-    assert adam["weights and their copies"] == 4 * n * (7 + 5)  # VoG keeps the last five
+    assert adam["weights and their copies"] == 4 * n * (9 + 5)  # VoG keeps the last five
     rows = devices.EVAL_ROWS
     assert adam[f"layers' outputs of {rows} samples after an epoch"] == int(1.25 * rows * sample)
     assert "layers' outputs of a batch of 50" not in adam  # the two take turns
