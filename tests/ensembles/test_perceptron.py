@@ -99,7 +99,8 @@ def test_in_float32_the_two_ways_agree_up_to_rounding(tiny):
 
 def test_a_net_is_the_same_bit_for_bit_whatever_its_company(tiny):
     """Weights, predictions and snapshots; three classes leave some stacks unaligned in memory."""
-    queries = Queries(("input_gradient", "label_wave", "last", 2), ("identity", "left"), n_directions=2)
+    snapshots = ("input_gradient", "label_wave", "last", 2)
+    queries = Queries(snapshots, ("identity", "left"), n_directions=2)
     masks = subset_masks(len(SEEDS), len(tiny.train), 0.7)
 
     def queried(chosen):
@@ -112,7 +113,7 @@ def test_a_net_is_the_same_bit_for_bit_whatever_its_company(tiny):
         found = queried(company)
         assert found.keys() == together.keys()
         for name, values in found.items():
-            assert np.array_equal(values, together[name][company]), name
+            np.testing.assert_array_equal(values, together[name][company], err_msg=name)
     assert not np.array_equal(together["logits/last"][0], together["logits/last"][1])
 
 
