@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from memlens.data.samples import Dataset
 from memlens.ensembles.retrainings import KINDS, retrain
-from memlens.ensembles.subsets import memorization
+from memlens.ensembles.subsets import subset_memorization
 from memlens.storage.store import Arrays
 from memlens.tracking import scores
 from memlens.tracking.scores import Score
@@ -113,7 +113,7 @@ def fold_memorization(arrays: Arrays) -> np.ndarray:
     It is Feldman-Zhang memorization from three networks, with probabilities in place of right and
     wrong predictions, in [-1, 1]; `few_model_memorization` takes more networks.
     """
-    return memorization(arrays["masks"], arrays["p_label"])["memorization"].to_numpy()
+    return subset_memorization(arrays["masks"], arrays["p_label"])["memorization"].to_numpy()
 
 
 def few_model_memorization(
@@ -150,7 +150,9 @@ def few_model_memorization(
     repeats = retrain("folds", model, [data] * len(seeds), config, seeds=seeds, n_jobs=n_jobs)
     masks, p_label = (np.concatenate([a[k] for a in repeats]) for k in ("masks", "p_label"))
     sizes = np.cumsum([len(a["masks"]) for a in repeats]).tolist()
-    columns = {n: memorization(masks[:n], p_label[:n])["memorization"].to_numpy() for n in sizes}
+    columns = {
+        n: subset_memorization(masks[:n], p_label[:n])["memorization"].to_numpy() for n in sizes
+    }
     return pd.DataFrame(columns, index=pd.Index(data.train.index.numpy(), name="index"))
 
 
