@@ -48,7 +48,7 @@ SAM_RHO = 0.05  # Agiollo et al. 2024, as Foret et al. 2021
 N_REPEATS = 10  # Paul et al. 2021
 # Fewer than a sweep's 50: a few dozen networks have to occupy every core.
 CPU_ENSEMBLE_SIZE = 20
-RETRAINING_VERSION = 2  # part of every key, see `jobs.RUN_VERSION`
+RETRAINING_VERSION = 3  # part of every key, see `jobs.RUN_VERSION`
 
 
 @dataclass(frozen=True)
