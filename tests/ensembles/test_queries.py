@@ -116,9 +116,10 @@ def test_what_a_step_computes_is_recorded_only_where_it_is_asked_for(tiny):
         assert {"input_gradient", "label_changes"} <= set(found)
 
 
-def test_asking_on_the_way_does_not_change_the_training(tiny):
-    quiet = asked("mlp_bn", tiny, Queries())
-    loud = asked("mlp_bn", tiny, Queries(("last", *peaks.CURVES, 3), ("identity", "up"), 2))
+@pytest.mark.parametrize("model", ["mlp", "mlp_bn"])  # in turn, and in one pass
+def test_asking_on_the_way_does_not_change_the_training(tiny, model):
+    quiet = asked(model, tiny, Queries())
+    loud = asked(model, tiny, Queries(("last", *peaks.CURVES, 3), ("identity", "up"), 2))
     assert np.array_equal(quiet["logits/last"][:, 0], loud["logits/last"][:, 0])
     assert set(quiet) == {"logits/last", "epochs/last"}
     assert quiet["epochs/last"].tolist() == [14, 14, 14]
