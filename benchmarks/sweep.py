@@ -30,7 +30,7 @@ from memlens.training.config import OPTIMIZERS
 from memlens.training.devices import thread_count
 from memlens.training.loop import shuffled
 
-RECIPE = ml.TrainConfig(lr=0.05, weight_decay=5e-4)
+RECIPE = ml.TrainConfig(epochs=60, batch_size=64, lr=0.05, weight_decay=5e-4)
 KEEP = 0.7
 ROUNDS = 3
 SIDE, SECONDS = 1024, 2.0  # of the matrices that measure the rate, and how long
