@@ -621,23 +621,23 @@ def test_forest_takes_what_associations_gives(ax):
 
 
 def test_dots_stand_at_their_values_one_below_the_other_with_their_spread(ax):
-    mean = pd.DataFrame({"peak": [0.5, 0.6], "last": [0.7, np.nan]}, index=["csg", "csl"])
-    std = pd.DataFrame({"peak": [0.1, 0.2], "last": [np.nan, 0.1]}, index=["csg", "csl"])
+    mean = pd.DataFrame({"memorization": [0.5, 0.6], "last": [0.7, np.nan]}, index=["csg", "csl"])
+    std = pd.DataFrame({"memorization": [0.1, 0.2], "last": [np.nan, 0.1]}, index=["csg", "csl"])
     plots.dots(ax, mean, std, reference=0.5)
     series = {c.get_label(): c for c in ax.containers}
-    assert list(series) == ["peak", "last"]
-    for name, widths in (("peak", [0.1, 0.2]), ("last", [0, np.nan])):
+    assert list(series) == ["memorization", "last"]
+    for name, widths in (("memorization", [0.1, 0.2]), ("last", [0, np.nan])):
         line, _, (error,) = series[name]
         np.testing.assert_array_equal(np.array(line.get_xdata(), float), mean[name])
         assert line.get_color() == plots.PALETTE[name][0]
         ends = [segment[:, 0] if len(segment) else [np.nan] for segment in error.get_segments()]
         found = [np.ptp(pair) / 2 for pair in ends]
         np.testing.assert_allclose(found, widths, atol=1e-12)
-    first, second = (series[name][0].get_ydata() for name in ("peak", "last"))
+    first, second = (series[name][0].get_ydata() for name in ("memorization", "last"))
     assert (first < second).all() and (second - first < 1).all()  # in one row, top to bottom
     assert [t.get_text() for t in ax.get_yticklabels()] == ["CSG", "CSL"]
     assert any(list(line.get_xdata()) == [0.5, 0.5] for line in ax.lines)
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["peak", "last"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["memorization", "last"]
 
 
 def test_the_most_telling_rows_are_those_of_the_largest_size_in_their_order():

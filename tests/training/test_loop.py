@@ -20,7 +20,7 @@ from memlens.training.jobs import Job, train_many
 from memlens.training.loop import shuffled, train
 from memlens.training.posthoc import predict
 
-SHORT = TrainConfig(epochs=4, batch_size=16)
+SHORT = TrainConfig(epochs=4, batch_size=16, lr=0.1, weight_decay=1e-4)
 
 
 @pytest.fixture(scope="module")

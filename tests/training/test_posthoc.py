@@ -24,7 +24,7 @@ from memlens.training.posthoc import (
 )
 
 ALL = MeasureConfig(posthoc=True, n_directions=2, weight_gradients=True, logit_gradients=True)
-SHORT = TrainConfig(epochs=7, batch_size=16, lr=0.05, seed=3)
+SHORT = TrainConfig(epochs=7, batch_size=16, lr=0.05, weight_decay=1e-4, seed=3)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=9), st.sampled_from([0.0, 1e6]))
