@@ -9,9 +9,13 @@
   of the five stops is taken, the test accuracy there, and how well CSL and CSG summed up to it find
   the flips (AUROC; without flips, their Pearson with memorization).
 * `results/attacks.csv`: membership inference at the five stops.
+* `results/sparse.csv`: what it changes to measure curvature and gradients in every fourth epoch:
+  Spearman with the same score of every epoch, and Pearson of both with memorization.
 
 Finished trainings are cached, so that an interrupted run goes on.
 """
+
+from dataclasses import replace
 
 import pandas as pd
 from common import save
@@ -24,6 +28,7 @@ from memlens.evaluation import detection, metrics
 from memlens.experiments import paper
 from memlens.experiments.profiles import Profile
 from memlens.tracking.peaks import STOPS
+from memlens.tracking.scores import CATALOGUE
 from memlens.training.jobs import train_many
 from memlens.training.runs import Run
 
@@ -89,6 +94,22 @@ def attacks(profile: Profile, data: ml.Dataset) -> pd.DataFrame:
     return groups[[c for c in columns if c in table]].agg(["mean", "std"])
 
 
+def sparse(profile: Profile, data: ml.Dataset, truth: pd.Series) -> pd.DataFrame:
+    measures = [replace(profile.measure, every=every) for every in (1, profile.measure.every)]
+    whole, some = train_many([profile.job(data, measure=measure) for measure in measures])
+    needed = {name for name, score in CATALOGUE.items() if score.post_hoc_only}
+    tables = [run.posthoc_scores[sorted(needed)] for run in (whole, some)]
+    rows = {
+        name: {
+            "spearman_of_both": metrics.spearman(*(table[name] for table in tables)),
+            "pearson_every_epoch": metrics.pearson(tables[0][name], truth),
+            "pearson_sparse": metrics.pearson(tables[1][name], truth),
+        }
+        for name in tables[0]
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def main() -> None:
     profile = ml.get_profile("fashion_small")
     data = profile.load()
@@ -102,6 +123,7 @@ def main() -> None:
     summary = {name: ["median", "min", "max"] for name in epochs}
     save("stops", flat(groups.agg(summary | {name: ["mean", "std"] for name in values})))
     save("attacks", flat(attacks(profile, data)))
+    save("sparse", sparse(profile, data, truth))
 
 
 def flat(table: pd.DataFrame) -> pd.DataFrame:
