@@ -12,7 +12,7 @@ from tools import elsewhere
 
 LEAVE = """import os, pathlib
 from memlens.experiments.margins import above, margin_table
-folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / "digits"
+folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / "fashion_small"
 folder.mkdir(parents=True)
 threads = int(os.environ["OMP_NUM_THREADS"])
 checks = margin_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(threads, 0)])])
@@ -37,7 +37,7 @@ def notebook(folder, source):
 def stored(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMLENS_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(elsewhere, "WORK", tmp_path / "work")
-    folder = tmp_path / "figures" / "digits"
+    folder = tmp_path / "figures" / "fashion_small"
     folder.mkdir(parents=True)
     checks = margin_table([("check", "safe", [above(9, 1)]), ("check", "close", [above(2, 0)])])
     checks.to_csv(folder / "03_checks.csv", index=False)
