@@ -83,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--keep-cache", action="store_true",
         help="start from what an earlier call trained: after a change of texts only",
     )  # fmt: skip
-    parser.add_argument("--machines", nargs="+", choices=MACHINES, default=list(MACHINES))
+    parser.add_argument(
+        "--machines", nargs="*", choices=MACHINES, default=list(MACHINES),
+        help="none: write the margins over seeds, of the stored outputs alone",
+    )  # fmt: skip
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
     given = parser.parse_args(arguments)
     passed = {name: run(name, given.notebooks, given.keep_cache) for name in given.machines}

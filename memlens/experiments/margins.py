@@ -33,12 +33,15 @@ class Comparison:
         The expected range, both ends included; infinite if it has no bound.
     is_exact : bool
         True if neither processor nor seed can change the result, see `exact`.
+    is_rounding : bool
+        True for a difference that comes from rounding alone, see `close`.
     """
 
     values: tuple[float, ...]
     low: float = -np.inf
     high: float = np.inf
     is_exact: bool = False
+    is_rounding: bool = False
 
     @property
     def measured(self) -> float:
@@ -47,7 +50,12 @@ class Comparison:
 
     @property
     def spread(self) -> float:
-        """The standard deviation of the values (divisor n - 1); NaN for a single value."""
+        """The standard deviation of the values (divisor n - 1); NaN for a single value.
+
+        That of an exact result is 0, and that of a rounding difference its own size.
+        """
+        if self.is_exact or self.is_rounding:
+            return 0.0 if self.is_exact else self.measured
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else np.nan
 
     @property
@@ -139,7 +147,7 @@ def close(
     same = (x == y) | (np.isnan(x) & np.isnan(y))
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(same, 0.0, np.abs(x - y) / (atol + rtol * np.abs(y)))
-    return Comparison((float(share.max()),), high=1.0)
+    return Comparison((float(share.max()),), high=1.0, is_rounding=True)
 
 
 def exact(holds: bool) -> Comparison:

@@ -106,7 +106,8 @@ def test_the_subset_estimator_on_ridge_regression_agrees_with_its_hat_matrix():
 
     hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(d), x.T)
     fitted, leverage = hat @ y, np.diag(hat)
-    without = fitted[:, None] - hat * ((y - fitted) / (1 - leverage))  # (i, j): of sample i, without j
+    # (i, j): the prediction for sample i without sample j
+    without = fitted[:, None] - hat * ((y - fitted) / (1 - leverage))
     with_it = (without.sum(1) - np.diag(without)) / (n - 1)
     assert table.memorization.to_numpy() == pytest.approx(with_it - np.diag(without), abs=1e-10)
     assert np.abs(table.memorization).max() > 0.01  # the comparison can fail
