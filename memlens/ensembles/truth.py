@@ -62,7 +62,7 @@ def memorization(
     (`subsets.subset_sweep`), or loaded from the cache.
 
     >>> import memlens as ml
-    >>> ml.memorization(ml.load("fashion_small"))["memorization"].between(-1, 1).all()
+    >>> bool(ml.memorization(ml.load("fashion_small"))["memorization"].between(-1, 1).all())
     True
 
     Parameters

@@ -15,7 +15,7 @@ from memlens.attacks.robustness import adversarial_distance, deepfool
 from memlens.models import registry
 
 FAR = (-1e3, 1e3)  # bounds that never bind
-SHORT = ml.TrainConfig(epochs=10, batch_size=16)
+SHORT = ml.TrainConfig(epochs=10, batch_size=16, lr=0.1, weight_decay=1e-4)
 N, CLASSES, SHAPE = 40, 4, (2, 3, 3)
 
 
@@ -395,7 +395,7 @@ def by_foolbox(foolbox, attack, net, data):
 def digits():
     """A network trained on digits, and the data."""
     data = ml.load("digits")
-    return ml.train("mlp", data, ml.TrainConfig(epochs=20)).snapshot("last"), data
+    return ml.train("mlp", data, ml.TrainConfig(epochs=20, lr=0.1, weight_decay=1e-4)).snapshot("last"), data
 
 
 def test_without_bisection_it_equals_deepfool_of_foolbox(digits, foolbox):
