@@ -395,7 +395,8 @@ def by_foolbox(foolbox, attack, net, data):
 def digits():
     """A network trained on digits, and the data."""
     data = ml.load("digits")
-    return ml.train("mlp", data, ml.TrainConfig(epochs=20, lr=0.1, weight_decay=1e-4)).snapshot("last"), data
+    config = ml.TrainConfig(epochs=20, lr=0.1, weight_decay=1e-4)
+    return ml.train("mlp", data, config).snapshot("last"), data
 
 
 def test_without_bisection_it_equals_deepfool_of_foolbox(digits, foolbox):
