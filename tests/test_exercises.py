@@ -109,7 +109,9 @@ def place(request, tmp_path_factory):
         if request.param == "02_similarity":
             # a hundred digits do not decide what three seeds gain, noise as large as the truth does
             rng, mem = np.random.default_rng(0), known["mem"]
-            noisy = [mem + rng.normal(scale=mem.std(), size=len(mem)) for _ in range(3)]
+            noise = np.column_stack([np.ones(len(mem)), mem, rng.normal(size=(len(mem), 3))])
+            noise = np.linalg.qr(noise)[0].T[2:]  # of equal size, and orthogonal to all else
+            noisy = [mem + mem.std() * np.sqrt(len(mem)) * values for values in noise]
             known["frames"] = [pd.DataFrame({"csg": values}) for values in noisy]
             known["pearson"] = {"csg": np.mean([np.corrcoef(v, mem)[0, 1] for v in noisy])}
         yield request.param, text, code, known

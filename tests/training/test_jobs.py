@@ -89,7 +89,7 @@ def test_runs_and_retrainings_of_a_cluster_are_those_of_this_process(tiny, tmp_p
     for one, other in zip(far, here, strict=True):
         for name, values in other.arrays.items():
             if name != "history/seconds":
-                assert np.array_equal(one.arrays[name], values), name
+                np.testing.assert_array_equal(one.arrays[name], values, err_msg=name)
     assert all(job.key in store.Store() for job in wanted)  # kept here, whoever trained
     assert not list((tmp_path / "cache").glob(".checkpoints/*"))
     folds = retrainings.retrain("folds", "mlp", [tiny], SHORT, seeds=[0])
