@@ -20,7 +20,7 @@ from memlens.ensembles.proxies import extra_scores
 from memlens.ensembles.queries import Queries
 from memlens.ensembles.retrainings import KINDS
 from memlens.ensembles.subsets import Sweep, subset_sweep
-from memlens.ensembles.truth import shipped_memorization
+from memlens.ensembles.truth import memorization
 from memlens.tracking.peaks import STOPS
 from memlens.training.config import MeasureConfig, TrainConfig
 from memlens.training.jobs import Job, train_many
@@ -159,8 +159,8 @@ class Profile:
         """
         if not self.published:
             model = self.sweep_model or self.model
-            shipped = shipped_memorization(data, model, self.sweep_config, self.keep)
-            return self.sweep(data).memorization() if shipped is None else shipped
+            settings = {"keep": self.keep, "n_models": self.sweep_models}
+            return memorization(data, model, self.sweep_config, **settings)
         scores = load_fz(data)
         unknown = ("standard_error", "n_in", "n_out", "in_accuracy", "out_accuracy")
         return scores.to_frame().assign(**dict.fromkeys(unknown, math.nan))
@@ -271,47 +271,45 @@ DIGITS = TrainConfig(**PAPERS)
 # Networks of every epoch at first, where most of the training happens, and fewer later.
 EPOCHS_OF_60 = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 42, 48, 54)
 
+
+def _small(name: str, config: TrainConfig, queries: Queries, **changes: Any) -> Profile:
+    """Return a profile of a small data set, with networks that a CPU trains in seconds.
+
+    The sweep trains as long as the scored run: memorization of other trainings is another one.
+    """
+    return Profile(
+        name=name,
+        dataset=name,
+        model="mlp",
+        other_model="small_cnn",
+        batch_norm_model="mlp_bn",
+        config=config,
+        sweep_config=config,
+        sweep_models=400,
+        keep=0.7,
+        noise_rates=NOISE_RATES,
+        optimizers=OPTIMIZER_CHANGES,
+        queries=queries,
+        **changes,
+    )
+
+
 PROFILES: dict[str, Profile] = {
     # The configuration with the highest held-out accuracy of those that fit the training samples:
-    # `benchmarks/recipe.py` has what was tried.
-    "fashion_small": Profile(
-        name="fashion_small",
-        dataset="fashion_small",
-        model="mlp",
-        other_model="small_cnn",
-        batch_norm_model="mlp_bn",
-        config=TrainConfig(),
-        sweep_config=TrainConfig(),  # memorization of networks that train shorter is another one
-        sweep_models=400,
-        keep=0.7,
-        noise_rates=NOISE_RATES,
-        optimizers=OPTIMIZER_CHANGES,
-        queries=Queries(
-            snapshots=(*STOPS, *EPOCHS_OF_60),
-            augmentations=("identity", "flip"),
-            n_directions=4,  # 10 in the paper; in float64 they take most of the time of a sweep
-        ),
+    # `benchmarks/recipe.py` has what was tried. In the paper 10 directions: in float64 they take
+    # most of the time of a sweep. With strong decay the weight norm peaks well before the learning
+    # rate drops, as the papers' stop needs it.
+    "fashion_small": _small(
+        "fashion_small",
+        TrainConfig(),
+        Queries((*STOPS, *EPOCHS_OF_60), ("identity", "flip"), n_directions=4),
         measure=SPARSE,
-        # The weight norm peaks well before the learning rate drops, as the papers' stop needs it.
         variants={"strong_decay": {"weight_decay": 2e-3}},
     ),
-    "digits": Profile(
-        name="digits",
-        dataset="digits",
-        model="mlp",
-        other_model="small_cnn",
-        batch_norm_model="mlp_bn",
-        config=DIGITS,
-        sweep_config=DIGITS,
-        sweep_models=400,
-        keep=0.7,
-        noise_rates=NOISE_RATES,
-        optimizers=OPTIMIZER_CHANGES,
-        queries=Queries(
-            snapshots=(*STOPS, *EPOCHS_OF_60),
-            augmentations=("identity", "left", "right"),  # a flipped digit is another symbol
-            n_directions=10,
-        ),
+    "digits": _small(  # not flipped: a flipped digit is another symbol
+        "digits",
+        DIGITS,
+        Queries((*STOPS, *EPOCHS_OF_60), ("identity", "left", "right"), n_directions=10),
     ),
 }
 
