@@ -283,7 +283,8 @@ def run_truth(options: argparse.Namespace) -> int:
 
     profile = get_profile(options.profile)
     paths = truth.write_truth(
-        profile.model, profile.load(), profile.config, options.out or truth.FOLDER,
+        profile.sweep_model or profile.model, profile.load(), profile.sweep_config,
+        options.out or truth.FOLDER,
         keep=profile.keep, n_models=options.networks, n_jobs=options.jobs,
         confirm=lambda message: options.yes or confirmed(message, "Start", "start it"),
         log=lambda text: print(text, flush=True),

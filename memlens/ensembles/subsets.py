@@ -304,7 +304,7 @@ def _sweep(
     chunk_keys = {f"{key}.{c[0]}-{c[-1]}": c for c in chunks}
     local = None if on_cluster(n_jobs) else cache
     calls = {
-        chunk_key: delayed(_train_chunk)(
+        chunk_key: delayed(train_chunk)(
             chunk_key, local, model, data, masks[c], c + (seed << 20), config, queries
         )
         for chunk_key, c in chunk_keys.items()
@@ -326,7 +326,7 @@ def sweep_settings(
     return {"model": model, "keep": keep, **compared, "data": store.fingerprint(data)}
 
 
-def _train_chunk(
+def train_chunk(
     key: str,
     cache: store.Store | None,
     model: str,

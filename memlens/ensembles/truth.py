@@ -20,25 +20,20 @@ from joblib import delayed
 from memlens.data import imagesets
 from memlens.data.samples import Dataset
 from memlens.ensembles.model_ensemble import ModelEnsemble, ensemble_size, train_ensemble
+from memlens.ensembles.queries import Queries
 from memlens.ensembles.subsets import (
     CPU_ENSEMBLE_SIZE,
     Sweep,
     subset_masks,
+    subset_memorization,
     subset_sweep,
     sweep_settings,
+    train_chunk,
 )
 from memlens.storage import store
 from memlens.storage.files import write_atomic
 from memlens.training.config import TrainConfig
-from memlens.training.jobs import (
-    KeyedArtifact,
-    default_n_jobs,
-    described,
-    on_cluster,
-    on_gpu,
-    run_parallel,
-    store_or_return,
-)
+from memlens.training.jobs import default_n_jobs, on_cluster, on_gpu, run_parallel
 
 FOLDER = Path(imagesets.__file__).parent  # of the shipped files
 KEEP = 0.7  # share of the samples in each subset, as Feldman and Zhang
@@ -100,7 +95,7 @@ def memorization(
 
 
 def shipped_memorization(
-    data: Dataset, model: str, config: TrainConfig, keep: float = KEEP
+    data: Dataset, model: str, config: TrainConfig, keep: float
 ) -> pd.DataFrame | None:
     """Return the shipped memorization; None if there is none for these data and settings.
 
@@ -185,25 +180,27 @@ def leave_one_out(
         left_out: f"leave_one_out-{store.fingerprint([*shaped_by, left_out])}"
         for left_out in (None, *positions)
     }
-    calls = {
-        name: delayed(_train_without)(name, local, model, data, left_out, config, n_models, seed)
-        for left_out, name in keys.items()
-    }
+    calls = {}
+    for left_out, name in keys.items():
+        masks = np.ones((n_models, n_samples), dtype=bool)
+        if left_out is not None:
+            masks[:, left_out] = False
+        # Every group has seeds of its own: shared ones would correlate the two sides.
+        group = 0 if left_out is None else left_out + 1
+        seeds = (seed << 40) + (group << 20) + np.arange(n_models)
+        arguments = (name, local, model, data, masks, seeds, config, Queries())
+        calls[name] = delayed(train_chunk)(*arguments)
     done = run_parallel(calls, cache, n_jobs, [config])
-    accuracy = {p: done[name].arrays["correct"].mean(0) for p, name in keys.items()}
-    with_it = np.array([accuracy[None][p] for p in positions])
-    without = np.array([accuracy[p][p] for p in positions])
-    variance = with_it * (1 - with_it) + without * (1 - without)
-    columns = {
-        "memorization": with_it - without,
-        "standard_error": np.sqrt(variance / n_models),
-        "n_in": n_models,
-        "n_out": n_models,
-        "in_accuracy": with_it,
-        "out_accuracy": without,
-    }
-    index = pd.Index(data.train.index.numpy()[list(positions)], name="index")
-    return pd.DataFrame(columns, index=index)
+    y = data.train.labels.numpy()
+
+    def correct(left_out: int | None) -> np.ndarray:
+        return done[keys[left_out]].arrays["logits/last"][:, 0].argmax(2) == y
+
+    chosen = list(positions)
+    without = np.stack([correct(p)[:, p] for p in chosen], axis=1)
+    both = np.concatenate([correct(None)[:, chosen], without])
+    is_in = np.repeat([[True], [False]], n_models, axis=0).repeat(len(chosen), axis=1)
+    return subset_memorization(is_in, both, data.train.index.numpy()[chosen])
 
 
 def spread_positions(memorization: pd.Series, n: int = N_LEFT_OUT) -> list[int]:
@@ -321,30 +318,3 @@ def trained_settings(
 ) -> dict[str, object]:
     """Return what memorization depends on, as JSON has it: data and settings of the training."""
     return json.loads(json.dumps(sweep_settings(model, data, config, keep)))
-
-
-def _train_without(
-    key: str,
-    cache: store.Store | None,
-    model: str,
-    data: Dataset,
-    left_out: int | None,
-    config: TrainConfig,
-    n_models: int,
-    seed: int,
-) -> KeyedArtifact:
-    """Train networks on all samples but one, or on all, and keep which labels they predict."""
-    start = time.perf_counter()
-    masks = np.ones((n_models, len(data.train)), dtype=bool)
-    if left_out is not None:
-        masks[:, left_out] = False
-    # Every group has seeds of its own: shared ones would correlate the two sides.
-    group = 0 if left_out is None else left_out + 1
-    seeds = [(seed << 40) + (group << 20) + m for m in range(n_models)]
-    ensemble = ModelEnsemble.build(model, data, seeds)
-    train_ensemble(ensemble, data, masks, config, seeds)
-    correct = (ensemble.predict(data).argmax(2) == data.train.labels).cpu().numpy()
-    what = f"{n_models} x {described(model, data, config)}, without {left_out}"
-    arrays, seconds = {"correct": correct}, time.perf_counter() - start
-    artifact = store.Artifact(arrays, {"left_out": left_out}, what, seconds)
-    return store_or_return(key, artifact, cache)

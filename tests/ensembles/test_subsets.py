@@ -84,7 +84,7 @@ def test_a_sweep_does_not_depend_on_processes_and_is_cached(small, tmp_path, mon
         monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / str(n)))
         sweeps.append(ml.subset_sweep("mlp", small, n_models=8, config=SHORT, n_jobs=n))
     assert np.array_equal(sweeps[0].logits, sweeps[1].logits)
-    monkeypatch.setattr(subsets, "_train_chunk", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(subsets, "train_chunk", lambda *_: pytest.fail("trained again"))
     again = ml.subset_sweep("mlp", small, n_models=8, config=SHORT)
     assert np.array_equal(again.logits, sweeps[0].logits)
     assert repr(again) == "Sweep(8 networks, 80 samples, snapshots: last)"

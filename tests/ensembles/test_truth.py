@@ -124,7 +124,7 @@ def test_the_command_writes_both_files_and_resumes(double, tmp_path, monkeypatch
     from memlens.experiments import profiles
 
     monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path / "cache"))
-    profile = replace(profiles.get_profile("digits"), name="tiny", config=SHORT)
+    profile = replace(profiles.get_profile("digits"), name="tiny", sweep_config=SHORT)
     monkeypatch.setitem(profiles.PROFILES, "tiny", profile)
     monkeypatch.setattr(profiles.Profile, "load", lambda self: double)
     monkeypatch.setattr(truth, "N_NETWORKS", 2)
@@ -139,7 +139,8 @@ def test_the_command_writes_both_files_and_resumes(double, tmp_path, monkeypatch
         f"{double.name}_memorization.csv",
     ]
     before = [f.read_bytes() for f in files]
-    monkeypatch.setattr(truth, "_train_without", None)  # everything comes from the cache
+    monkeypatch.setattr(truth, "train_chunk", None)
+    monkeypatch.setattr(subsets, "train_chunk", None)  # everything comes from the cache
     assert main([*command, "1", "--yes"]) == 0
     assert [f.read_bytes() for f in files] == before
 

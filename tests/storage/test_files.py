@@ -185,7 +185,7 @@ def counted(module, name):
         return real(*given, **options)
     setattr(module, name, call)
 
-counted(jobs, "train"), counted(subsets, "_train_chunk")
+counted(jobs, "train"), counted(subsets, "train_chunk")
 data = ml.load("digits").subset(200)
 config = ml.TrainConfig(epochs=8)
 (run,) = ml.train_many([ml.Job("small_cnn_bn", data, config)], n_jobs=1)
@@ -201,7 +201,7 @@ def test_two_processes_with_the_same_job_train_it_once(tmp_path):
     two = [subprocess.Popen(call, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
     ends = [process.communicate(timeout=120)[0] for process in two]
     assert ends[0] == ends[1] != b""
-    assert sorted((tmp_path / "log").read_text().split()) == ["_train_chunk", "train"]
+    assert sorted((tmp_path / "log").read_text().split()) == ["train_chunk", "train"]
 
 
 def test_a_lock_keeps_to_the_umask(tmp_path):
