@@ -335,7 +335,7 @@ def parallel_options(options: argparse.Namespace) -> AbstractContextManager:
 
 def run_claims(options: argparse.Namespace) -> int:
     """Print the counts of the claims; write the claims to a file, or check it."""
-    from memlens.experiments import claims
+    from memlens.experiments import claims_file as claims
     from memlens.storage import store
 
     print(claims.summary(claims.claims_table(options.profile)), flush=True)

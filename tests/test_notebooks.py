@@ -1,4 +1,4 @@
-"""What the seven notebooks have to be, read from their files; nbval runs them.
+"""What the nine notebooks have to be, read from their files; nbval runs them.
 
 nbval passes a notebook that holds no outputs, never compares pictures, and skips a cell that
 asks for it. So each gate here is a function of a folder that returns the problems it found, and
@@ -17,13 +17,13 @@ import nbformat
 import pytest
 from nbformat import v4
 
+from memlens.experiments.claims import NOTEBOOKS, claims
+
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NAMES = (
-    "00_primer", "01_validate_theory", "02_similarity", "03_early_stopping", "04_mislabel",
-    "05_bias", "06_optimizers",
-)  # fmt: skip
+NAMES = NOTEBOOKS
 CHECK = "nbval-check-output"
-MEDIAN_LINES, MAX_LINES, MAX_DEF = 8, 25, 10
+MEDIAN_LINES, MAX_LINES, MAX_DEF = 5, 15, 10
+MIN_CELLS, MAX_CELLS, MAX_WORDS = 30, 45, 1_800
 
 
 def notebooks(folder):
@@ -69,8 +69,8 @@ def all_text(output):
 # ---------------------------------------------------------------------------- gates
 
 
-def the_seven(folder):
-    """Exactly the seven, by name."""
+def the_nine(folder):
+    """Exactly the nine, by name."""
     found = tuple(notebooks(folder))
     return [] if found == NAMES else [f"expected {NAMES}, found {found}"]
 
@@ -102,7 +102,7 @@ def enough_checked(folder, least=6):
 
 def no_verdicts_compared(folder):
     """Verdicts and observations, which another seed may turn, stand in no checked cell."""
-    unsafe = {"report.claim", "report.discrepancy", "report.observe", "report.claims"}
+    unsafe = {"report.judge", "report.discrepancy", "report.observe", "report.results"}
     problems = []
     for where, cell in code_cells(folder):
         if CHECK in tags(cell):
@@ -250,6 +250,45 @@ def short_cells(folder):
     return problems
 
 
+def short_notebooks(folder):
+    """Notebooks that can be read in one sitting."""
+    problems = []
+    for name, notebook in notebooks(folder).items():
+        words = sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown")
+        if not MIN_CELLS <= len(notebook.cells) <= MAX_CELLS:
+            problems.append(f"{name} has {len(notebook.cells)} cells, not {MIN_CELLS}-{MAX_CELLS}")
+        if words > MAX_WORDS:
+            problems.append(f"{name} has {words} words of text, {MAX_WORDS} at most")
+    return problems
+
+
+def plain_code(folder):
+    """No comprehension inside another: students read this."""
+    kinds = ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp
+    return [
+        f"{where} nests comprehensions"
+        for where, tree in trees(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+        and any(isinstance(inner, kinds) for inner in ast.walk(node) if inner is not node)
+    ]
+
+
+def each_claim_once(folder):
+    """Each claim is judged once, by its own notebook, unless it cannot be tested here."""
+    judged = [
+        (where.split(" cell ")[0], ast.literal_eval(node.args[0]))
+        for where, tree in trees(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "report.judge"
+    ]
+    expected = [(entry.notebook, name) for name, entry in claims().items() if not entry.needs]
+    missing = [f"{notebook} does not judge {name}" for notebook, name in expected
+               if (notebook, name) not in judged]  # fmt: skip
+    twice = sorted({name for _, name in judged if [n for _, n in judged].count(name) > 1})
+    return [*missing, *(f"{name} is judged twice" for name in twice)]
+
+
 def short_helpers(folder):
     """No helper longer than ten lines: those belong in the package, where they are tested."""
     return [
@@ -275,10 +314,10 @@ def clean_outputs(folder):
 
 
 GATES = (
-    the_seven, executed, enough_checked, no_verdicts_compared, no_trained_numbers_compared,
+    the_nine, executed, enough_checked, no_verdicts_compared, no_trained_numbers_compared,
     nothing_skipped, parameters_first, any_profile,
     nothing_of_digits_alone, no_magics, no_absolute_paths, no_random_output, short_cells,
-    short_helpers, clean_outputs,
+    short_notebooks, short_helpers, plain_code, each_claim_once, clean_outputs,
 )  # fmt: skip
 
 
@@ -318,8 +357,8 @@ def test_good_notebooks_pass_every_gate(tmp_path):
 
 
 def test_a_missing_notebook_is_found(tmp_path):
-    assert the_seven(write(tmp_path, good_cells(), NAMES[:-1]))
-    assert the_seven(tmp_path / "nowhere")
+    assert the_nine(write(tmp_path, good_cells(), NAMES[:-1]))
+    assert the_nine(tmp_path / "nowhere")
 
 
 LONG = "\n".join(f"x{i} = {i}" for i in range(MAX_LINES + 1))
@@ -338,7 +377,7 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
         (no_verdicts_compared, cell("report.claim('CSG Table 1', 'a', '1', above(x, 1))", 6)),
         (no_verdicts_compared, cell("for d in ids:\n    report.discrepancy(d, 'ours', None)", 6)),
         (no_verdicts_compared, cell("report.observe('a', below(x, 1))", 6)),
-        (no_verdicts_compared, cell("report.claims()", 6)),
+        (no_verdicts_compared, cell("report.results()", 6)),
         (no_trained_numbers_compared, cell("print(x)", 6, text="-0.14% to 0.42%")),
         (no_trained_numbers_compared, cell("print(f'{x:.0%}')", 6, text="right: 97%")),
         (no_trained_numbers_compared, cell("print('over 0.7', x)", 6, text="over 0.7 .74")),

@@ -13,9 +13,7 @@ from memlens.storage import store
 def main() -> None:
     """Select the samples and write the file into the package."""
     path = store.data_dir() / "fashion_mnist.npz"
-    whole = (
-        imagesets.read_npz(path) if path.exists() else imagesets.download("fashion_mnist", path)
-    )
+    whole = imagesets.read_npz(path) if path.exists() else imagesets.download("fashion_mnist", path)
     imagesets.check_images(whole, imagesets.SETS["fashion_mnist"], str(path))
     selected = imagesets.first_of_each_class(whole, imagesets.PER_CLASS)
     imagesets.check_images(selected, imagesets.FASHION_SMALL_SPEC, "the selection")

@@ -9,6 +9,7 @@ needs a margin of at least `MIN_MARGIN`; see `NotebookReport.check` and `Noteboo
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,65 @@ from numpy.typing import ArrayLike
 MIN_MARGIN = 3.0  # spreads between a check and its threshold
 KEYS = ["kind", "name", "part"]
 COLUMNS = [*KEYS, "measured", "low", "high", "spread", "n_values", "margin"]
+
+
+class Estimate(NamedTuple):
+    """A measured value with its interval, and what the interval is over.
+
+    Attributes
+    ----------
+    value, low, high : float
+        The value, and the ends of its interval.
+    over : str
+        What varies, such as ``"5 seeds"`` or ``"samples"``.
+    """
+
+    value: float
+    low: float
+    high: float
+    over: str
+
+    def __str__(self) -> str:
+        """Write value and interval with the digits that its width justifies."""
+        if not np.isfinite([self.value, self.low, self.high]).all():
+            return "not measured"
+        digits = _digits(self.low, self.high)
+        value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in self[:3])
+        return f"{value} ({low} to {high}, {self.over})" if self.over else value
+
+
+def over(values: ArrayLike, unit: str = "seed") -> Estimate:
+    """Return the mean of several values with their range.
+
+    The range of five independent values holds the median with a probability of 94 %.
+
+    Parameters
+    ----------
+    values : array-like of shape (n,)
+        One value per unit.
+    unit : str
+        Singular, such as ``"target"``.
+
+    Examples
+    --------
+    >>> print(over([0.7634, 0.7988, 0.7712]))
+    0.78 (0.76 to 0.80, 3 seeds)
+    """
+    array = np.array(_values(values))
+    count = f"{len(array)} {unit}{'s' * (len(array) > 1)}"
+    return Estimate(float(array.mean()), float(array.min()), float(array.max()), count)
+
+
+def _digits(low: float, high: float) -> int:
+    """Return the decimals that the width of an interval justifies, four significant at most."""
+    if low == round(low) and high == round(high) and high > low:
+        return 1  # counts: the mean of counts needs one decimal
+    size, width = max(abs(low), abs(high)), high - low
+    digits = 2 - int(f"{size:.3e}".split("e")[1]) if size else 0
+    if width:
+        first, exponent = f"{width:.1e}".split("e")
+        digits = min(digits, (float(first) < 3) - int(exponent))
+    return max(digits, 0)
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from memlens.evaluation import plots
-from memlens.experiments import margins, paper, profiles
-from memlens.experiments.claims import (
-    NOTEBOOKS,
-    Claim,
-    Interval,
-    as_table,
-    interval_text,
-    margin_text,
-)
-from memlens.experiments.margins import Comparison
+from memlens.evaluation.plots import Drawing
+from memlens.experiments import claims, margins, paper, profiles
+from memlens.experiments.claims import NOTEBOOKS
+from memlens.experiments.claims_file import RESULT
+from memlens.experiments.margins import Comparison, Estimate
 from memlens.storage import store
 
 Comparisons = Comparison | Sequence[Comparison]
@@ -92,12 +85,10 @@ class NotebookReport:
             self.profile = self.profile.scaled(scale, n_samples or None)
         self.folder = store.figures_dir(profile)
         self._enforced = profile == ENFORCED_PROFILE and not self.profile.reductions
-        self._claims: dict[tuple[str, str, str], Claim] = {}
+        self._results: dict[tuple[str, str], tuple[str, str, tuple[Comparison, ...]]] = {}
         self._checks: dict[tuple[str, str], tuple[Comparison, ...]] = {}
 
-    def figure(
-        self, drawing: Figure | Axes | np.ndarray, name: str, data: pd.DataFrame, caption: str
-    ) -> None:
+    def save(self, drawing: Drawing, name: str, caption: str) -> None:
         """Save a figure as ``NN_name.png``, and the numbers that it draws as ``NN_name.csv``.
 
         The figure stays open, so that the notebook shows it below the cell. The CSV starts with the
@@ -105,12 +96,11 @@ class NotebookReport:
 
         Parameters
         ----------
-        drawing : Figure, Axes or array of Axes
-            The figure, or axes of it.
+        drawing : Drawing
+            The figure, and the numbers drawn. The index of its table is written unless it only
+            counts the rows.
         name : str
             Lower-case letters, digits and underscores.
-        data : DataFrame
-            The numbers drawn, unrounded. The index is written unless it only counts the rows.
         caption : str
             The message, the number of seeds, and the figure of the paper if there is one.
 
@@ -119,13 +109,14 @@ class NotebookReport:
         ValueError
             For a bad name, an empty table or an empty caption; nothing is written.
         """
+        figure, data = drawing
         if not re.fullmatch(r"[a-z0-9_]+", name) or name in ("claims", "checks"):
             raise ValueError(
                 f"figure name {name!r}: use a-z, 0-9 and _, but not 'claims' or 'checks'"
             )
         if data.empty or not caption.strip():
             raise ValueError(f"figure {name!r} needs the numbers it draws and a caption")
-        image, figure = BytesIO(), _figure_of(drawing)
+        image = BytesIO()
         if self.profile.name != ENFORCED_PROFILE and self.notebook in NOTEBOOKS:
             caption = f"{caption.strip()}\nThis caption was written for {ENFORCED_PROFILE}."
         if self.profile.reductions:
@@ -180,49 +171,50 @@ class NotebookReport:
         self._record("observation", text, comparison)
         print(f"{text}: {'yes' if comparison.holds else 'NO'} ({comparison})")
 
-    def claim(
-        self,
-        source: str,
-        statement: str,
-        measured: str,
-        comparisons: Comparisons,
-        interval: Interval = "",
-        *,
-        unit: str = "seed",
-    ) -> None:
-        """Record a claim of a paper, and print ``source: verdict``.
+    def judge(self, name: str, **measured: ArrayLike | Estimate) -> None:
+        """Judge a claim of the papers by measured values, and print its verdict and its parts.
 
         Parameters
         ----------
-        source : str
-            The paper and the place in it, such as ``"CSG Table 1"``; see `paper.split_source`.
-        statement : str
-            The claim in our words. The same source and statement replace the earlier record.
-        measured : str
-            The result, with its numbers.
-        comparisons : Comparison or sequence of Comparison
-            The measured value and threshold of each part of the claim; see `paper.verdict`.
-        interval : str, tuple (low, high), or array-like of shape (n_seeds,)
-            Interval or range of the result; see `claims.interval_text`.
-        unit : str
-            What the values of an array are counted in.
-        """
-        place, parts = paper.split_source(source), _as_parts(comparisons)
-        texts = self._interval_text(interval, unit), margin_text(parts)
-        verdict = paper.verdict([part.holds for part in parts])
-        claim = Claim("claim", *place, statement, measured, *texts, verdict)
-        self._add(claim, f"{claim.paper} {claim.where}: {statement}", parts)
-        print(f"{source}: {verdict}")
+        name : str
+            Id of a claim that this notebook judges, see `claims.claims`. Judging it again replaces
+            the earlier result.
+        **measured : Estimate, array-like of shape (n_seeds,) or float
+            One for each part of the claim: a value with its interval, one value per seed, whose
+            mean is compared and whose range is the interval, or a value without interval.
 
-    def discrepancy(
-        self,
-        name: str,
-        measured: str,
-        comparisons: Comparisons | None,
-        interval: Interval = "",
-        *,
-        unit: str = "seed",
-    ) -> None:
+        Raises
+        ------
+        ValueError
+            For an unknown claim, one of another notebook, one that cannot be tested here, or
+            parts that are missing or unknown; nothing is recorded.
+        """
+        claim = claims.claim(name)
+        if claim.notebook != self.notebook:
+            raise ValueError(f"{name!r} is judged by {claim.notebook}, not by {self.notebook}")
+        if claim.needs:
+            raise ValueError(f"{name!r} cannot be tested here: it needs {claim.needs}")
+        if set(measured) != set(claim.parts):
+            raise ValueError(
+                f"{name!r} was given {', '.join(measured) or 'nothing'}; its parts are: "
+                f"{', '.join(claim.parts)}"
+            )
+        estimates = {key: _estimate(value) for key, value in measured.items()}
+        comparisons = tuple(
+            Comparison(_compared(measured[key]), *part.expected)
+            for key, part in claim.parts.items()
+        )
+        lines = [
+            f"{part.quantity}: {estimates[key]}, expected {part.expected}"
+            for key, part in claim.parts.items()
+        ]
+        verdict = paper.verdict([comparison.holds for comparison in comparisons])
+        self._results["claim", name] = ("; ".join(lines), verdict, comparisons)
+        print(f"{claim.paper} {claim.where}. {claim.statement} -> {verdict}")
+        for line in lines:
+            print(f"  {line}")
+
+    def discrepancy(self, name: str, measured: str, comparisons: Comparisons | None) -> None:
         """Record our result on a discrepancy of the papers, and print ``name: verdict``.
 
         Parameters
@@ -234,44 +226,26 @@ class NotebookReport:
         comparisons : Comparison, sequence of Comparison or None
             The measured value and threshold of each part; None: cannot be tested here. See
             `paper.discrepancy_verdict`.
-        interval, unit
-            As in `claim`.
 
         Raises
         ------
         ValueError
             For an unknown name, or an empty result.
         """
-        listed = paper.discrepancies().set_index("id")
-        if name not in listed.index:
+        names = list(paper.discrepancies()["id"])
+        if name not in names:
             raise ValueError(
-                f"unknown discrepancy {name!r}; the discrepancies are: {', '.join(listed.index)}"
+                f"unknown discrepancy {name!r}; the discrepancies are: {', '.join(names)}"
             )
         if not measured.strip():
             raise ValueError(
                 f"discrepancy {name!r} has no text; pass the result, or why it cannot be tested"
             )
-        papers, text = listed.loc[name, ["paper", "discrepancy"]]
         parts = () if comparisons is None else _as_parts(comparisons)
         holds = None if comparisons is None else [part.holds for part in parts]
-        texts = self._interval_text(interval, unit), margin_text(parts)
         verdict = paper.discrepancy_verdict(holds)
-        claim = Claim("discrepancy", papers, name, text, measured, *texts, verdict)
-        self._add(claim, name, parts)
+        self._results["discrepancy", name] = (measured, verdict, parts)
         print(f"{name}: {verdict}")
-
-    def _interval_text(self, interval: Interval, unit: str) -> str:
-        """Format an interval; in a first look drop the values that could not be measured."""
-        if self._enforced or isinstance(interval, str):
-            return interval_text(interval, unit)
-        finite = np.isfinite(values := np.asarray(interval, dtype=float))
-        if not finite.any() or (isinstance(interval, tuple) and not finite.all()):
-            return ""
-        return interval_text(interval if finite.all() else values[finite], unit)
-
-    def _add(self, claim: Claim, name: str, parts: tuple[Comparison, ...]) -> None:
-        self._claims[claim.paper, claim.where, claim.statement] = claim
-        self._checks[claim.kind, name] = parts
 
     def _record(self, kind: str, text: str, comparison: Comparison) -> None:
         if not isinstance(comparison, Comparison):
@@ -281,24 +255,41 @@ class NotebookReport:
             )
         self._checks[kind, text] = (comparison,)
 
-    def claims(self) -> pd.DataFrame:
-        """Return the claims and discrepancies of this notebook, and write them to files.
+    def results(self) -> pd.DataFrame:
+        """Return the judged claims and discrepancies of this notebook, and write them to files.
 
-        ``NN_claims.csv`` holds a row per claim or discrepancy (see `claims.Claim`).
+        ``NN_claims.csv`` holds a row for each (columns kind, id, measured, verdict).
         ``NN_checks.csv`` holds every check, observation, claim and discrepancy with its margin (see
         `margins.margin_table`). Files of a first look end in ``_first_look.csv``;
-        `claims.claims_table` does not read them.
+        `claims_file.claims_table` does not read them.
         """
-        claims = as_table(self._claims.values())
-        checks = margins.margin_table((*key, parts) for key, parts in self._checks.items())
+        rows = [(*key, text, verdict) for key, (text, verdict, _) in self._results.items()]
+        results = pd.DataFrame(rows, columns=list(RESULT))
+        entries = self._checks | {key: parts for key, (_, _, parts) in self._results.items()}
+        checks = margins.margin_table((*key, parts) for key, parts in entries.items())
         suffix = "_first_look" if self.profile.reductions else ""
-        for name, table in (("claims", claims), ("checks", checks)):
+        for name, table in (("claims", results), ("checks", checks)):
             text = table.to_csv(index=False, lineterminator="\n")
             store.write_atomic(self._path(f"{name}{suffix}.csv"), text.encode())
-        return claims
+        return results
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{self.notebook.split('_')[0]}_{name}"
+
+
+def _compared(measured: ArrayLike | Estimate) -> tuple[float, ...]:
+    """Return the values that a claim's range is compared with."""
+    value = measured.value if isinstance(measured, Estimate) else measured
+    return tuple(map(float, np.atleast_1d(np.asarray(value, dtype=float))))
+
+
+def _estimate(measured: ArrayLike | Estimate) -> Estimate:
+    """Return a value with its interval; one value per seed becomes their mean and range."""
+    if isinstance(measured, Estimate):
+        return measured
+    if np.ndim(measured):
+        return margins.over(measured)
+    return Estimate(float(measured), float(measured), float(measured), "")
 
 
 def _as_parts(comparisons: Comparisons) -> tuple[Comparison, ...]:
@@ -310,9 +301,3 @@ def _as_parts(comparisons: Comparisons) -> tuple[Comparison, ...]:
             "close or exact of memlens.experiments.margins"
         )
     return parts
-
-
-def _figure_of(drawing: Artist | np.ndarray) -> Figure:
-    """Return the whole figure that contains the given part."""
-    part = np.ravel(drawing)[0] if isinstance(drawing, np.ndarray) else drawing
-    return part if isinstance(part, Figure) else part.get_figure(root=True)

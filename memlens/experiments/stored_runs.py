@@ -27,7 +27,7 @@ from memlens.storage import store
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LIBRARIES = ("torch", "numpy", "pandas", "scikit-learn", "matplotlib")
-CLAIM = ["kind", "paper", "where", "statement"]  # columns that identify a claim
+CLAIM = ["kind", "id"]  # columns that identify a claim or discrepancy
 
 Tables = Mapping[str, pd.DataFrame]
 Differences = dict[str, tuple[float, str]]
@@ -193,8 +193,7 @@ def changed_verdicts(old: Tables, new: Tables) -> list[str]:
         pairs = old[name].merge(new[name], on=CLAIM, suffixes=("", "_now"))
         pairs = pairs[pairs["verdict"] != pairs["verdict_now"]]
         changed += [
-            f"{row.paper} {row.where} ({row.statement}): {row.verdict_now}, before: {row.verdict}"
-            for row in pairs.itertuples()
+            f"{row.id}: {row.verdict_now}, before: {row.verdict}" for row in pairs.itertuples()
         ]
     return changed
 

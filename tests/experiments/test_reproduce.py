@@ -124,7 +124,7 @@ DRAWN = """import os, pathlib
 folder = pathlib.Path(os.environ["MEMLENS_FIGURES"]) / profile
 (folder / "00_a.csv").write_text(f"# a caption\\nx,y\\n1,0.5\\n2,{rate * 15}\\n")
 (folder / "00_claims.csv").write_text(
-    "kind,paper,where,statement,verdict\\nclaim,CSG,Table 1,CSG agrees,holds in part\\n")
+    "kind,id,verdict\\nclaim,csg-table1-agreement,holds in part\\n")
 """
 
 
@@ -132,9 +132,7 @@ def test_the_summary_lists_what_differs_from_the_stored_numbers(folder, capsys):
     figures = folder.parent / "figures" / "fashion_small"
     figures.mkdir(parents=True)
     (figures / "00_a.csv").write_text("x,y\n1,0.5\n2,1.0\n")
-    (figures / "00_claims.csv").write_text(
-        "kind,paper,where,statement,verdict\nclaim,CSG,Table 1,CSG agrees,holds\n"
-    )
+    (figures / "00_claims.csv").write_text("kind,id,verdict\nclaim,csg-table1-agreement,holds\n")
     notebook(folder, "00_primer", DRAWN)
     assert __main__.main(["reproduce"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

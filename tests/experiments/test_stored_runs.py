@@ -62,7 +62,7 @@ def test_only_figures_that_were_there_before_are_compared():
 
 
 def claims(**of):
-    rows = [["claim", "CSG", "Table 1", text, verdict] for text, verdict in of.items()]
+    rows = [["claim", text, verdict] for text, verdict in of.items()]
     return {"02_claims": pd.DataFrame(rows, columns=[*stored_runs.CLAIM, "verdict"])}
 
 

@@ -17,7 +17,7 @@ PAPERS = {
     "CSL": "Towards Memorization Estimation: Fast, Formal and Free",
     "curvature": "Memorization Through the Lens of Curvature of Loss Function Around Samples",
 }
-VERDICTS = ("holds", "holds in part", "does not hold here")
+VERDICTS = ("holds", "holds in part", "does not hold here", "cannot be tested here")
 DISCREPANCY_VERDICTS = (
     "seen here too", "seen here in part", "not seen here", "cannot be tested here",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def verdict(parts: bool | Sequence[bool]) -> str:
     Returns
     -------
     str
-        One of `VERDICTS`.
+        One of the first three of `VERDICTS`.
 
     Raises
     ------

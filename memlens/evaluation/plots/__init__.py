@@ -1,4 +1,8 @@
-"""Axes-level plots in one style: each function takes axes and a table, and returns the axes.
+"""Plots in one style.
+
+The functions here are at axes level: each takes axes and a table, and returns the axes. The modules
+beside this one draw whole figures, one module a notebook: each function takes arrays or tables, and
+returns a `Drawing`.
 
 No function shows or closes a figure, or modifies its input. Where the plotted values are computed,
 a second function returns them as a table (`bands`, `binned`, `counts`, `roc_points`), so that the
@@ -12,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -62,7 +67,14 @@ _SPELLINGS = [
 ]  # fmt: skip
 
 
-STYLE = Path(__file__).with_name("memlens.mplstyle")
+STYLE = Path(__file__).parents[1] / "memlens.mplstyle"
+
+
+class Drawing(NamedTuple):
+    """A figure, and a table of exactly the numbers that it draws, unrounded."""
+
+    figure: Figure
+    data: pd.DataFrame
 
 
 def apply_style() -> None:
