@@ -186,8 +186,9 @@ class NotebookReport:
         Raises
         ------
         ValueError
-            For an unknown claim, one of another notebook, one that cannot be tested here, or
-            parts that are missing or unknown; nothing is recorded.
+            For an unknown claim, one of another notebook, one that cannot be tested here, parts
+            that are missing or unknown, or a value that is not finite on the whole default profile
+            (elsewhere that part does not hold); nothing is recorded.
         """
         claim = claims.claim(name)
         if claim.notebook != self.notebook:
@@ -200,6 +201,9 @@ class NotebookReport:
                 f"{', '.join(claim.parts)}"
             )
         estimates = {key: _estimate(value) for key, value in measured.items()}
+        unknown = [key for key, estimate in estimates.items() if not np.isfinite(estimate.value)]
+        if unknown and self._enforced:
+            raise ValueError(f"{name!r}: {', '.join(unknown)} is not finite")
         comparisons = tuple(
             Comparison(_compared(measured[key]), *part.expected)
             for key, part in claim.parts.items()

@@ -15,11 +15,12 @@ import papermill
 import pytest
 
 from memlens.evaluation import plots
+from memlens.evaluation.plots import Drawing
 from memlens.experiments import profiles
-from memlens.experiments.margins import above, below, exact
+from memlens.experiments.margins import Estimate, above, below, exact
 from memlens.experiments.notebook import NOTEBOOKS, open_report
 
-COLUMNS = ["kind", "paper", "where", "statement", "measured", "interval", "margin", "verdict"]
+COLUMNS = ["kind", "id", "measured", "verdict"]
 DATA = pd.DataFrame({"epoch": [1, 2, 3], "csg": [0.1, 1 / 3, np.pi]})
 
 
@@ -54,16 +55,16 @@ def test_open_report_gives_the_profile_the_style_and_a_folder_by_profile(report,
 
 
 def test_open_report_refuses_unknown_names():
-    with pytest.raises(ValueError, match="unknown notebook '07_more'.*00_primer"):
-        open_report("07_more", "fashion_small")
+    with pytest.raises(ValueError, match="unknown notebook '09_more'.*00_primer"):
+        open_report("09_more", "fashion_small")
     with pytest.raises(ValueError, match="unknown profile 'didgits'.*fashion_small"):
         open_report("02_similarity", "didgits")
-    assert len(NOTEBOOKS) == 7
+    assert len(NOTEBOOKS) == 9
 
 
 def test_a_figure_is_a_picture_and_a_table_with_the_caption(report):
     fig, _ = drawing()
-    assert report.figure(fig, "curve", DATA, "CSG rises.\nThree seeds.") is None
+    assert report.save(Drawing(fig, DATA), "curve", "CSG rises.\nThree seeds.") is None
     png, csv = report.folder / "02_curve.png", report.folder / "02_curve.csv"
     assert plt.imread(png).shape[:2] == (int(2.108 * 200), 680)
     assert plt.imread(png).std() > 0.01
@@ -77,43 +78,30 @@ def test_the_same_drawing_gives_the_same_bytes(report):
     pictures = []
     for name in ("first", "second"):
         fig, _ = drawing()
-        report.figure(fig, name, DATA, "caption")
+        report.save(Drawing(fig, DATA), name, "caption")
         pictures.append((report.folder / f"02_{name}.png").read_bytes())
     assert pictures[0] == pictures[1]
     assert b"Software" not in pictures[0]
 
 
-@pytest.mark.parametrize("part", ["ax", "array", "subfigure"])
-def test_a_figure_may_be_named_by_a_part_of_it(report, part):
-    fig = plt.figure()
-    if part == "subfigure":
-        given = fig.subfigures(1, 2)[0].subplots()
-    else:
-        given = fig.subplots(1, 2)
-        given = given[1] if part == "ax" else given
-    report.figure(given, "part", DATA, "caption")
-    width, height = fig.get_size_inches()
-    assert plt.imread(report.folder / "02_part.png").shape[:2] == (int(height * 200), width * 200)
-
-
 def test_a_named_index_is_written_and_a_counting_one_is_not(report):
     fig, _ = drawing()
     table = pd.DataFrame({"pearson": [0.7, 0.8]}, index=pd.Index(["csg", "csl"], name="score"))
-    report.figure(fig, "by_score", table, "caption")
+    report.save(Drawing(fig, table), "by_score", "caption")
     back = pd.read_csv(report.folder / "02_by_score.csv", comment="#", index_col="score")
     pd.testing.assert_frame_equal(back, table, check_index_type=False)
     chosen = DATA[DATA["epoch"] > 1]
-    report.figure(fig, "chosen", chosen, "caption")
+    report.save(Drawing(fig, chosen), "chosen", "caption")
     back = pd.read_csv(report.folder / "02_chosen.csv", comment="#", index_col=0)
     assert list(back.index) == [1, 2]
 
 
 def test_drawing_again_replaces_the_figure(report):
     fig, ax = drawing()
-    report.figure(fig, "curve", DATA, "caption")
+    report.save(Drawing(fig, DATA), "curve", "caption")
     before = (report.folder / "02_curve.png").read_bytes()
     ax.set_title("another")
-    report.figure(fig, "curve", DATA.head(2), "caption")
+    report.save(Drawing(fig, DATA.head(2)), "curve", "caption")
     assert (report.folder / "02_curve.png").read_bytes() != before
     assert len(pd.read_csv(report.folder / "02_curve.csv", comment="#")) == 2
 
@@ -132,7 +120,7 @@ def test_a_figure_without_its_numbers_is_refused_and_nothing_is_written(
     report, name, data, caption, message
 ):
     with pytest.raises(ValueError, match=message):
-        report.figure(drawing()[0], name, data, caption)
+        report.save(Drawing(drawing()[0], data), name, caption)
     assert not report.folder.exists()
 
 
@@ -173,100 +161,112 @@ def test_what_has_no_threshold_is_refused(report, check):
         with pytest.raises(TypeError, match="pass above"):
             enter("CSG Pearson", check)
     with pytest.raises(TypeError, match="a part of the claim is .*pass above"):
-        report.claim("CSG Table 1", "CSG agrees", "0.79", [above(1, 0), check])
-    assert report.claims().empty
+        report.discrepancy("csg-table2-ece", "0.79", [above(1, 0), check])
+    assert report.results().empty
 
 
 def test_every_check_is_written_with_its_margin(report):
     report.check("Pearson", above([0.8, 0.9], 0.7))
     report.observe("one number", below(0.1, 0.2))
-    report.claim("CSG Table 1", "CSG agrees", "0.8", [above([0.8, 0.9], 0.7), exact(True)])
+    report.judge(AGREES, csg=[0.8, 0.9], sgal=0.8, csl=[0.6, 0.7])
     report.discrepancy("csg-table2-ece", "0.02", below([0.1, 0.3], 0.1))
-    claims = report.claims()
-    assert list(claims["margin"]) == ["2.1", "0.71"]
+    report.results()
     checks = pd.read_csv(report.folder / "02_checks.csv")
     assert checks[["kind", "name", "part"]].values.tolist() == [
         ["check", "Pearson", 0], ["observation", "one number", 0],
-        ["claim", "CSG Table 1: CSG agrees", 0], ["claim", "CSG Table 1: CSG agrees", 1],
+        ["claim", AGREES, 0], ["claim", AGREES, 1], ["claim", AGREES, 2],
         ["discrepancy", "csg-table2-ece", 0],
     ]  # fmt: skip
+    root2 = 2**0.5
     np.testing.assert_allclose(
-        checks["margin"], [1.5 * 2**0.5, np.nan, 1.5 * 2**0.5, np.inf, 0.5**0.5]
+        checks["margin"], [1.5 * root2, np.nan, 2.3 * root2, np.nan, 0.4 * root2, 1 / root2]
     )
-    np.testing.assert_allclose(checks["low"], [0.7, -np.inf, 0.7, 0.5, -np.inf])
+    np.testing.assert_allclose(checks["low"], [0.7, -np.inf, 0.62, 0.67, 0.69, -np.inf])
 
 
-def test_claims_are_printed_recorded_and_written(report, capsys):
-    report.claim("CSG Table 1", "CSG beats curvature", "0.79 against 0.60", exact(True))
-    report.claim("CSG Fig. 4", "linear, in both", "R² 0.9, 0.2", [exact(np.True_), exact(False)])
-    report.claim("CSG Table 2", "calibration improves", "ECE 0.14 against 0.10", (exact(False),))
-    printed = "CSG Table 1: holds\nCSG Fig. 4: holds in part\nCSG Table 2: does not hold here\n"
-    assert capsys.readouterr().out == printed
-    claims = report.claims()
-    assert list(claims.columns) == COLUMNS
-    assert set(claims["kind"]) == {"claim"} and set(claims["paper"]) == {"CSG"}
-    assert list(claims["where"]) == ["Table 1", "Fig. 4", "Table 2"]
-    assert list(claims["verdict"]) == ["holds", "holds in part", "does not hold here"]
-    assert claims["measured"][1] == "R² 0.9, 0.2"
+AGREES = "csg-table1-agreement"  # parts csg, sgal, csl: at least 0.62, 0.67, 0.69
+
+
+def test_a_judged_claim_is_printed_recorded_and_written(report, capsys):
+    report.judge(AGREES, csg=[0.7, 0.72], sgal=Estimate(0.77, 0.75, 0.79, "samples"), csl=0.5)
+    parts = [
+        "Pearson of CSG: 0.710 (0.700 to 0.720, 2 seeds), expected at least 0.62",
+        "Pearson of SGAL: 0.77 (0.75 to 0.79, samples), expected at least 0.67",
+        "Pearson of CSL: 0.500, expected at least 0.69",
+    ]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("CSG Table 1. CSG, SGAL and CSL agree") and lines == [
+        f"  {part}" for part in parts
+    ]
+    assert head.endswith("-> holds in part")
+    results = report.results()
+    assert list(results.columns) == COLUMNS
+    assert results.values.tolist() == [["claim", AGREES, "; ".join(parts), "holds in part"]]
     back = pd.read_csv(report.folder / "02_claims.csv", keep_default_na=False)
-    pd.testing.assert_frame_equal(back, claims)
+    pd.testing.assert_frame_equal(back, results)
 
 
-def test_running_a_claim_again_replaces_it(report):
-    report.claim("CSG Table 1", "CSG beats curvature", "0.5", exact(False))
-    report.claim("CSG Table 1", "CSG is cheap", "1.05", exact(True))
-    report.claim("CSG Table 1", "CSG beats curvature", "0.8", exact(True))
-    assert report.claims()[["measured", "verdict"]].values.tolist() == [
-        ["0.8", "holds"], ["1.05", "holds"],
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((0.62, 0.67, 0.69), "holds"),  # the ends belong to the range
+        ((0.9, 0.9, 0.6), "holds in part"),
+        ((0.6, 0.6, 0.6), "does not hold here"),
+    ],
+)
+def test_the_verdict_follows_from_the_parts(report, values, verdict):
+    report.judge(AGREES, **dict(zip(("csg", "sgal", "csl"), values, strict=True)))
+    assert list(report.results()["verdict"]) == [verdict]
+
+
+def test_the_mean_over_seeds_is_compared_and_not_the_luckiest(report):
+    report.judge("csg-table1-final-loss", final_loss=[0.3, 0.3, 0.9])
+    assert list(report.results()["verdict"]) == ["does not hold here"]
+
+
+def test_judging_again_replaces_the_result(report):
+    report.judge("csg-table1-final-loss", final_loss=0.5)
+    report.judge(AGREES, csg=0.7, sgal=0.7, csl=0.7)
+    report.judge("csg-table1-final-loss", final_loss=0.1)
+    assert report.results()[["id", "verdict"]].values.tolist() == [
+        ["csg-table1-final-loss", "holds"], [AGREES, "holds"],
     ]  # fmt: skip
 
 
-def test_two_spellings_of_a_place_are_one_claim(report, capsys):
-    report.claim("Curvature 4.3", "falls", "0.5", exact(False))
-    report.claim("curvature Sec. 4.3", "falls", "0.8", exact(True))
-    assert report.claims()[["paper", "where", "measured"]].values.tolist() == [
-        ["curvature", "section 4.3", "0.8"],
-    ]  # fmt: skip
-    printed = "Curvature 4.3: does not hold here\ncurvature Sec. 4.3: holds\n"
-    assert capsys.readouterr().out == printed  # as written, because stored outputs compare it
-
-
-@pytest.mark.parametrize("source", ["here", "Table 1", "CSG"])
-def test_a_claim_without_paper_or_place_is_refused_and_not_entered(report, source):
-    with pytest.raises(ValueError, match="begin with CSG, CSL, curvature"):
-        report.claim(source, "drawn", "1", exact(True))
-    assert report.claims().empty
-
-
-def test_a_claim_may_have_an_interval(report):
-    report.claim("CSG Table 1", "a", "1", exact(True), interval="95 %: 0.1 to 0.2")
-    report.claim("CSG Table 1", "b", "1", exact(True), interval=(0.7634, 0.8012))
-    report.claim("CSG Table 1", "c", "1", exact(True), interval=np.array([0.78, 0.76, 0.80]))
-    report.claim("CSG Table 1", "d", "1", exact(True), (0.1, 0.2))
-    assert list(report.claims()["interval"]) == [
-        "95 %: 0.1 to 0.2", "0.76 to 0.80", "0.76 to 0.80, 3 seeds", "0.10 to 0.20",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "measured", "message"),
+    [
+        ("csg-table1", {"csg": 1}, "unknown claim 'csg-table1'"),
+        ("csg-table2-accuracy", {"gradient": 0}, "is judged by 03_early_stopping"),
+        ("csg-table1-imagenet", {}, "cannot be tested here: it needs ImageNet"),
+        (AGREES, {}, "was given nothing; its parts are: csg, sgal, csl"),
+        (AGREES, {"csg": 1, "sgal": 1}, "was given csg, sgal; its parts are: csg, sgal, csl"),
+        (AGREES, {"csg": 1, "sgal": 1, "csl": 1, "aum": 1}, "was given csg, sgal, csl, aum"),
+        (AGREES, {"csg": [], "sgal": 1, "csl": 1}, "shape"),
+        (AGREES, {"csg": [[1]], "sgal": 1, "csl": 1}, "shape"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_and_not_recorded(report, name, measured, message):
+    with pytest.raises(ValueError, match=message):
+        report.judge(name, **measured)
+    assert report.results().empty
 
 
 def test_discrepancies_are_printed_recorded_and_written_with_the_claims(report, capsys):
-    report.claim("CSG Table 2", "calibration improves", "0.14, 0.10", exact(False))
-    report.discrepancy(
-        "csg-table2-ece", "0.018 and 0.019", [exact(True), exact(False)], interval=[0.01, 0.02]
-    )
+    report.judge("csg-table1-final-loss", final_loss=0.5)
+    report.discrepancy("csg-table2-ece", "0.018 and 0.019", [exact(True), exact(False)])
     report.discrepancy("csg-fz-architecture", "no published scores for clothes", None)
     report.discrepancy("csg-table2-ece", "0.018 and 0.012", exact(True))
-    assert capsys.readouterr().out == (
-        "CSG Table 2: does not hold here\ncsg-table2-ece: seen here in part\n"
-        "csg-fz-architecture: cannot be tested here\ncsg-table2-ece: seen here too\n"
-    )
-    table = report.claims()
-    assert table[["kind", "where", "measured", "interval", "verdict"]].values.tolist() == [
-        ["claim", "Table 2", "0.14, 0.10", "", "does not hold here"],
-        ["discrepancy", "csg-table2-ece", "0.018 and 0.012", "", "seen here too"],
-        ["discrepancy", "csg-fz-architecture", "no published scores for clothes", "",
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "csg-table2-ece: seen here in part", "csg-fz-architecture: cannot be tested here",
+        "csg-table2-ece: seen here too",
+    ]  # fmt: skip
+    table = report.results()
+    assert table[["kind", "id", "measured", "verdict"]].values.tolist()[1:] == [
+        ["discrepancy", "csg-table2-ece", "0.018 and 0.012", "seen here too"],
+        ["discrepancy", "csg-fz-architecture", "no published scores for clothes",
          "cannot be tested here"],
     ]  # fmt: skip
-    assert table["statement"][1].startswith("ECE is worse at the early stop (0.138)")
     back = pd.read_csv(report.folder / "02_claims.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(back, table)
 
@@ -278,11 +278,11 @@ def test_an_unknown_discrepancy_or_one_without_text_is_refused(report):
         report.discrepancy("csg-table2-sums", " ", None)
     with pytest.raises(TypeError, match=r"a part of the claim is 0\.1; pass above"):
         report.discrepancy("csg-table2-sums", "0.1", [0.1])
-    assert report.claims().empty
+    assert report.results().empty
 
 
 def test_a_notebook_without_claims_writes_an_empty_table(report):
-    assert report.claims().empty
+    assert report.results().empty
     assert (report.folder / "02_claims.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
@@ -314,21 +314,22 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     draw = (
         "import pandas as pd\nimport matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n"
+        "from memlens.evaluation.plots import Drawing\n"
         'frame = pd.DataFrame({"x": [1, 2], "y": [3, seeds]})\nax.plot(frame["x"], frame["y"])\n'
-        'report.figure(ax, "line", frame, "a line")'
+        'report.save(Drawing(fig, frame), "line", "a line")'
     )
     checks = (
         "from memlens.experiments.margins import exact\n"
         'report.check("two seeds", exact(seeds == 2))\n'
-        'report.claim("CSG here", "drawn", "1", exact(True))'
+        'report.judge("curvature-sec4-3-toy", auroc=0.99)'
     )
-    book = papermill_run(tmp_path, draw, checks, "report.claims()", seeds=2)
+    book = papermill_run(tmp_path, draw, checks, "report.results()", seeds=2)
     shown, printed = book.cells[3].outputs, book.cells[4].outputs
     assert [output.output_type for output in shown] == ["display_data"]
     picture = base64.b64decode(shown[0].data["image/png"])
     width = int.from_bytes(picture[16:20])
     assert 380 < width < 430  # 3.4 in at the style's 120 dots an inch: the style was in force
-    assert printed[0].text == "two seeds: yes\nCSG here: holds\n"
+    assert printed[0].text.startswith("two seeds: yes\ncurvature section 4.3. ")
     folder = tmp_path / "figures" / "fashion_small"
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["00_checks.csv", "00_claims.csv", "00_line.csv", "00_line.png"]
@@ -338,16 +339,16 @@ def test_in_a_kernel_the_figure_is_shown_once_and_saved(tmp_path, monkeypatch):
 def test_a_caption_of_another_profile_is_marked():
     for name, marked in (("fashion_small", False), ("other", True)):
         report = open_report("02_similarity", name)
-        report.figure(drawing()[0], "curve", DATA, "CSG rises.")
+        report.save(Drawing(drawing()[0], DATA), "curve", "CSG rises.")
         text = (report.folder / "02_curve.csv").read_text()
         assert ("# This caption was written for fashion_small.\n" in text) == marked
 
 
 def test_only_the_whole_default_profile_must_have_something_to_measure(report):
-    with pytest.raises(ValueError, match="finite"):
-        report.claim("CSG Table 1", "CSG agrees.", "0.8", exact(True), [0.7, np.nan])
+    unknown = {"csg": [0.7, np.nan], "sgal": 0.8, "csl": 0.8}
+    with pytest.raises(ValueError, match="csg is not finite"):
+        report.judge(AGREES, **unknown)
     look = open_report("02_similarity", "fashion_small", scale=0.5)
-    look.claim("CSG Table 1", "CSG agrees.", "0.8", exact(True), [0.7, np.nan, 0.8])
-    look.claim("CSG Table 5", "CSG agrees.", "nan", exact(False), [np.nan])
-    look.claim("CSG Table 6", "CSG agrees.", "nan", exact(False), (np.nan, 0.1))
-    assert look.claims()["interval"].tolist() == ["0.70 to 0.80, 2 seeds", "", ""]
+    look.judge(AGREES, **unknown)
+    (row,) = look.results().itertuples()
+    assert "Pearson of CSG: not measured" in row.measured and row.verdict == "holds in part"

@@ -138,7 +138,7 @@ def test_the_summary_lists_what_differs_from_the_stored_numbers(folder, capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "00_a    100.0%  y" in lines
     assert "Verdicts that changed: 1" in lines
-    assert "CSG Table 1 (CSG agrees): holds in part, before: holds" in lines
+    assert "csg-table1-agreement: holds in part, before: holds" in lines
     assert __main__.main(["reproduce"]) == 0  # nothing is run, and the same is printed
     assert [line.strip() for line in capsys.readouterr().out.splitlines()][-3:] == lines[-3:]
 

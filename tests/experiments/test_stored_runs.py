@@ -69,7 +69,7 @@ def claims(**of):
 def test_a_verdict_that_changed_is_listed_with_both():
     old = claims(agrees="holds", cheap="holds", gone="holds")
     new = claims(agrees="holds in part", cheap="holds", new="holds")
-    assert changed_verdicts(old, new) == ["CSG Table 1 (agrees): holds in part, before: holds"]
+    assert changed_verdicts(old, new) == ["agrees: holds in part, before: holds"]
     assert changed_verdicts(old, old) == changed_verdicts({}, new) == []
     assert changed_verdicts({"02_claims": OLD}, new) == []  # of another form
 
