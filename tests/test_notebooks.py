@@ -339,7 +339,8 @@ def good_cells():
     given = 'profile: str = "digits"  # data set\nscale: float = 1.0\nn_samples: int = 0\nseeds = 3'
     opened = cell("report = ml.open_report('NAME', profile, scale, n_samples)", 2)
     cells = [v4.new_markdown_cell("# Title"), cell(given, 1, "", "parameters"), opened]
-    return [*cells, *[cell("print('ok')", n) for n in range(3, 8)]]
+    plain = [cell("x = 1", n, "", "") for n in range(3, MIN_CELLS - 5)]
+    return [*cells, *plain, *[cell("print('ok')", n) for n in range(MIN_CELLS - 5, MIN_CELLS)]]
 
 
 def write(folder, cells, names=NAMES):
@@ -351,7 +352,8 @@ def write(folder, cells, names=NAMES):
     return folder
 
 
-def test_good_notebooks_pass_every_gate(tmp_path):
+def test_good_notebooks_pass_every_gate(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.claims", dict)  # there is nothing to judge
     write(tmp_path, good_cells())
     assert {gate.__name__: gate(tmp_path) for gate in GATES} == {g.__name__: [] for g in GATES}
 
@@ -374,7 +376,7 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
         (enough_checked, cell("print('ok')", 6, tag="")),
         (enough_checked, cell("x = 1", 6, text="")),
         (enough_checked, v4.new_code_cell("f()", outputs=[PICTURE], metadata={"tags": [CHECK]})),
-        (no_verdicts_compared, cell("report.claim('CSG Table 1', 'a', '1', above(x, 1))", 6)),
+        (no_verdicts_compared, cell("report.judge('csg-table1-vog', all=x, fall=y)", 6)),
         (no_verdicts_compared, cell("for d in ids:\n    report.discrepancy(d, 'ours', None)", 6)),
         (no_verdicts_compared, cell("report.observe('a', below(x, 1))", 6)),
         (no_verdicts_compared, cell("report.results()", 6)),
@@ -397,6 +399,9 @@ PICTURE = v4.new_output("display_data", {"image/png": "aa", "text/plain": "<Figu
         (no_random_output, cell("from tqdm.auto import trange", 6)),
         (no_random_output, cell("for x in tqdm(y): pass", 6)),
         (short_cells, cell(LONG, 6)),
+        (short_notebooks, v4.new_markdown_cell("word " * (MAX_WORDS + 1))),
+        (plain_code, cell("x = [[i * j for i in a] for j in b]", 6)),
+        (plain_code, cell("x = {k: max(f(i) for i in v) for k, v in a.items()}", 6)),
         (short_helpers, cell(HELPER, 6)),
         (clean_outputs, cell("print('ok')", 6, text="/home/me/x.py:3: Warning")),
         (clean_outputs, v4.new_code_cell("1/0", outputs=[v4.new_output("error", ename="E")])),
@@ -409,6 +414,24 @@ def test_each_gate_finds_what_it_is_for(tmp_path, gate, bad):
 def test_a_notebook_without_a_size_is_found(tmp_path):
     bare = cell('profile: str = "digits"\nseeds: int = 3', 1, "", "parameters")
     assert any_profile(write(tmp_path, [bare, *good_cells()[2:]]))
+
+
+def test_too_few_and_too_many_cells_are_found(tmp_path):
+    assert short_notebooks(write(tmp_path, good_cells()[: MIN_CELLS - 1]))
+    assert short_notebooks(write(tmp_path, [*good_cells(), *good_cells()]))
+
+
+def test_a_claim_that_is_not_judged_or_judged_twice_is_found(tmp_path, monkeypatch):
+    table = claims()
+    wanted = {name: table[name] for name in ("csg-table1-vog", "csg-table1-imagenet")}
+    monkeypatch.setattr(f"{__name__}.claims", lambda: wanted)
+    judge = cell("report.judge('csg-table1-vog', all=x, fall=y)", 3, tag="")
+    write(tmp_path, [judge], ["02_similarity"])
+    assert each_claim_once(tmp_path) == []  # the other one needs ImageNet
+    write(tmp_path, [judge, cell(judge.source, 4, tag="")], ["02_similarity"])
+    assert each_claim_once(tmp_path) == ["csg-table1-vog is judged twice"]
+    write(tmp_path, [], ["02_similarity"])
+    assert each_claim_once(tmp_path) == ["02_similarity does not judge csg-table1-vog"]
 
 
 def test_thresholds_and_closed_forms_are_no_trained_numbers(tmp_path):
