@@ -11,12 +11,14 @@ import torch
 from memlens.experiments import margins
 from memlens.experiments.margins import (
     MIN_MARGIN,
+    Estimate,
     above,
     below,
     between,
     close,
     exact,
     margin_table,
+    over,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,35 @@ def test_a_comparison_by_hand(check, holds, margin):
 
 def test_both_ends_belong_to_the_range():
     assert above(1, 1).holds and below(1, 1).holds and between(0, 0, 1).holds
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.7634, 0.7988, 0.7712], "0.78 (0.76 to 0.80, 3 seeds)"),
+        (pd.Series([0.7634, 0.8012], index=["b", "a"]), "0.78 (0.76 to 0.80, 2 seeds)"),
+        ([-0.0004, 0.0123], "0.006 (0.000 to 0.012, 2 seeds)"),  # no minus before a zero
+        ([0.78], "0.780 (0.780 to 0.780, 1 seed)"),
+        ([19, 26, 24], "23.0 (19.0 to 26.0, 3 seeds)"),
+        ([0, 0], "0 (0 to 0, 2 seeds)"),
+        ([1234.5, 98765.4], "50000 (1234 to 98765, 2 seeds)"),
+        ([0.7, np.nan], "not measured"),
+    ],
+)
+def test_values_of_seeds_are_written_as_mean_and_range(values, expected):
+    assert str(over(values)) == expected
+
+
+def test_an_estimate_names_what_varies():
+    assert str(over([1.5, 2.5], "target")) == "2.0 (1.5 to 2.5, 2 targets)"
+    assert str(Estimate(0.914, 0.9021, 0.9312, "samples")) == "0.914 (0.902 to 0.931, samples)"
+    assert over([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0, "3 seeds")
+
+
+@pytest.mark.parametrize("values", [[], [[1.0]]])
+def test_values_of_another_shape_are_refused(values):
+    with pytest.raises(ValueError, match="shape"):
+        over(values)
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1.0, 1e9])
