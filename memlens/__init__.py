@@ -18,7 +18,8 @@ data         ``Dataset`` and ``Samples``: images, labels and original indices
 training     ``train``: the training loop, its configuration, many trainings, many devices
 ensembles    networks trained together: Feldman-Zhang memorization, scores of extra trainings
 attacks      membership inference, and the distance to the decision boundary
-audit        your own images: read them, score them, report suspected labels and duplicates
+audit        your own images: read them, score them, report suspected labels and duplicates; the
+             explorer of any run
 experiments  profiles, notebook reports, printed tables, claims, the headless run
 
 Names are imported on first use, so that ``import memlens`` is fast.
@@ -49,7 +50,7 @@ _HOME = {
     "catalogue": "ensembles.costs",
     "compare": "evaluation.metrics",
     "load_audit_data": "audit.audit_data", "run_audit": "audit.pipeline",
-    "load_audit": "audit.outputs",
+    "load_audit": "audit.outputs", "explore": "audit.explore",
     "get_profile": "experiments.profiles", "open_report": "experiments.notebook",
 }  # fmt: skip
 _SUBPACKAGES = (

@@ -13,7 +13,7 @@ from pathlib import Path
 EXTRAS = (
     "torchvision", "seaborn", "jupyterlab", "papermill", "nbformat", "nbval", "IPython",
     "cleanlab", "foolbox", "lightning", "transformers", "accelerate", "dask", "distributed",
-    "pytest", "hypothesis",
+    "pytest", "hypothesis", "playwright",
 )  # fmt: skip
 
 

@@ -4,22 +4,19 @@ Images, plots and the style sheet are inside the page; it has no script. This mo
 the template ``report.html.j2`` shows. The template escapes names of files and classes.
 """
 
-import base64
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
 from memlens.audit import findings
 from memlens.audit.pipeline import PLANTED, AuditResult
-from memlens.evaluation import metrics, plots
+from memlens.evaluation import metrics, pages, plots
 from memlens.storage import store
 from memlens.tracking.scores import CATALOGUE
 
@@ -47,13 +44,7 @@ PLOT_SCALE = (
     110  # pixels on the screen per inch of a plot, so that its text is as large as the page's
 )
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATES = pages.templates(Path(__file__).parent)
 _TEMPLATES.filters["f"] = format
 _TEMPLATES.tests["numeric"] = pd.api.types.is_numeric_dtype
 
@@ -257,13 +248,8 @@ def _with_images(
 def _picture(result: AuditResult, row: int, name: str) -> dict[str, str]:
     """Return name and address of an image, made small enough for a page of many."""
     dataset = result.audit_data.dataset
-    pixels = dataset.train.images[row].numpy() * (255 / dataset.pixel_max)
-    pixels = pixels.round().clip(0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-    file = BytesIO()
-    image.save(file, "PNG")
-    return {"name": name, "address": _address(file)}
+    image = pages.picture(dataset.train.images[row], dataset.pixel_max, PICTURE_SIZE)
+    return {"name": name, "address": pages.data_address(pages.encoded(image))}
 
 
 def _plot(figure: Figure) -> dict[str, Any]:
@@ -272,8 +258,5 @@ def _plot(figure: Figure) -> dict[str, Any]:
     file = BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
-    return {"width": int(figure.get_figwidth() * PLOT_SCALE), "address": _address(file)}
-
-
-def _address(file: BytesIO) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    width = int(figure.get_figwidth() * PLOT_SCALE)
+    return {"width": width, "address": pages.data_address(file.getvalue())}
