@@ -36,7 +36,7 @@ IMAGE_SIZE = 64  # pixels, at most, of the longer side of an image
 SHEET_BYTES = 450_000  # of the sheet, if one of the qualities achieves it
 QUALITIES = (90, 80, 70, 50)  # of WebP, if the sheet without loss is too large
 N_CODES = 254  # steps from the lowest to the highest value of a curve; 255 means "not measured"
-CELL_HEIGHT = 690  # pixels of the frame in a notebook
+CELL_HEIGHT = 620  # pixels of the frame in a notebook
 PICTURE_DPI = 90  # of the static picture
 MESSAGE = (
     "The interactive explorer is not shown here. In JupyterLab, choose File > Trust Notebook, or "
@@ -206,7 +206,7 @@ def static_figure(points: Points, x: str, y: str, color: str) -> Figure:
     points.check_columns(x, y, color)
     with plots.styled():
         figure = plt.figure(figsize=plots.figsize(2, 1, 0.9))
-        left, right = figure.subfigures(1, 2, width_ratios=[3, 2])
+        left, right = figure.subfigures(1, 2, width_ratios=[5, 4])
         ax = left.subplots()
         group = points.categories[color]
         shown = points.scores[[x, y]].replace([np.inf, -np.inf], np.nan).to_numpy(dtype=float)
