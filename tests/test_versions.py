@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import memlens as ml
-from memlens.ensembles import retrainings, subsets
+from memlens.ensembles import grid, retrainings, subsets
 from memlens.models import registry
 from memlens.training import jobs
 from memlens.training.config import MeasureConfig, TrainConfig
@@ -32,9 +32,13 @@ GOLDEN = {
         "folds logits": 0.05821941, "folds p_label": 0.1019956, "samis sgd": 0.04898303,
         "samis sam": 0.04838945, "repeats el2n": 0.9459224, "repeats weight_grad": 1.752701,
     },
+    ("grid.GRID_VERSION", 1): {
+        "input_gradient": 1.503202, "weight_norm": 13.21519, "val_loss": 2.152148,
+    },
 }  # fmt: skip
 LOGITS = {"mlp": 0.04468257, "mlp_bn": 0.04468235, "small_cnn": 0.07048004,
-          "small_cnn_bn": 0.07105855}  # fmt: skip
+          "small_cnn_bn": 0.07105855, "narrow_mlp": 0.05198481,
+          "narrow_mlp_bn": 0.05198484}  # fmt: skip
 
 
 @pytest.fixture
@@ -84,6 +88,13 @@ def test_nets_give_what_they_gave(name):
     images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
     net = registry.build(name, 10, (3, 32, 32), seed=0).eval()
     assert net(images).abs().mean().item() == pytest.approx(LOGITS[name], rel=1e-3)
+
+
+def test_grids_give_what_their_version_gave(data):
+    axes = {"lrs": [0.05, 0.1], "weight_decays": [0.0, 1e-2], "seeds": [0]}
+    curves = grid.train_grid("narrow_mlp_bn", data, THREE_EPOCHS, n_jobs=1, **axes).curves
+    names = ("input_gradient", "weight_norm", "val_loss")
+    same("grid.GRID_VERSION", grid.GRID_VERSION, {name: curves[name].mean() for name in names})
 
 
 def test_a_changed_result_is_noticed(data):

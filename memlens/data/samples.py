@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TEST_SHARE = 0.2  # of digits: 1,437 training and 360 test samples
@@ -224,6 +225,25 @@ class Dataset:
         parts = {"train": self.train, "test": self.test}
         return replace(self, **{k: _share(part, n_samples, seed) for k, part in parts.items()})
 
+    def reduced(self, factor: int) -> "Dataset":
+        """Return the data with smaller images: means of ``factor`` x ``factor`` pixels.
+
+        Means of whole numbers are rounded to whole numbers. The mean and standard deviation that
+        images are normalised with stay the same.
+
+        Raises
+        ------
+        ValueError
+            If the sides of the images are no multiple of the factor.
+        """
+        _, height, width = self.in_shape
+        if factor < 1 or height % factor or width % factor:
+            raise ValueError(
+                f"factor is {factor}; expected a divisor of both sides of {height}x{width} images"
+            )
+        parts = {"train": self.train, "test": self.test}
+        return replace(self, **{name: _reduced(part, factor) for name, part in parts.items()})
+
     def with_noise(self, rate: float, *, seed: int = 0, per_class: bool = False) -> "Dataset":
         """Return the data with symmetric label noise: a flipped label is uniform over the others.
 
@@ -263,6 +283,14 @@ class Dataset:
             shift = torch.randint(1, self.n_classes, (len(chosen),), generator=generator)
             labels[chosen] = (labels[chosen] + shift) % self.n_classes
         return replace(self, train=replace(self.train, labels=labels))
+
+
+def _reduced(samples: Samples, factor: int) -> Samples:
+    """Return the samples with the means of blocks of pixels."""
+    means = F.avg_pool2d(samples.images.float(), factor)
+    whole = not samples.images.is_floating_point()
+    images = (means.round() if whole else means).to(samples.images.dtype)
+    return replace(samples, images=images)
 
 
 def _share(samples: Samples, n_samples: int, seed: int) -> Samples:

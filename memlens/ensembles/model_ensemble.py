@@ -21,6 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from memlens.data.samples import Dataset, Samples
 from memlens.ensembles import perceptron
+from memlens.ensembles.own_configs import configs_of, stack_optimizer
 from memlens.ensembles.perceptron import Perceptron
 from memlens.models import registry
 from memlens.storage.store import Arrays
@@ -242,7 +243,7 @@ def train_ensemble(
     ensemble: ModelEnsemble,
     data: Dataset,
     masks: np.ndarray,
-    config: TrainConfig,
+    config: TrainConfig | Sequence[TrainConfig],
     seeds: Sequence[int],
     *,
     labels: Tensor | None = None,
@@ -258,8 +259,8 @@ def train_ensemble(
     data : Dataset
     masks : ndarray (n_models, n_samples), bool
         Training samples of each network, the same number for all.
-    config : TrainConfig
-        Its seed is not used.
+    config : TrainConfig, or a sequence of them, one a network
+        Its seed is not used. Those of a sequence may differ in learning rate and weight decay.
     seeds : sequence of int, one a network
         Of the order of the samples, and of crops and flips.
     labels : Tensor (n_models, n_samples), int64, optional
@@ -274,12 +275,15 @@ def train_ensemble(
     Raises
     ------
     ValueError
-        If the networks have different numbers of samples, or the configuration stops early.
+        If the networks have different numbers of samples, the configuration stops early, or
+        configurations differ in anything else than learning rate and weight decay.
     TypeError
         If the images are not in memory.
     """
     if not isinstance(data.train.images, Tensor):
         raise TypeError(f"images of {data.name} are read from a folder: take a subset into memory")
+    configs = configs_of(config, len(ensemble))
+    config = configs[0]
     if config.stop is not None:
         raise ValueError(f"an ensemble trains to the end; stop is {config.stop!r}: set it to None")
     if len(sizes := np.unique(masks.sum(1))) > 1:
@@ -290,7 +294,7 @@ def train_ensemble(
     members = torch.stack([torch.as_tensor(m).nonzero()[:, 0] for m in masks])  # (m, kept)
     y = batches.y.expand(len(masks), -1) if labels is None else labels.to(engine.device)
     way = _in_turn if perceptron.suits(ensemble.base, config, engine) else _together
-    train_epoch = way(ensemble, batches, y, config, seeds, recorder)
+    train_epoch = way(ensemble, batches, y, configs, seeds, recorder)
     with thread_count(config.threads), engine.tuned():
         for epoch in range(config.epochs if epochs is None else epochs):
             ensemble.base.train()  # `after_epoch` may have left it in eval mode
@@ -307,18 +311,19 @@ def _together(
     ensemble: ModelEnsemble,
     batches: Batches,
     y: Tensor,
-    config: TrainConfig,
+    configs: Sequence[TrainConfig],
     seeds: Sequence[int],
     recorder: StepRecorder | None,
 ) -> _TrainEpoch:
     """Return how to train all networks for an epoch in one pass; labels y (n_models, n_samples)."""
+    config, stacks = configs[0], ensemble.weights.values()
     forward = batches.engine.forward(ensemble.__call__)
-    optimizer = config.build_optimizer(ensemble.weights.values())
+    optimizer = stack_optimizer(stacks, configs)
 
     def train_epoch(order: Tensor, epoch: int) -> None:
         torch.manual_seed(mixed_seed(*map(int, seeds), epoch))  # of dropout
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr_at(epoch)
+        for group, own in zip(optimizer.param_groups, configs):  # a single group, if all are alike
+            group["lr"] = own.lr_at(epoch)
         augmentation = batches.augmentation(seeds, epoch)
         for index in order.to(y.device).split(config.batch_size, dim=1):  # (m, b)
             x = batches.inputs(index, augmentation)
@@ -334,16 +339,18 @@ def _in_turn(
     ensemble: ModelEnsemble,
     batches: Batches,
     y: Tensor,
-    config: TrainConfig,
+    configs: Sequence[TrainConfig],
     seeds: Sequence[int],
     recorder: StepRecorder | None,
 ) -> _TrainEpoch:
     """Return how to train one perceptron after the other for an epoch; otherwise as `_together`."""
     stacks = list(ensemble.weights.values())
-    nets = [Perceptron(weights, config) for weights in zip(*stacks, strict=True)]
+    rows = zip(*stacks, strict=True)
+    nets = [Perceptron(weights, config) for weights, config in zip(rows, configs, strict=True)]
 
     def train_epoch(order: Tensor, epoch: int) -> None:
         for number, (net, own, labels) in enumerate(zip(nets, order, y, strict=True)):
+            config = configs[number]
             shown = batches.of_epoch(own.split(config.batch_size), int(seeds[number]), epoch)
             for index, x, _ in shown:
                 logits, gradient = net.step(x, labels[index], config.lr_at(epoch), bool(recorder))

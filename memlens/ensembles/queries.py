@@ -160,6 +160,21 @@ def train_and_query(
         return keeper.finish()
 
 
+def epoch_row(ensemble: ModelEnsemble, data: Dataset, recorder: StepRecorder | None) -> Arrays:
+    """Return what the stops need of an epoch that has just ended, (n_models,) each.
+
+    ``val_loss`` and ``val_accuracy`` of the test samples in eval mode, ``weight_norm``; with a
+    recorder, whose epoch ends here, also ``input_gradient`` and ``label_changes``.
+    """
+    logits = ensemble.predict(data, data.test)
+    y = data.test.labels.to(logits.device)
+    losses = signals.loss(logits.flatten(0, 1), y.repeat(len(logits))).view(len(logits), -1)
+    accuracy = (logits.argmax(2) == y).float().mean(1)
+    row = {"val_loss": losses.mean(1).cpu().numpy(), "val_accuracy": accuracy.cpu().numpy()}
+    row |= {"weight_norm": ensemble.weight_norms().cpu().numpy()}
+    return row | (recorder.end_epoch() if recorder else {})
+
+
 class _SnapshotKeeper:
     """Keeps the weights of each network at its own snapshots, and queries them."""
 
@@ -182,9 +197,7 @@ class _SnapshotKeeper:
         return len(self.history["val_loss"])
 
     def after_epoch(self) -> None:
-        row = self._validate() | {"weight_norm": self.ensemble.weight_norms().cpu().numpy()}
-        if self.recorder:
-            row |= self.recorder.end_epoch()
+        row = epoch_row(self.ensemble, self.data, self.recorder)
         for name, values in row.items():
             self.history.setdefault(name, []).append(values)
         _refuse_divergence(np.isfinite(row["weight_norm"]), self.n_epochs)
@@ -195,13 +208,6 @@ class _SnapshotKeeper:
                 self._keep(snapshot, np.array([snapshot in names for names in due]))
         if self.n_epochs in self.queries.snapshots:
             self._query(self.n_epochs, np.full(len(self.ensemble), self.n_epochs))
-
-    def _validate(self) -> Arrays:
-        logits = self.ensemble.predict(self.data, self.data.test)
-        y = self.data.test.labels.to(logits.device)
-        losses = signals.loss(logits.flatten(0, 1), y.repeat(len(logits))).view(len(logits), -1)
-        accuracy = (logits.argmax(2) == y).float().mean(1)
-        return {"val_loss": losses.mean(1).cpu().numpy(), "val_accuracy": accuracy.cpu().numpy()}
 
     def _keep(self, snapshot: str, which: np.ndarray) -> None:
         """Copy the weights of the networks in the mask ``which``, (n_models,) bool."""

@@ -63,6 +63,8 @@ def strided_cnn(n_classes: int, in_shape: tuple[int, ...]) -> nn.Sequential:
 SMALL: dict[str, Builder] = {
     "mlp": mlp,
     "mlp_bn": partial(mlp, batch_norm=True),
+    "narrow_mlp": partial(mlp, hidden=(64, 64)),
+    "narrow_mlp_bn": partial(mlp, hidden=(64, 64), batch_norm=True),
     "small_cnn": small_cnn,
     "small_cnn_bn": partial(small_cnn, batch_norm=True),
 }

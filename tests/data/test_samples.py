@@ -256,3 +256,20 @@ def test_data_are_editable_copies(digits):
     darker = replace(digits.train, images=digits.train.images // 2)
     assert int(digits.train.images.max()) == 16
     assert int(darker.images.max()) == 8
+
+
+def test_reduced_images_are_means_of_blocks():
+    images = np.arange(32, dtype=np.uint8).reshape(1, 4, 8)  # a row of 8 pixels, then the next
+    train, test = (np.stack([images] * 2), np.array([0, 1])), (images[None], np.array([1]))
+    data = from_arrays("steps", train, test)
+    half = data.reduced(2)
+    assert half.in_shape == (1, 2, 4)
+    assert half.train.images.dtype == data.train.images.dtype
+    # The first block holds 0, 1, 8, 9: 4.5, which is rounded to the even number.
+    assert half.test.images[0, 0].tolist() == [[4, 6, 8, 10], [20, 22, 24, 26]]
+    assert (half.mean, half.std) == (data.mean, data.std)
+    assert torch.equal(half.train.labels, data.train.labels)
+    assert torch.equal(data.reduced(1).train.images, data.train.images)
+    for factor in (0, 3, 8):
+        with pytest.raises(ValueError, match=f"factor is {factor}; expected a divisor of both"):
+            data.reduced(factor)
