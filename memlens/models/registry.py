@@ -78,6 +78,7 @@ MODELS: dict[str, Builder] = {
     "mobilenet_v2": architectures.mobilenet_v2,
     "small_inception": architectures.small_inception,
     "vit_medium": architectures.vit_medium,
+    "vit_tiny": architectures.vit_tiny,
 }
 
 

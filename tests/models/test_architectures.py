@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from memlens.models import registry
-from memlens.models.architectures import DIM, HEADS, LAYER_SCALE, Branch, same_padding
+from memlens.models.architectures import (
+    DIM,
+    HEADS,
+    LAYER_SCALE,
+    Attention,
+    Branch,
+    same_padding,
+)
 from memlens.tracking import signals
 
 # a small image that the network accepts
@@ -21,6 +28,7 @@ SHAPES = {
     "strided_cnn": (3, 32, 32),
     "vgg13_bn": (3, 32, 32),
     "vit_medium": (3, 32, 32),
+    "vit_tiny": (3, 32, 32),
 }
 every_net = pytest.mark.parametrize("name", sorted(SHAPES))
 
@@ -254,7 +262,7 @@ def test_samples_depend_on_each_other_only_by_batch_norm_in_train_mode(name):
         assert torch.allclose(together, alone, rtol=1e-8)
         net.train()
         halves = torch.cat([net(half) for half in x.split(2)])
-        batch_norm = name != "vit_medium"
+        batch_norm = not name.startswith("vit")
         assert torch.allclose(net(x), halves, rtol=1e-8) != batch_norm
         assert torch.equal(net(x), net(x))  # no dropout
     has_norm = any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules())
@@ -350,6 +358,23 @@ def test_number_of_parameters_of_the_vit():
         assert sum(p.numel() for p in net.parameters()) == size_of_vit_medium(
             100, in_shape[0], tokens
         )
+
+
+def test_the_tiny_vit_has_sixteen_patches_and_the_layers_of_the_medium_one():
+    for in_shape, patch in (((1, 28, 28), (7, 7)), ((3, 32, 16), (8, 4)), ((1, 8, 8), (2, 2))):
+        net = registry.build("vit_tiny", 10, in_shape)
+        patches = in_shape[0] * patch[0] * patch[1] * 64 + 64 + 16 * 64
+        layer = 4 * 64 + 2 * 64 + 4 * 64 * 64 + 64 + 2 * 4 * 64 * 64 + 4 * 64 + 64
+        expected = patches + 2 * layer + 2 * 64 + 64 * 10 + 10
+        assert sum(p.numel() for p in net.parameters()) == expected
+        assert net.patches(torch.zeros(1, *in_shape)).shape == (1, 64, 4, 4)
+    branches = [layer for layer in net.modules() if isinstance(layer, Branch)]
+    assert [type(branch.inner) for branch in branches] == [Attention, nn.Sequential] * 2
+    assert all((branch.scale == 1).all() for branch in branches)
+    assert all(branch.inner.heads == 4 for branch in branches[::2])
+    for in_shape in ((1, 30, 28), (28, 28), (1, 0, 4)):
+        with pytest.raises(ValueError, match="vit_tiny needs .* multiples of 4"):
+            registry.build("vit_tiny", 10, in_shape)
 
 
 @pytest.fixture(scope="module")
