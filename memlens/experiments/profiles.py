@@ -57,8 +57,8 @@ class Profile:
     queries: Queries  # of the attacked networks and their shadows
     sweep_model: str | None = None  # the network of the memorization sweep; None: ``model``
     published: bool = False  # True: memorization is published, no sweep is trained
-    n_shadows: int = 128
-    n_targets: int = 10
+    n_shadows: int = 64  # as in the papers
+    n_targets: int = 8
     measure: MeasureConfig = MeasureConfig(
         posthoc=True, n_directions=10, weight_gradients=True, logit_gradients=True
     )
@@ -268,8 +268,8 @@ COLOUR = TrainConfig(
 )
 
 DIGITS = TrainConfig(**PAPERS)
-# Networks of every epoch at first, where most of the training happens, and fewer later.
-EPOCHS_OF_60 = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 42, 48, 54)
+# Networks of equal length, close together at first, where most of the training happens.
+EPOCHS_OF_60 = (2, 4, 7, 10, 14, 20, 30, 42)
 
 
 def _small(name: str, config: TrainConfig, queries: Queries, **changes: Any) -> Profile:
@@ -296,13 +296,14 @@ def _small(name: str, config: TrainConfig, queries: Queries, **changes: Any) -> 
 
 PROFILES: dict[str, Profile] = {
     # The configuration with the highest held-out accuracy of those that fit the training samples:
-    # `benchmarks/recipe.py` has what was tried. In the paper 10 directions: in float64 they take
-    # most of the time of a sweep. With strong decay the weight norm peaks well before the learning
-    # rate drops, as the papers' stop needs it.
+    # `benchmarks/recipe.py` has what was tried. With strong decay the weight norm peaks well before
+    # the learning rate drops, as the papers' stop needs it. The paper's attack takes 10 directions
+    # of curvature; in float64 each adds a sixth to the half sweep's time, and four instead of one
+    # raise the attack's AUROC from 0.67 to 0.70 (LiRA: 0.76).
     "fashion_small": _small(
         "fashion_small",
         TrainConfig(),
-        Queries((*STOPS, *EPOCHS_OF_60), ("identity", "flip"), n_directions=4),
+        Queries((*STOPS, *EPOCHS_OF_60), ("identity", "flip"), n_directions=2),
         measure=SPARSE,
         variants={"strong_decay": {"weight_decay": 2e-3}},
     ),
@@ -333,7 +334,6 @@ def _grey(name: str) -> Profile:
             augmentations=("identity", "left", "right"),
             n_directions=10,
         ),
-        n_shadows=64,
         measure=SPARSE,
     )
 
@@ -356,7 +356,6 @@ def _colour(name: str, **changes: Any) -> Profile:
         queries=Queries(
             snapshots=(*STOPS, 10, 40), augmentations=("identity", "flip"), n_directions=10
         ),
-        n_shadows=64,  # as in the papers
         n_targets=3,
         measure=SPARSE,
         **changes,
