@@ -1,7 +1,5 @@
 """Figures of notebook 06: optimizers, architectures, and when a stop can be trusted."""
 
-from collections.abc import Mapping, Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
