@@ -119,11 +119,11 @@ def test_colours_keep_their_meaning_and_are_doubled_by_a_marker_or_a_line():
     assert plots.style_of("curvature")["color"] == "#009E73"
     assert plots.style_of("memorization")["color"] == "#000000"
     looks = list(plots.PALETTE.values())
-    for group in (looks[:17], plots._OTHERS):
+    for group in (looks[:17], plots.style._OTHERS):
         assert len({(color, marker) for color, marker, _ in group}) == len(group)
         assert len({(color, style) for color, _, style in group}) == len(group)
     scores = {color for name, (color, *_) in plots.PALETTE.items() if name not in NOT_SCORES}
-    assert scores.isdisjoint(color for color, *_ in plots._OTHERS)
+    assert scores.isdisjoint(color for color, *_ in plots.style._OTHERS)
 
 
 NOT_SCORES = {
