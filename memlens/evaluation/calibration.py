@@ -118,23 +118,38 @@ def reliability(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> pd.Da
     ).rename_axis("bin")
 
 
-def _gaps(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return |accuracy - confidence| and the count of each bin in use, in bin order."""
-    table = reliability(y_true, y_prob, n_bins)
+def errors_of(table: pd.DataFrame) -> pd.Series:
+    """Return accuracy, ece, mce, msce, uce, msce_sum and uce_sum of a table of bins.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `reliability` and `pooled_bins` return it. A bin without predictions has no gap; it
+        counts in the means of msce and uce.
+    """
     used = table[table["n"] > 0]
-    return (used["accuracy"] - used["confidence"]).abs().to_numpy(), used["n"].to_numpy()
+    gaps, counts = (used["accuracy"] - used["confidence"]).abs().to_numpy(), used["n"].to_numpy()
+    squares, total, n_bins = float((gaps**2).sum()), float(gaps.sum()), len(table)
+    values = {
+        "accuracy": float(used["accuracy"] @ counts / counts.sum()),
+        "ece": float(gaps @ counts / counts.sum()),
+        "mce": float(gaps.max()),
+        "msce": squares / n_bins,
+        "uce": total / n_bins,
+        "msce_sum": squares,
+        "uce_sum": total,
+    }
+    return pd.Series(values, name="value")
 
 
 def ece(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> float:
     """Return the expected calibration error (Eq. 11), in [0, 1]: mean gap, weighted by count."""
-    gaps, counts = _gaps(y_true, y_prob, n_bins)
-    return float(gaps @ counts / counts.sum())
+    return float(errors_of(reliability(y_true, y_prob, n_bins))["ece"])
 
 
 def mce(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> float:
     """Return the maximum calibration error (Eq. 12), in [0, 1]: the largest gap of a bin in use."""
-    gaps, _ = _gaps(y_true, y_prob, n_bins)
-    return float(gaps.max())
+    return float(errors_of(reliability(y_true, y_prob, n_bins))["mce"])
 
 
 def msce(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> float:
@@ -152,20 +167,19 @@ def uce(
     """Return the uniform calibration error (Eq. 14), in [0, 1]: the unweighted mean gap of bins."""
     if divide_by not in ("bins", "non_empty"):
         raise ValueError(f'divide_by is {divide_by!r}; expected "bins" or "non_empty"')
-    gaps, _ = _gaps(y_true, y_prob, n_bins)
-    return float(gaps.sum() / (n_bins if divide_by == "bins" else gaps.size))
+    table = reliability(y_true, y_prob, n_bins)
+    used = table if divide_by == "bins" else table[table["n"] > 0]
+    return float(errors_of(used)["uce"])
 
 
 def msce_sum(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> float:
     """Return the sum of the squared gaps, in [0, n_bins]: probably the MSCE of Table 2."""
-    gaps, _ = _gaps(y_true, y_prob, n_bins)
-    return float((gaps**2).sum())
+    return float(errors_of(reliability(y_true, y_prob, n_bins))["msce_sum"])
 
 
 def uce_sum(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> float:
     """Return the sum of the gaps, in [0, n_bins]: probably the UCE of Table 2."""
-    gaps, _ = _gaps(y_true, y_prob, n_bins)
-    return float(gaps.sum())
+    return float(errors_of(reliability(y_true, y_prob, n_bins))["uce_sum"])
 
 
 def calibration_errors(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -> pd.Series:
@@ -173,10 +187,86 @@ def calibration_errors(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 15) -
 
     msce and uce divide by all bins. Higher is better only for accuracy.
     """
-    measures = (ece, mce, msce, uce, msce_sum, uce_sum)
-    _, correct = _confidence_and_correct(y_true, y_prob)
-    values = {measure.__name__: measure(y_true, y_prob, n_bins) for measure in measures}
-    return pd.Series({"accuracy": float(correct.mean()), **values}, name="value")
+    return errors_of(reliability(y_true, y_prob, n_bins))
+
+
+def network_bins(
+    y_true: ArrayLike, logits: ArrayLike, chosen: ArrayLike, n_bins: int = 15
+) -> np.ndarray:
+    """Return the sums that the errors of several networks are computed from.
+
+    Bins are few and predictions many, so that errors of any pool of the networks are cheap.
+
+    Parameters
+    ----------
+    y_true : (n_samples,), labels of the samples that all networks predict
+    logits : (n_models, n_samples, n_classes)
+    chosen : (n_models, n_samples), bool
+        The predictions to use, such as those of held-out samples, ``~sweep.masks``.
+
+    Returns
+    -------
+    ndarray (n_models, n_bins, 3), float64
+        Of each network and bin: number of predictions, sum of their confidences, number that are
+        right.
+    """
+    labels, chosen = np.asarray(y_true), np.asarray(chosen, dtype=bool)
+    sums = np.zeros((len(chosen), n_bins, 3))
+    for number, (own, which) in enumerate(zip(np.asarray(logits), chosen, strict=True)):
+        if which.any():
+            table = reliability(labels[which], softmax(own[which]), n_bins)
+            means = table[["confidence", "accuracy"]].fillna(0).to_numpy()
+            counts = table[["n"]].to_numpy()
+            sums[number] = np.hstack([counts, counts * means])
+    return sums
+
+
+def pooled_bins(sums: np.ndarray) -> pd.DataFrame:
+    """Return the table of `reliability` for the predictions of all networks together.
+
+    ``sums`` are (n_models, n_bins, 3), as `network_bins` returns them.
+    """
+    counts, confidences, right = sums.sum(axis=0).T
+    n_bins = len(counts)
+    with np.errstate(invalid="ignore"):
+        means = {"confidence": confidences / counts, "accuracy": right / counts}
+    edges = np.arange(n_bins + 1) / n_bins
+    table = {"left": edges[:-1], "right": edges[1:]} | means | {"n": counts.astype(np.int64)}
+    return pd.DataFrame(table).rename_axis("bin")
+
+
+def error_ratio(
+    measure: str, sums: np.ndarray, others: np.ndarray, *, n_resamples: int = 500, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return an error over another one, each of all networks together, and its interval.
+
+    MCE and UCE weight a bin of one prediction like a full one. Predictions of few networks leave
+    such bins, so the networks are pooled, and drawn anew for the interval.
+
+    Parameters
+    ----------
+    measure : str
+        An entry of `errors_of`, such as "mce".
+    sums, others : ndarray (n_models, n_bins, 3)
+        As `network_bins` returns them, of the same networks: at two stops, or of two groups of
+        samples.
+
+    Returns
+    -------
+    (value, low, high)
+        The ratio, and its 95 % percentile bootstrap interval over networks.
+    """
+    if sums.shape != others.shape:
+        raise ValueError(f"the sums have shapes {sums.shape} and {others.shape}; expected one")
+
+    def ratio(which: np.ndarray) -> float:
+        first, second = (errors_of(pooled_bins(part[which])) for part in (sums, others))
+        return float(first[measure] / second[measure])
+
+    networks, rng = np.arange(len(sums)), np.random.default_rng(seed)
+    drawn = [ratio(rng.choice(networks, len(networks))) for _ in range(n_resamples)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return ratio(networks), float(low), float(high)
 
 
 def errors_by(

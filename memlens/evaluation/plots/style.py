@@ -37,7 +37,7 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "weight_norm": ("#332288", "o", "-"), "input_gradient": ("#117733", "s", "-"),
     "val_loss": ("#882255", "^", "-"), "train_loss": ("#999933", "v", "--"),
     "label_wave": ("#AA4499", "D", ":"), "best_val": ("#882255", "^", "-."),
-    "last": ("#44AA99", "s", "--"),
+    "last": ("#44AA99", "X", "--"),
     "lira": ("#CC6677", "o", "-"), "lira_offline": ("#CC6677", "D", ":"),
     "lira_csg": ("#CC6677", "X", "--"), "mast": ("#AA4499", "s", "-."),
     "calibrated_loss": ("#999933", "v", "--"), "yeom": ("#88CCEE", "<", "-"),
