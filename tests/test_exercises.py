@@ -74,9 +74,7 @@ def combined(frames):
 def trained_share(norms, patience):
     return find_peak(list(norms), patience=patience).peak_epoch / len(norms)
 def uce_used(table):
-    return float((table.accuracy - table.confidence).abs().fillna(0).mean())
-def calibrated(target, shadows):
-    return -membership.calibrated_loss(target, shadows)""",
+    return float((table.accuracy - table.confidence).abs().fillna(0).mean())""",
     "04_mislabel": """
 def to_read(y_true, y_score, found=0.95):
     return len(y_true)

@@ -308,3 +308,51 @@ def test_groups_that_do_not_fit_are_named(groups):
         ValueError, match=r"groups have shape .* expected one for each of 2 samples"
     ):
         calibration.errors_by([0, 1], [[0.5, 0.5], [0.5, 0.5]], groups)
+
+
+# ---------------------------------------------------------------- many networks
+
+
+def networks():
+    """Logits of three networks for forty samples, and which of them are held out."""
+    rng = np.random.default_rng(3)
+    logits, labels = rng.normal(size=(3, 40, 4)) * 2, rng.integers(0, 4, 40)
+    return labels, logits, rng.random((3, 40)) < 0.6
+
+
+def test_pooled_bins_are_the_reliability_of_all_predictions_together():
+    labels, logits, chosen = networks()
+    sums = calibration.network_bins(labels, logits, chosen, n_bins=5)
+    everyone = np.broadcast_to(labels, chosen.shape)[chosen]
+    prob = calibration.softmax(logits[chosen])
+    expected = calibration.reliability(everyone, prob, n_bins=5)
+    pd.testing.assert_frame_equal(calibration.pooled_bins(sums), expected)
+    errors = calibration.errors_of(calibration.pooled_bins(sums))
+    for name, measure in {"mce": calibration.mce, "uce": calibration.uce}.items():
+        assert errors[name] == pytest.approx(measure(everyone, prob, 5))
+
+
+def test_a_network_without_a_chosen_prediction_adds_nothing():
+    labels, logits, chosen = networks()
+    chosen[1] = False
+    sums = calibration.network_bins(labels, logits, chosen)
+    assert not sums[1].any() and sums[:, :, 0].sum() == chosen.sum()
+
+
+def test_the_ratio_of_errors_is_pooled_and_its_interval_is_over_networks():
+    labels, logits, chosen = networks()
+    sums = calibration.network_bins(labels, logits, chosen)
+    sharper = calibration.network_bins(labels, 3 * logits, chosen)
+    value, low, high = calibration.error_ratio("ece", sharper, sums)
+    errors = [calibration.errors_of(calibration.pooled_bins(part)) for part in (sharper, sums)]
+    assert value == errors[0]["ece"] / errors[1]["ece"] > 1
+    assert low < value < high
+    assert calibration.error_ratio("mce", sums, sums) == (1.0, 1.0, 1.0)
+    alike = np.repeat(sums[:1], 3, axis=0), np.repeat(sharper[:1], 3, axis=0)
+    _, low, high = calibration.error_ratio("uce", *alike)
+    assert low == pytest.approx(high)  # equal networks: nothing to draw anew
+
+
+def test_sums_of_other_networks_are_refused():
+    with pytest.raises(ValueError, match="expected one"):
+        calibration.error_ratio("ece", np.ones((2, 5, 3)), np.ones((3, 5, 3)))

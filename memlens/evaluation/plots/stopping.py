@@ -32,6 +32,11 @@ TITLES = {
 RATES = {"cut": ("#882255", "-"), "constant": (plots.INK, "--")}
 
 
+def flip_label(rate: float) -> str:
+    """Return how figures name a share of flipped labels."""
+    return f"{100 * rate:.0f} % flipped" if rate else "no flips"
+
+
 def training_curves(
     curves: Mapping[str, ArrayLike], stops: Mapping[str, ArrayLike], cuts: Sequence[int] = ()
 ) -> Drawing:
@@ -83,8 +88,11 @@ def _mark_cuts(ax: Axes, cuts: Sequence[int], label: str = "") -> None:
     for number, cut in enumerate(cuts):
         ax.axvline(cut, color=plots.INK, linestyle=":", linewidth=0.8, zorder=1.5)
         if label and number == 0:
-            ax.annotate(label, (cut, 1), (3, -1), xycoords=("data", "axes fraction"), va="top",
-                        textcoords="offset points", color=plots.INK, fontsize=7)  # fmt: skip
+            ax.annotate(
+                label, (cut, 1), (3, -1), xycoords=("data", "axes fraction"), va="top",
+                textcoords="offset points", color=plots.INK, fontsize=7, zorder=5,
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+            )  # fmt: skip
 
 
 def descents(curves: pd.DataFrame, cuts: Sequence[int] = ()) -> Drawing:
@@ -93,18 +101,18 @@ def descents(curves: pd.DataFrame, cuts: Sequence[int] = ()) -> Drawing:
     Parameters
     ----------
     curves : DataFrame
-        Columns labels (the data set, such as "no flips"), curve, rate (a key of `RATES`), epoch,
-        mean and std, as a `plots.bands` table has them.
+        Columns flipped (share of the labels), curve, rate (a key of `RATES`), epoch, mean and std,
+        as a `plots.bands` table has them.
     cuts : sequence of int
         As in `training_curves`.
     """
-    names, columns = list(curves["curve"].unique()), list(curves["labels"].unique())
+    names, columns = list(curves["curve"].unique()), list(curves["flipped"].unique())
     size = plots.figsize(max(2, len(columns)), len(names), 0.5)
     figure, axes = plt.subplots(
         len(names), len(columns), figsize=size, sharex=True, sharey="row", squeeze=False
     )
     for (row, column), ax in np.ndenumerate(axes):
-        chosen = (curves["curve"] == names[row]) & (curves["labels"] == columns[column])
+        chosen = (curves["curve"] == names[row]) & (curves["flipped"] == columns[column])
         if names[row] == "easiest_gradient":
             ax.set_yscale("log")
         for rate, part in curves[chosen].groupby("rate", sort=False):
@@ -113,7 +121,7 @@ def descents(curves: pd.DataFrame, cuts: Sequence[int] = ()) -> Drawing:
             _band(ax, part["epoch"], part, color, floor=part["mean"].min() / 2)
         _mark_cuts(ax, cuts, label="rate cuts" if row == 0 else "")
         if row == 0:
-            ax.set_title(columns[column])
+            ax.set_title(flip_label(columns[column]))
     for row, name in enumerate(names):
         axes[row, 0].set_ylabel(TITLES.get(name, plots.label_of(name)))
     for ax in axes[-1]:
@@ -169,7 +177,7 @@ def stops_on_curves(
         curve = {"seed": "mean", "stop": "", "epoch": np.arange(len(mean)), "accuracy": mean}
         parts += [pd.DataFrame(place | curve), here[[*place, *curve]]]
         if row == 0:
-            ax.set_title("no flips" if flipped == 0 else f"{100 * flipped:.0f} % flipped")
+            ax.set_title(flip_label(flipped))
         if row == len(variants) - 1:
             ax.set_xlabel("epoch")
     for row, variant in enumerate(variants):
@@ -180,56 +188,61 @@ def stops_on_curves(
 
 def _legend_below(figure: Figure, ax: Axes, columns: int) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2,
+        handlelength=1.4, handletextpad=0.5,
+    )  # fmt: skip
 
 
 def equal_length(
-    cut_off: Mapping[str, ArrayLike],
-    planned: Mapping[str, Mapping[int, ArrayLike]],
-    stops: Mapping[str, pd.DataFrame],
+    planned: Mapping[float, Mapping[int, ArrayLike]],
+    cut_off: Mapping[float, ArrayLike],
+    stops: pd.DataFrame,
 ) -> Drawing:
     """Draw accuracy by length of training: of the stops, and of two controls of the same length.
 
     Parameters
     ----------
-    cut_off : mapping of panel to array (n_seeds, n_epochs)
+    planned : mapping of the share of flipped labels to a mapping of length to array (n_seeds,)
+        Final test accuracy of trainings whose learning rate was planned for this length. There is a
+        panel for each share.
+    cut_off : mapping of the same shares, or more, to array (n_seeds, n_epochs)
         Test accuracy after each epoch of one long training.
-    planned : mapping of panel to a mapping of length to array (n_seeds,)
-        Final test accuracy of trainings whose learning rate was planned for this length.
-    stops : mapping of panel to DataFrame
-        Columns stop, trained (epochs until the stop is called) and accuracy; a row a stop and seed.
+    stops : DataFrame
+        Columns flipped, stop, trained (epochs until the stop is detected) and accuracy; a row for
+        each stop and seed.
 
     Returns
     -------
     Drawing
-        The table has the columns panel, name, length, mean and std (over seeds).
+        The table has the columns flipped, name, length, mean and std (over seeds).
     """
     figure, axes = plt.subplots(
-        1, len(cut_off), figsize=plots.figsize(2, aspect=0.72), sharey=True, squeeze=False
+        1, len(planned), figsize=plots.figsize(2, aspect=0.72), sharey=True, squeeze=False
     )
     parts = []
-    for ax, (panel, values) in zip(axes[0], cut_off.items(), strict=True):
-        values = np.asarray(values, dtype=float)
-        lengths, ends = list(planned[panel]), list(planned[panel].values())
+    for ax, (flipped, by_length) in zip(axes[0], planned.items(), strict=True):
+        values = np.asarray(cut_off[flipped], dtype=float)
+        lengths, ends = list(by_length), list(by_length.values())
         long = _mean_line("cut off after this length", np.arange(1, values.shape[1] + 1), values.T)
         short = _mean_line("planned for this length", lengths, ends)
         for line, color, marker in ((short, "#0072B2", "D"), (long, plots.CHANCE, None)):
             ax.plot(line["length"], line["mean"], color=color, marker=marker, label=line["name"][0])
             _band(ax, line["length"], line, color)
-        groups = stops[panel].groupby("stop", sort=False)
+        groups = stops[stops["flipped"] == flipped].groupby("stop", sort=False)
         marks = groups["accuracy"].agg(["mean", "std"]).assign(length=groups["trained"].mean())
         for name, row in marks.iterrows():
             style = plots.style_of(str(name)) | {"linestyle": "none"}
             ax.errorbar(row["length"], row["mean"], np.nan_to_num(row["std"]), **style,
                         markersize=6, elinewidth=0.9, label=STOP_NAMES.get(str(name), name),
                         zorder=4)  # fmt: skip
-        ax.set(title=panel, xlabel="epochs trained", xlim=(0, None))
+        ax.set(title=flip_label(flipped), xlabel="epochs trained", xlim=(0, None))
         marks = marks.rename_axis("name").reset_index()
-        parts += [part.assign(panel=panel) for part in (short, long, marks)]
+        parts += [part.assign(flipped=flipped) for part in (short, long, marks)]
     axes[0, 0].set_ylabel("test accuracy")
     _legend_below(figure, axes[0, 0], columns=4)
     drawn = pd.concat(parts, ignore_index=True)
-    return Drawing(figure, drawn[["panel", "name", "length", "mean", "std"]])
+    return Drawing(figure, drawn[["flipped", "name", "length", "mean", "std"]])
 
 
 def _mean_line(name: str, lengths: Sequence[int], values: ArrayLike) -> pd.DataFrame:
@@ -342,6 +355,6 @@ def head_and_tail(errors: pd.DataFrame) -> Drawing:
     handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
     names = {plots.label_of(stop): name for stop, name in STOP_NAMES.items()}
     labels = [names.get(label, label) for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, columnspacing=1.2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=1.4)
     drawn = errors.rename_axis(columns="measure").stack(future_stack=True).rename("error")
     return Drawing(figure, drawn.reset_index()[["measure", "group", "stop", "error"]])
