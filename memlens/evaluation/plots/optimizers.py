@@ -1,5 +1,7 @@
 """Figures of notebook 06: optimizers, architectures, and when a stop can be trusted."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,11 +13,142 @@ from matplotlib.patches import Patch, Rectangle
 from memlens.evaluation import plots
 from memlens.evaluation.plots import INK, Drawing
 
+ROWS = {  # of `training_curves`: the y label, its limits, and the series of each row
+    "gradient": ("input gradient,\nshare of its highest", (0, 1.08)),
+    "norm": ("weight norm,\nshare of its highest", (None, 1.03)),
+    "loss": ("validation loss\nover its lowest", (0.9, None)),
+}
+SERIES = {
+    "input_gradient": ("gradient", "all samples"),
+    "input_gradient_top": ("gradient", "top tenth"),
+    "weight_norm": ("norm", ""),
+    "val_loss": ("loss", ""),
+}
 # Cost of a stop in points of accuracy: the upper end of each class, and its colour.
 COSTS: dict[float, str] = {1.0: "#0072B2", 3.0: "#A6CEE3", np.inf: "#E69F00"}
 FAILED, NO_PEAK = "0.72", "white"
 NEAR = 3  # epochs within which a stop is at the lowest validation loss
 SIGNS = {"before": "<", "near": "o", "after": ">"}  # markers in a cell
+
+
+def training_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]], peaks: pd.DataFrame, *, highest_loss: float = 3
+) -> Drawing:
+    """Draw gradient, weight norm and validation loss by epoch, a column for each variant.
+
+    Every run is divided by its own highest gradient and norm, and by its lowest validation loss, so
+    that the limits of a row can be shared. A peak that is called in most runs is marked at its
+    median epoch; otherwise the panel says that none is called.
+
+    Parameters
+    ----------
+    curves : mapping of variant to mapping of series to array (n_seeds, n_epochs + 1)
+        The series of `SERIES`; ``input_gradient_top`` is the mean over the most memorized tenth.
+        Column 0 is before training; NaN where a series is not known there.
+    peaks : DataFrame
+        A row a run: ``variant``, and the epochs done at the peak of ``input_gradient`` and of
+        ``weight_norm``, NaN where it is not called.
+    highest_loss : float
+        Upper limit of the lowest row; losses above leave the panel.
+    """
+    shape = {"nrows": len(ROWS), "ncols": len(curves), "squeeze": False}
+    size = plots.FULL, 0.4 + 1.3 * len(ROWS)
+    figure, axes = plt.subplots(**shape, figsize=size, sharex=True, sharey="row")
+    tables = {}
+    for column, (variant, series) in zip(axes.T, curves.items(), strict=True):
+        tables[variant] = _relative(series)
+        own = peaks[peaks["variant"] == variant]
+        for ax, row in zip(column, ROWS, strict=True):
+            names = [name for name in series if SERIES[name][0] == row]
+            table = tables[variant]
+            plots.curves(ax, table[table["series"].isin(names)], labels="none").set_xlabel("")
+        _mark_peak(column[0], own["input_gradient"])
+        _mark_peak(column[1], own["weight_norm"])
+        column[0].set_title(plots.label_of(variant))
+        column[-1].set_xlabel("epochs done")
+    for ax, (label, limits) in zip(axes[:, 0], ROWS.values(), strict=True):
+        ax.set_ylabel(label)
+        ax.set_ylim(*limits)
+    axes[-1, 0].set_ylim(top=highest_loss)
+    handles = axes[0, 0].get_lines()[: len([n for n in SERIES if SERIES[n][0] == "gradient"])]
+    names = [text for _, text in SERIES.values() if text]
+    figure.legend(handles, names[: len(handles)], loc="outside lower center", ncols=2)
+    drawn = pd.concat(tables, names=["variant", "row"]).reset_index("variant")
+    return Drawing(figure, drawn.reset_index(drop=True))
+
+
+def _relative(series: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Divide every run by its highest gradient or norm, or its lowest loss; mean and std."""
+    divided = {}
+    for name, values in series.items():
+        values = np.atleast_2d(np.asarray(values, dtype=float))
+        unit = np.nanmin(values, 1) if name == "val_loss" else np.nanmax(values, 1)
+        divided[name] = values / unit[:, None]
+    return plots.bands(divided, np.arange(values.shape[1]), "epochs done")
+
+
+def _mark_peak(ax: Axes, epochs: pd.Series) -> None:
+    if epochs.notna().mean() > 0.5:
+        plots.mark_epoch(ax, epochs.median(), f"peak: {epochs.median():g}", height=0.2)
+    else:
+        box = {"xycoords": "axes fraction", "ha": "right", "fontsize": 7, "color": INK}
+        ax.annotate("no peak called", (0.97, 0.08), **box)
+
+
+def adam_by_share(printed: pd.DataFrame, ours: pd.DataFrame, *, cut: float) -> Drawing:
+    """Draw the mean input gradient under Adam, printed and ours, over the share of the epochs.
+
+    Parameters
+    ----------
+    printed : DataFrame
+        ``share`` of the epochs, in [0, 1], and ``printed``, as a share of its highest value.
+    ours : DataFrame
+        As of `plots.bands`, over the share of the epochs.
+    cut : float
+        Share at which the learning rate is cut.
+    """
+    x = ours.columns[0]
+    points = plots.bands({"printed": printed["printed"]}, printed["share"], x)
+    drawn = pd.concat([ours, points], ignore_index=True)
+    figure, ax = plt.subplots(figsize=plots.figsize(1, 1, 0.7))
+    ax.set_ylim(0, 1.08)
+    plots.curves(ax, drawn).set_ylabel("input gradient, share of its highest")
+    plots.mark_epoch(ax, cut, "learning rate cut", height=0.2)
+    return Drawing(figure, drawn)
+
+
+def score_maps(maps: Mapping[str, pd.DataFrame]) -> Drawing:
+    """Draw tables of correlations, scores by optimizers, as heat maps on one colour scale.
+
+    Parameters
+    ----------
+    maps : mapping of title to DataFrame
+        An even number, with equal rows and columns; NaN cells stay empty.
+    """
+    rows, size = len(maps) // 2, plots.figsize(2, len(maps) // 2, 0.8)
+    figure, axes = plt.subplots(rows, 2, figsize=size, sharex=True, squeeze=False)
+    limits = plots.common_limits(maps.values())
+    drawn = plots.panels(axes, plots.heatmap, maps, limits=limits)
+    for ax in axes[:, 1]:
+        ax.set_yticks([])
+    return Drawing(figure, drawn)
+
+
+def architectures(agreements: Mapping[str, pd.DataFrame]) -> Drawing:
+    """Draw agreement between architectures as heat maps; the diagonal is that between seeds.
+
+    Parameters
+    ----------
+    agreements : mapping of title to DataFrame
+        Square, with the architectures as rows and columns. Each panel has its own numbers, all
+        share one colour scale from 0 to 1.
+    """
+    count = len(agreements)
+    figure, axes = plt.subplots(1, count, figsize=plots.figsize(count, 1, 0.85), squeeze=False)
+    drawn = plots.panels(axes, plots.heatmap, agreements, limits=(0, 1))
+    for ax in axes[0, 1:]:
+        ax.set_yticks([])
+    return Drawing(figure, drawn)
 
 
 def stop_maps(cells: pd.DataFrame, *, marked: tuple[float, float] | None = None) -> Drawing:
