@@ -175,9 +175,9 @@ def stop_maps(cells: pd.DataFrame, *, marked: tuple[float, float] | None = None)
         for ax, network in zip(row, networks, strict=True):
             own = cells[(cells["stop"] == stop) & (cells["network"] == network)]
             _stop_map(ax, own, marked)
-        row[0].set_ylabel(f"{plots.label_of(stop)}\nweight decay")
+        row[0].set_ylabel(f"stop: {plots.label_of(stop)}\n\nweight decay")
     for ax, network in zip(axes[0], networks, strict=True):
-        ax.set_title(network)
+        ax.set_title(network.replace(", ", ",\n"), fontsize=8)
     for ax in axes[-1]:
         ax.set_xlabel("learning rate")
     handles = _map_legend()

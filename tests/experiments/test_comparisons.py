@@ -1,0 +1,102 @@
+"""Curves, peaks and scores of several variants, against runs and by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import memlens as ml
+from memlens.evaluation import metrics
+from memlens.experiments import comparisons
+from memlens.tracking import signals
+
+CONFIG = ml.TrainConfig(epochs=8, batch_size=16, lr=0.1, weight_decay=1e-2, patience=2)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    data = ml.load("digits").subset(100)
+    return [ml.train("mlp", data, replace(CONFIG, seed=seed)) for seed in range(2)]
+
+
+def test_curves_begin_before_training(runs):
+    top = np.zeros(100, dtype=bool)
+    top[[3, 50]] = True
+    curves = comparisons.curves_from_start(runs, top)
+    for seed, run in enumerate(runs):
+        norms = curves["weight_norm"][seed]
+        net = ml.build("mlp", 10, run.data.in_shape, seed=seed)
+        assert norms[0] == signals.weight_norm(net).item()
+        assert norms[1:] == pytest.approx(run.history["weight_norm"].to_numpy())
+        for name in ("input_gradient", "val_loss"):
+            assert np.isnan(curves[name][seed, 0])
+            assert curves[name][seed, 1:] == pytest.approx(run.history[name].to_numpy())
+        both = run.trace.grad_l2[:, [3, 50]].mean(axis=1)
+        assert curves["input_gradient_top"][seed, 1:] == pytest.approx(both)
+    assert not np.allclose(curves["weight_norm"][0], curves["weight_norm"][1])
+
+
+def test_the_mean_over_all_samples_is_the_curve_of_the_history(runs):
+    curves = comparisons.curves_from_start(runs, np.ones(100, dtype=bool))
+    assert curves["input_gradient_top"] == pytest.approx(
+        curves["input_gradient"], rel=1e-5, nan_ok=True
+    )
+
+
+def test_peaks_count_epochs_done_and_are_nan_where_none_is_called(runs):
+    peaks = comparisons.called_peaks({"a": runs, "b": runs[:1]})
+    assert peaks["variant"].tolist() == ["a", "a", "b"]
+    for row, run in zip(peaks.itertuples(), [*runs, runs[0]], strict=True):
+        for name in ("input_gradient", "weight_norm"):
+            peak = run.peaks[name]
+            expected = np.nan if peak.detected_epoch is None else peak.peak_epoch + 1
+            assert getattr(row, name) == pytest.approx(expected, nan_ok=True)
+    assert peaks["input_gradient"].notna().any()
+
+
+def test_similarity_is_that_of_each_optimizer_and_seed():
+    rng = np.random.default_rng(0)
+    truth = pd.Series(rng.random(30), index=range(100, 130))
+    tables = {
+        name: [pd.DataFrame({"csg": rng.random(30), "csl": rng.random(30)}, truth.index)
+               for _ in range(2)]
+        for name in ("sgd", "adam")
+    }  # fmt: skip
+    found = comparisons.similarity_by_seed(tables, truth)
+    assert found.loc[("adam", 1), "csl"] == pytest.approx(
+        np.corrcoef(tables["adam"][1]["csl"], truth)[0, 1]
+    )
+    cosines = comparisons.similarity_by_seed(tables, truth, measure="cosine")
+    assert cosines.loc[("sgd", 0), "csg"] == pytest.approx(
+        metrics.cosine(tables["sgd"][0]["csg"], truth)
+    )
+    top = comparisons.similarity_by_seed(tables, truth, top_k=5)
+    chosen = truth.nlargest(5).index
+    assert top.loc[("sgd", 0), "csg"] == pytest.approx(
+        np.corrcoef(tables["sgd"][0]["csg"][chosen], truth[chosen])[0, 1]
+    )
+
+
+def test_agreement_of_pairs_and_its_ceiling():
+    a, b = np.array([1.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])
+    scores = {"mlp": [a, b, a], "cnn": [b, b]}
+    pairs = comparisons.pair_values(scores)
+    assert sorted(pairs["mlp", "mlp"]) == pytest.approx([0.5, 0.5, 1.0])
+    assert pairs["cnn", "cnn"] == pytest.approx([1.0])
+    assert len(pairs["mlp", "cnn"]) == len(pairs["cnn", "mlp"]) == 6
+    table = comparisons.agreement(pairs)
+    assert list(table.index) == list(table.columns) == ["mlp", "cnn"]
+    assert table.loc["mlp", "mlp"] == pytest.approx(2 / 3)
+    assert table.loc["mlp", "cnn"] == table.loc["cnn", "mlp"] == pytest.approx(2 / 3)
+    ratio = comparisons.over_ceiling(table)
+    assert ratio.loc["mlp", "cnn"] == pytest.approx((2 / 3) / np.sqrt(2 / 3))
+    assert np.diag(ratio) == pytest.approx([1, 1])
+
+
+def test_one_seed_has_no_ceiling():
+    one = {"mlp": [np.arange(4.0)], "cnn": [np.arange(4.0) ** 2]}
+    table = comparisons.agreement(comparisons.pair_values(one, metrics.pearson))
+    assert np.isnan(np.diag(table)).all()
+    assert table.loc["mlp", "cnn"] == pytest.approx(metrics.pearson(*one["mlp"], *one["cnn"]))
+    assert comparisons.over_ceiling(table).isna().all(axis=None)
