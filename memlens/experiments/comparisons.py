@@ -70,6 +70,32 @@ def called_peaks(groups: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     return pd.DataFrame(rows)[["variant", "input_gradient", "weight_norm"]]
 
 
+def left_at_end(curves: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the input gradient at the end over its highest value, in (0, 1], one a run."""
+    gradient = curves["input_gradient"]
+    return gradient[:, -1] / np.nanmax(gradient, axis=1)
+
+
+def first_minima_apart(norms: ArrayLike, losses: ArrayLike) -> np.ndarray:
+    """Return the epochs from the first minimum of the norm to the lowest loss before its peak.
+
+    The peak is the highest norm after training has begun, its first minimum the lowest before that.
+
+    >>> first_minima_apart([[5, 3, 4, 6, 5]], [[np.nan, 2.0, 1.0, 1.5, 0.5]])
+    array([1])
+
+    Parameters
+    ----------
+    norms, losses : array (n_runs, n_epochs + 1)
+        Column 0 is before training, see `curves_from_start`.
+    """
+    apart = []
+    for norm, loss in zip(np.asarray(norms), np.asarray(losses)):
+        peak = 1 + norm[1:].argmax()
+        apart.append(1 + loss[1 : peak + 1].argmin() - norm[: peak + 1].argmin())
+    return np.array(apart)
+
+
 def similarity_by_seed(
     scores: Mapping[str, Sequence[pd.DataFrame]],
     truth: pd.Series,
@@ -133,15 +159,24 @@ def agreement(pairs: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
     ]
 
 
-def over_ceiling(table: pd.DataFrame) -> pd.DataFrame:
-    """Divide the agreement of two networks by what noise allows.
+def ceilings(pairs: Mapping[tuple[str, str], np.ndarray]) -> pd.Series:
+    """Return what noise leaves of the agreement of each network with anything else.
 
-    The ceiling of a pair is the geometric mean of the two diagonal entries (Spearman's correction
-    for attenuation). The diagonal becomes 1.
-
-    >>> table = pd.DataFrame([[0.8, 0.4], [0.4, 0.2]], index=["a", "b"], columns=["a", "b"])
-    >>> over_ceiling(table).round(2).to_numpy().tolist()
-    [[1.0, 1.0], [1.0, 1.0]]
+    The square root of the agreement of its seeds with each other (Spearman's correction for
+    attenuation); NaN for one seed.
     """
-    own = np.sqrt(np.diag(table))
-    return table / np.outer(own, own)
+    table = agreement(pairs)
+    return pd.Series(np.sqrt(np.diag(table)), table.index)
+
+
+def over_ceiling(pairs: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
+    """Return `agreement` divided by the `ceilings` of both networks; the diagonal is 1."""
+    own = ceilings(pairs)
+    return agreement(pairs) / np.outer(own, own)
+
+
+def ratios_across(pairs: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+    """Return the agreement of each pair of runs of different networks over both `ceilings`."""
+    own = ceilings(pairs)
+    ratios = [values / (own[a] * own[b]) for (a, b), values in pairs.items() if a < b]
+    return np.concatenate(ratios)

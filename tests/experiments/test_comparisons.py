@@ -89,14 +89,28 @@ def test_agreement_of_pairs_and_its_ceiling():
     assert list(table.index) == list(table.columns) == ["mlp", "cnn"]
     assert table.loc["mlp", "mlp"] == pytest.approx(2 / 3)
     assert table.loc["mlp", "cnn"] == table.loc["cnn", "mlp"] == pytest.approx(2 / 3)
-    ratio = comparisons.over_ceiling(table)
+    assert comparisons.ceilings(pairs).to_dict() == pytest.approx(
+        {"mlp": np.sqrt(2 / 3), "cnn": 1.0}
+    )
+    ratio = comparisons.over_ceiling(pairs)
     assert ratio.loc["mlp", "cnn"] == pytest.approx((2 / 3) / np.sqrt(2 / 3))
     assert np.diag(ratio) == pytest.approx([1, 1])
+    across = comparisons.ratios_across(pairs)
+    assert sorted(across) == pytest.approx(sorted(pairs["cnn", "mlp"] / np.sqrt(2 / 3)))
 
 
 def test_one_seed_has_no_ceiling():
     one = {"mlp": [np.arange(4.0)], "cnn": [np.arange(4.0) ** 2]}
-    table = comparisons.agreement(comparisons.pair_values(one, metrics.pearson))
+    pairs = comparisons.pair_values(one, metrics.pearson)
+    table = comparisons.agreement(pairs)
     assert np.isnan(np.diag(table)).all()
     assert table.loc["mlp", "cnn"] == pytest.approx(metrics.pearson(*one["mlp"], *one["cnn"]))
-    assert comparisons.over_ceiling(table).isna().all(axis=None)
+    assert comparisons.over_ceiling(pairs).isna().all(axis=None)
+
+
+def test_what_is_left_of_the_gradient_and_where_the_first_minima_are():
+    gradient = np.array([[np.nan, 1.0, 4.0, 1.0], [np.nan, 2.0, 1.0, 1.0]])
+    assert comparisons.left_at_end({"input_gradient": gradient}).tolist() == [0.25, 0.5]
+    norms = [[9.0, 5.0, 6.0, 7.0, 4.0], [9.0, 8.0, 7.0, 8.0, 6.0]]  # peaks after 3 and 1 epochs
+    losses = [[np.nan, 3.0, 2.0, 1.0, 0.5], [np.nan, 3.0, 2.0, 1.0, 0.5]]
+    assert comparisons.first_minima_apart(norms, losses).tolist() == [2, 0]
