@@ -88,7 +88,8 @@ def add_patch(images, white):
     "06_optimizers": """
 def largest_rise(norms):
     return max(norms) / norms[0] - 1
-answer = b.copy()""",
+def time_constant(lr, weight_decay, momentum, n_steps):
+    return 1 / (lr * weight_decay * n_steps)""",
 }
 
 

@@ -1,6 +1,6 @@
 """Compare runs of several optimizers or networks: their curves, their peaks, their scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from memlens.evaluation import metrics
+from memlens.experiments import paper
 from memlens.models import registry
 from memlens.tracking import signals
 from memlens.tracking.peaks import PEAKS
@@ -126,6 +127,27 @@ def similarity_by_seed(
         for seed, table in enumerate(tables)
     }
     return pd.DataFrame(rows).T.rename_axis(["variant", "seed"])
+
+
+def printed_optimizers(
+    scores: Iterable[str], optimizers: Iterable[str], *, top: bool = False
+) -> pd.DataFrame:
+    """Return the Pearson correlations of the CSG paper's Table 6, and of its Table 1 for SGD.
+
+    Parameters
+    ----------
+    scores : iterable of str
+        Our names, the rows of the result.
+    optimizers : iterable of str
+        The columns of the result, such as "sgd", "adam".
+    top : bool
+        Of the 5,000 most memorized samples.
+    """
+    scores, columns = list(scores), {}
+    for name in optimizers:
+        options = {} if name == "sgd" else {"name": "csg_table6_optimizers", "optimizer": name}
+        columns[name] = paper.printed_similarity(scores, top=top, **options)["pearson"]
+    return pd.DataFrame(columns)
 
 
 def pair_values(

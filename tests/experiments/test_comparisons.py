@@ -114,3 +114,12 @@ def test_what_is_left_of_the_gradient_and_where_the_first_minima_are():
     norms = [[9.0, 5.0, 6.0, 7.0, 4.0], [9.0, 8.0, 7.0, 8.0, 6.0]]  # peaks after 3 and 1 epochs
     losses = [[np.nan, 3.0, 2.0, 1.0, 0.5], [np.nan, 3.0, 2.0, 1.0, 0.5]]
     assert comparisons.first_minima_apart(norms, losses).tolist() == [2, 0]
+
+
+def test_printed_numbers_stand_under_our_names():
+    table = comparisons.printed_optimizers(["csg", "vog", "aum"], ["sgd", "adam"])
+    assert table.loc["csg"].tolist() == [0.72, 0.74]
+    assert table.loc["vog", "adam"] == 0.66
+    assert table.loc["aum"].isna().all()
+    top = comparisons.printed_optimizers(["csg"], ["rmsprop"], top=True)
+    assert top.loc["csg", "rmsprop"] == 0.64

@@ -32,7 +32,10 @@ SIGNS = {"before": "<", "near": "o", "after": ">"}  # markers in a cell
 
 
 def training_curves(
-    curves: Mapping[str, Mapping[str, np.ndarray]], peaks: pd.DataFrame, *, highest_loss: float = 3
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    peaks: pd.DataFrame,
+    *,
+    highest_loss: float = 2.2,
 ) -> Drawing:
     """Draw gradient, weight norm and validation loss by epoch, a column for each variant.
 
@@ -95,25 +98,27 @@ def _mark_peak(ax: Axes, epochs: pd.Series) -> None:
         ax.annotate("no peak called", (0.97, 0.08), **box)
 
 
-def adam_by_share(printed: pd.DataFrame, ours: pd.DataFrame, *, cut: float) -> Drawing:
+def adam_by_share(printed: pd.DataFrame, gradient: np.ndarray, *, cut: float) -> Drawing:
     """Draw the mean input gradient under Adam, printed and ours, over the share of the epochs.
 
     Parameters
     ----------
     printed : DataFrame
         ``share`` of the epochs, in [0, 1], and ``printed``, as a share of its highest value.
-    ours : DataFrame
-        As of `plots.bands`, over the share of the epochs.
+    gradient : array (n_seeds, n_epochs)
+        Ours; each run is divided by its highest value.
     cut : float
         Share at which the learning rate is cut.
     """
-    x = ours.columns[0]
+    x, n_epochs = "share of the epochs", gradient.shape[1]
+    shares = gradient / gradient.max(axis=1, keepdims=True)
+    ours = plots.bands({"ours": shares}, np.arange(1, n_epochs + 1) / n_epochs, x)
     points = plots.bands({"printed": printed["printed"]}, printed["share"], x)
     drawn = pd.concat([ours, points], ignore_index=True)
     figure, ax = plt.subplots(figsize=plots.figsize(1, 1, 0.7))
     ax.set_ylim(0, 1.08)
     plots.curves(ax, drawn).set_ylabel("input gradient, share of its highest")
-    plots.mark_epoch(ax, cut, "learning rate cut", height=0.2)
+    plots.mark_epoch(ax, cut, "learning rate cut")
     return Drawing(figure, drawn)
 
 
