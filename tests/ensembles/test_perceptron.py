@@ -132,7 +132,8 @@ def test_only_what_is_written_out_is_trained_in_turn(tiny, monkeypatch):
         assert not perceptron.suits(net, replace(RECIPE, **changes), Engine())
     for engine in (Engine(torch.device("cuda")), Engine(bfloat16=True), Engine(compiled=True)):
         assert not perceptron.suits(net, RECIPE, engine)
-    for model in {*registry.SMALL} - {"mlp"}:
+    assert perceptron.suits(registry.build("narrow_mlp", 3, tiny.in_shape), RECIPE, Engine())
+    for model in {*registry.SMALL} - {"mlp", "narrow_mlp"}:
         assert not perceptron.suits(registry.build(model, 3, tiny.in_shape), RECIPE, Engine())
     linear, relu = nn.Linear(4, 4), nn.ReLU()
     for layers in (
