@@ -77,24 +77,37 @@ def left_at_end(curves: Mapping[str, np.ndarray]) -> np.ndarray:
     return gradient[:, -1] / np.nanmax(gradient, axis=1)
 
 
-def first_minima_apart(norms: ArrayLike, losses: ArrayLike) -> np.ndarray:
-    """Return the epochs from the first minimum of the norm to the lowest loss before its peak.
+def norm_phases(norms: ArrayLike, losses: ArrayLike, peaks: ArrayLike) -> pd.DataFrame:
+    """Return how far the weight norm falls, rises to its called peak, and falls again.
 
-    The peak is the highest norm after training has begun, its first minimum the lowest before that.
-
-    >>> first_minima_apart([[5, 3, 4, 6, 5]], [[np.nan, 2.0, 1.0, 1.5, 0.5]])
-    array([1])
+    >>> norm_phases([[5, 3, 4, 6, 5]], [[np.nan, 2.0, 1.0, 1.5, 0.5]], [3]).iloc[0].to_dict()
+    {'fall': 2.0, 'rise': 3.0, 'second_fall': 1.0, 'norm_minimum': 1.0, 'loss_minimum': 2.0}
 
     Parameters
     ----------
     norms, losses : array (n_runs, n_epochs + 1)
         Column 0 is before training, see `curves_from_start`.
+    peaks : array (n_runs,)
+        Epochs done at the called peak of the norm, see `called_peaks`.
+
+    Returns
+    -------
+    DataFrame, one row a run; NaN where no peak is called
+        ``fall``, from the start to the lowest norm before the peak; ``rise``, from there to the
+        peak; ``second_fall``, from the peak to the end. ``norm_minimum`` and ``loss_minimum``: the
+        epochs done at the lowest norm, and at the lowest validation loss, up to the peak.
     """
-    apart = []
-    for norm, loss in zip(np.asarray(norms), np.asarray(losses)):
-        peak = 1 + norm[1:].argmax()
-        apart.append(1 + loss[1 : peak + 1].argmin() - norm[: peak + 1].argmin())
-    return np.array(apart)
+    names = ["fall", "rise", "second_fall", "norm_minimum", "loss_minimum"]
+    rows = []
+    for norm, loss, peak in zip(np.asarray(norms), np.asarray(losses), np.asarray(peaks)):
+        if np.isnan(peak):
+            rows.append([np.nan] * len(names))
+            continue
+        until = int(peak) + 1
+        lowest = norm[:until].argmin()
+        moves = norm[0] - norm[lowest], norm[until - 1] - norm[lowest], norm[until - 1] - norm[-1]
+        rows.append([*moves, lowest, 1 + loss[1:until].argmin()])
+    return pd.DataFrame(rows, columns=names, dtype=float)
 
 
 def similarity_by_seed(
@@ -172,6 +185,16 @@ def pair_values(
     return pairs
 
 
+def pairs_of(
+    tables: Mapping[str, Sequence[pd.DataFrame]], score: str, chosen: ArrayLike | None = None
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return `pair_values` of one column of the score tables, of all samples or a mask of them."""
+    rows = slice(None) if chosen is None else np.flatnonzero(chosen)
+    return pair_values(
+        {name: [t[score].to_numpy()[rows] for t in each] for name, each in tables.items()}
+    )
+
+
 def agreement(pairs: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
     """Return the mean of `pair_values` as a square table; NaN on the diagonal for one seed."""
     means = {names: values.mean() if values.size else np.nan for names, values in pairs.items()}
@@ -202,3 +225,13 @@ def ratios_across(pairs: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
     own = ceilings(pairs)
     ratios = [values / (own[a] * own[b]) for (a, b), values in pairs.items() if a < b]
     return np.concatenate(ratios)
+
+
+def largest_gap(values: pd.Series) -> np.ndarray:
+    """Return all differences between the runs of the variant with the highest mean and the lowest.
+
+    ``values`` have the index (variant, seed).
+    """
+    order = values.groupby("variant").mean().sort_values().index
+    highest, lowest = values[order[-1]].to_numpy(), values[order[0]].to_numpy()
+    return np.subtract.outer(highest, lowest).ravel()

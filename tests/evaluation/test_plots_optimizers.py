@@ -88,8 +88,8 @@ def test_tables_share_one_colour_scale():
     assert limits == [(0.1, 0.9)] * 2
     assert data.loc[("paper", "csg"), "sgd"] == 0.9
     square = pd.DataFrame([[0.5, 0.25], [0.25, 0.75]], index=["mlp", "cnn"], columns=["mlp", "cnn"])
-    figure, data = draw.architectures({"all": square, "top": square / 2})
-    assert [ax.collections[0].get_clim() for ax in figure.axes] == [(0, 1)] * 2
+    figure, data = draw.architectures({"all": square, "top": square / 2, "ratio": square})
+    assert [ax.collections[0].get_clim() for ax in figure.axes] == [(0, 1)] * 3
     assert data.loc[("top", "cnn"), "mlp"] == 0.125
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert shown == ["0.50", "0.25", "0.25", "0.75"]

@@ -108,12 +108,31 @@ def test_one_seed_has_no_ceiling():
     assert comparisons.over_ceiling(pairs).isna().all(axis=None)
 
 
-def test_what_is_left_of_the_gradient_and_where_the_first_minima_are():
+def test_what_is_left_of_the_gradient():
     gradient = np.array([[np.nan, 1.0, 4.0, 1.0], [np.nan, 2.0, 1.0, 1.0]])
     assert comparisons.left_at_end({"input_gradient": gradient}).tolist() == [0.25, 0.5]
-    norms = [[9.0, 5.0, 6.0, 7.0, 4.0], [9.0, 8.0, 7.0, 8.0, 6.0]]  # peaks after 3 and 1 epochs
-    losses = [[np.nan, 3.0, 2.0, 1.0, 0.5], [np.nan, 3.0, 2.0, 1.0, 0.5]]
-    assert comparisons.first_minima_apart(norms, losses).tolist() == [2, 0]
+
+
+def test_the_norm_falls_rises_to_its_called_peak_and_falls_again():
+    norms = [[9.0, 9.5, 6.0, 7.0, 4.0], [9.0, 8.0, 7.0, 8.0, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0]]
+    losses = [[np.nan, 3.0, 2.0, 1.0, 0.5]] * 3
+    found = comparisons.norm_phases(norms, losses, [3, 1, np.nan])
+    assert found.iloc[0].tolist() == [3, 1, 3, 2, 3]  # not the highest of all, 9.5
+    assert found.iloc[1].tolist() == [1, 0, 2, 1, 1]
+    assert found.iloc[2].isna().all()
+
+
+def test_one_column_of_the_tables_and_the_largest_gap():
+    a, b = pd.DataFrame({"x": [1.0, 0.0, 2.0]}), pd.DataFrame({"x": [0.0, 1.0, 2.0]})
+    pairs = comparisons.pairs_of({"mlp": [a, b], "cnn": [b]}, "x")
+    assert pairs["mlp", "mlp"] == pytest.approx([4 / 5])
+    top = comparisons.pairs_of({"mlp": [a, b]}, "x", np.array([True, True, False]))
+    assert top["mlp", "mlp"] == pytest.approx([0.0])
+    index = pd.MultiIndex.from_tuples(
+        [("mlp", 0), ("mlp", 1), ("cnn", 0), ("bn", 0)], names=["variant", "seed"]
+    )
+    gaps = comparisons.largest_gap(pd.Series([0.9, 0.7, 0.5, 0.6], index))
+    assert sorted(gaps) == pytest.approx([0.2, 0.4])
 
 
 def test_printed_numbers_stand_under_our_names():

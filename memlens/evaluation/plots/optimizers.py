@@ -145,13 +145,13 @@ def architectures(agreements: Mapping[str, pd.DataFrame]) -> Drawing:
     Parameters
     ----------
     agreements : mapping of title to DataFrame
-        Square, with the architectures as rows and columns. Each panel has its own numbers, all
-        share one colour scale from 0 to 1.
+        A multiple of three, square, with the architectures as rows and columns. Three panels a row;
+        all share one colour scale from 0 to 1.
     """
-    count = len(agreements)
-    figure, axes = plt.subplots(1, count, figsize=plots.figsize(count, 1, 0.85), squeeze=False)
+    rows, size = len(agreements) // 3, plots.figsize(3, len(agreements) // 3, 0.75)
+    figure, axes = plt.subplots(rows, 3, figsize=size, sharex=True, squeeze=False)
     drawn = plots.panels(axes, plots.heatmap, agreements, limits=(0, 1))
-    for ax in axes[0, 1:]:
+    for ax in axes[:, 1:].ravel():
         ax.set_yticks([])
     return Drawing(figure, drawn)
 
