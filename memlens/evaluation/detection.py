@@ -115,6 +115,19 @@ def precision_at(y_true: ArrayLike, y_score: ArrayLike, fraction: float = 0.01) 
     return float(np.interp(k, true + false, true) / k)
 
 
+def auroc_by_epoch(y_true: ArrayLike, values: ArrayLike) -> np.ndarray:
+    """Return the AUROC of the sum up to each epoch, (n_epochs,).
+
+    ``values`` is (n_epochs, n_samples), such as ``trace.loss``: its sums up to an epoch are CSL as
+    if the training had ended there.
+
+    >>> auroc_by_epoch([0, 1], [[1, 0], [0, 1], [0, 1]]).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    sums = np.asarray(values, dtype=np.float64).cumsum(axis=0)
+    return np.array([auroc(y_true, row) for row in sums])
+
+
 def auroc_interval(
     y_true: ArrayLike, y_score: ArrayLike, *, confidence: float = 0.95
 ) -> tuple[float, float]:

@@ -247,7 +247,7 @@ MIN_EPOCHS = 6  # the curves of fewer epochs have no shape
 MIN_NETWORKS = {"sweep_models": 44, "n_shadows": 32, "n_targets": 3}
 MIN_DIRECTIONS = 2  # of curvature: ten take most of the time of a training on a CPU
 MIN_BATCH, MIN_STEPS = 16, 25  # samples in a batch, and batches in an epoch
-NOISE_RATES = (0.01, 0.02, 0.05, 0.10, 0.20, 0.25, 0.30)
+NOISE_RATES = (0.01, 0.02, 0.04, 0.05, 0.06, 0.08, 0.10, 0.20, 0.25, 0.30)
 OPTIMIZER_CHANGES: Mapping[str, Mapping[str, Any]] = {
     "sgd": {},
     "adam": {"optimizer": "adam", "lr": 1e-3},

@@ -325,3 +325,10 @@ def test_evaluate_detectors_refuses_bad_input():
         detection.evaluate_detectors(pd.Series(y_true, scores.index)[10:], scores)
     with pytest.raises(TypeError, match="found ndarray: pass a DataFrame"):
         detection.evaluate_detectors(y_true, scores.to_numpy())
+
+
+def test_the_area_by_epoch_is_that_of_the_sum_so_far():
+    rng = np.random.default_rng(0)
+    values, truth = rng.random((4, 50)), rng.random(50) < 0.3
+    expected = [detection.auroc(truth, values[:n].sum(0)) for n in (1, 2, 3, 4)]
+    np.testing.assert_allclose(detection.auroc_by_epoch(truth, values), expected)

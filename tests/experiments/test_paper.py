@@ -494,3 +494,35 @@ def test_printed_similarity_has_the_poster_s_top_rows():
 def test_printed_similarity_refuses_a_table_without_one_number_for_a_score(options, message):
     with pytest.raises(ValueError, match=message):
         paper.printed_similarity(["csg"], **options)
+
+
+def test_our_values_stand_beside_the_printed_ones_under_the_printed_name():
+    index = pd.MultiIndex.from_tuples(
+        [(0.05, 0), (0.05, 1), (0.07, 0), (0.3, 0)], names=["noise", "seed"]
+    )
+    columns = {"csg": [0.8, 0.9, 0.1, 0.7], "confident_learning": [0.5, 0.7, 0.1, np.nan],
+               "aum": [0.9] * 4}  # fmt: skip
+    name = "csg_table4_mislabel_auroc"
+    table = paper.beside(name, pd.DataFrame(columns, index=index), "clothes")
+    printed = paper.table(name)
+    assert len(table) == len(printed) + 3  # 7 % is not printed, nor is AUM
+    np.testing.assert_array_equal(table["mean"][: len(printed)], printed["mean"])
+    ours = table[table["dataset"] == "clothes"].set_index(["method", "noise"])
+    assert ours.index.tolist() == [("csg", 0.05), ("csg", 0.3), ("cl", 0.05)]
+    np.testing.assert_allclose(ours["mean"], [0.85, 0.7, 0.6])
+    np.testing.assert_allclose(ours["std"], [0.1 / np.sqrt(2), np.nan, 0.2 / np.sqrt(2)])
+
+
+def test_printed_percentages_become_shares():
+    auroc = pd.DataFrame({"curvature": [0.9]}, index=pd.Index([0.01], name="noise"))
+    table = paper.beside("curvature_table2_mislabel_auroc", auroc, "clothes")
+    mnist = table.query("dataset == 'mnist' and method == 'in_confidence' and noise == 0.01")
+    assert mnist["mean"].item() == pytest.approx(0.994) and table["mean"].max() <= 1
+
+
+def test_two_forms_of_one_printed_score_are_refused():
+    auroc = pd.DataFrame({"ssft": [0.9], "ssft_mean": [0.8]}, index=pd.Index([0.05], name="noise"))
+    with pytest.raises(ValueError, match="ssft and ssft_mean are both printed as ssft"):
+        paper.beside("csg_table4_mislabel_auroc", auroc, "clothes")
+    with pytest.raises(ValueError, match="has no noise rates"):
+        paper.beside("csg_table1_similarity", auroc, "clothes")

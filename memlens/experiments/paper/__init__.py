@@ -283,3 +283,48 @@ def _of_dataset(frame: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
     if not (set(wide) <= set(frame) or ("cosine" in frame and dataset == "cifar100")):
         raise ValueError(f"{name} has no similarity for the data set {dataset!r}")
     return frame.rename(columns=wide)
+
+
+def beside(name: str, auroc: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return a printed table of AUROC by noise rate, with our values as one more data set.
+
+    Parameters
+    ----------
+    name : str
+        A table listed by `tables`, with columns dataset, method and noise.
+    auroc : DataFrame (n_rows, n_scores)
+        Index "noise" (a share), one row for each training; one column for each of our scores.
+        Scores and rates that the table does not print are left out.
+    dataset : str
+        Name of our data set.
+
+    Returns
+    -------
+    DataFrame
+        Columns method, dataset, noise, mean and std (ours: over the trainings of a rate), AUROC
+        in [0, 1]. Printed rows come first.
+
+    Raises
+    ------
+    ValueError
+        For a table without noise rates, or two of our scores under one printed name.
+    """
+    printed_rows = table(name).rename(columns={"auroc_percent": "mean"})
+    columns = ["method", "dataset", "noise", "mean", "std"]
+    if not {"method", "dataset", "noise"} <= set(printed_rows):
+        raise ValueError(f"{name} has no noise rates; csg_table4_mislabel_auroc has")
+    if printed_rows["mean"].max() > 1:  # in percent
+        printed_rows["mean"] /= 100
+    parts = [printed_rows.reindex(columns=columns)]
+    used: dict[str, str] = {}
+    for score in auroc:
+        method = printed_name(score, name)
+        if method not in set(printed_rows["method"]):
+            continue
+        if method in used:
+            raise ValueError(f"{used[method]} and {score} are both printed as {method}; pass one")
+        used[method] = score
+        by_rate = auroc[score].dropna().groupby(level="noise")
+        ours = by_rate.agg(["mean", "std"]).reset_index().assign(method=method, dataset=dataset)
+        parts.append(ours[ours["noise"].isin(printed_rows["noise"])][columns])
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,394 @@
+"""Figures of notebook 04: scores that find wrong labels and duplicates.
+
+Detection errors are drawn as 1 - AUROC, the share of pairs (a positive, a negative) in the wrong
+order, on a logarithmic axis: AUROC of 0.97 and 0.99 differ by a factor of three there, and look
+alike on a linear axis.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from memlens.evaluation import plots
+from memlens.evaluation.plots import Drawing
+
+WRONG_ORDER = "1 - AUROC"
+OURS = "#0072B2"
+PRINTED = {  # grey levels, markers and line styles of the printed data sets
+    "mnist": ("0.7", "^", ":"), "cifar10": ("0.55", "s", "--"), "cifar100": ("0.35", "D", "-."),
+}  # fmt: skip
+RATES = ("#88CCEE", "#0072B2", "#332288")  # from little to much noise, light to dark
+TICKS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+STOP_NAMES = {
+    "label_wave": "Label Wave", "best_val": "validation loss", "input_gradient": "gradient",
+    "weight_norm": "weight norm", "last": "last",
+}  # fmt: skip
+
+
+def all_scores(auroc: pd.DataFrame, precision: pd.DataFrame) -> Drawing:
+    """Draw two measures of many scores at several noise rates, a row for each score.
+
+    Parameters
+    ----------
+    auroc : DataFrame (n_scores, n_rates)
+        One column per noise rate (a share), three at most.
+    precision : DataFrame
+        Precision among the highest 1 %, with the same rows and columns.
+
+    Returns
+    -------
+    Drawing
+        Rows are sorted by the mean AUROC, best first. Data: score, noise, wrong_order (1 - AUROC),
+        precision.
+
+    Raises
+    ------
+    ValueError
+        If rows or columns differ, or there are more than three rates.
+    """
+    if not (auroc.index.equals(precision.index) and auroc.columns.equals(precision.columns)):
+        raise ValueError("auroc and precision differ in rows or columns; pass the same of both")
+    if auroc.shape[1] > len(RATES):
+        raise ValueError(f"{auroc.shape[1]} noise rates; expected {len(RATES)} at most")
+    order = auroc.mean(axis=1).sort_values(ascending=False, kind="stable").index
+    wrong, precision = 1 - auroc.loc[order], precision.loc[order]
+    height = plots.listsize(len(order))[1] + 0.3
+    figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, height), sharey=True)
+    _dots_by_rate(left, wrong)
+    _log_errors(left, "x", wrong.to_numpy())
+    left.set_xlabel(f"{WRONG_ORDER} (left is better)")
+    _dots_by_rate(right, precision)
+    right.set(xlim=(-0.03, 1.03), xlabel="precision in the highest 1 % (right is better)")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    data = pd.DataFrame({"wrong_order": wrong.stack(), "precision": precision.stack()})
+    return Drawing(figure, data.rename_axis(["score", "noise"]).reset_index())
+
+
+def _dots_by_rate(ax: Axes, frame: pd.DataFrame) -> None:
+    """Draw a row for each index entry: a line over the range, and a dot for each noise rate."""
+    rows = np.arange(len(frame))
+    ax.hlines(rows, frame.min(axis=1), frame.max(axis=1), color="0.8", linewidth=1, zorder=1)
+    for (rate, values), color, marker in zip(frame.items(), RATES, "osD", strict=False):
+        ax.plot(values, rows, marker, color=color, markersize=4, label=f"{rate:.0%} flipped")
+    ax.set_yticks(rows, [plots.label_of(name) for name in frame.index])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", color="0.93", linewidth=0.6)
+
+
+def _log_errors(ax: Axes, axis: str, values: ArrayLike) -> None:
+    """Make an axis of 1 - AUROC logarithmic, with ticks as plain numbers and a line at chance.
+
+    A perfect order, 0, is drawn at the lower limit.
+    """
+    values = np.asarray(values, dtype=float)
+    lowest = np.nanmin(np.where(values > 0, values, np.nan), initial=0.5)
+    highest = max(0.5, np.nanmax(values, initial=0.5))
+    getattr(ax, f"set_{axis}scale")("log")
+    getattr(ax, f"set_{axis}lim")(lowest / 1.3, highest * 1.25)
+    shown = [tick for tick in TICKS if lowest / 1.3 <= tick]
+    getattr(ax, f"set_{axis}ticks")(shown, [f"{tick:g}" for tick in shown])
+    getattr(ax, f"set_{axis}ticks")([], minor=True)
+    line = ax.axvline if axis == "x" else ax.axhline
+    line(0.5, color=plots.CHANCE, linestyle="--", linewidth=0.8, zorder=0.5)
+
+
+def printed_and_ours(table: pd.DataFrame, *, columns: int = 4) -> Drawing:
+    """Draw 1 - AUROC by noise rate, a panel for each method, printed lines beside ours.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, dataset, noise (a share), mean (AUROC) and std, as `paper.beside` returns
+        it. Data sets that are not `PRINTED` are ours.
+    columns : int
+        Panels in a row.
+
+    Returns
+    -------
+    Drawing
+        All panels share both axes. Data: the table, with wrong_order (1 - AUROC).
+    """
+    table = table.assign(wrong_order=1 - table["mean"])
+    methods = list(dict.fromkeys(table["method"]))
+    n_rows = -(-len(methods) // columns)
+    size = plots.figsize(columns, n_rows, 0.85)
+    figure, axes = plt.subplots(n_rows, columns, figsize=size, sharex=True, sharey=True,
+                                squeeze=False)  # fmt: skip
+    for ax, method in zip(axes.flat, methods, strict=False):
+        of_method = table[table["method"] == method]
+        for dataset, part in of_method.groupby("dataset", sort=False):
+            color, marker, line = PRINTED.get(dataset, (OURS, "o", "-"))
+            label = f"{dataset}, printed" if dataset in PRINTED else f"{dataset}, ours"
+            ax.plot(100 * part["noise"], part["wrong_order"], marker=marker, linestyle=line,
+                    color=color, markersize=3.5, label=label)  # fmt: skip
+        ax.set_title(METHODS.get(method, plots.label_of(method)))
+    for ax in axes.flat:
+        _log_errors(ax, "y", table["wrong_order"])
+    for ax in axes.flat[len(methods) :]:
+        ax.set_axis_off()
+    _name_outer(axes, len(methods), "flipped labels, %", WRONG_ORDER)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return Drawing(figure, table.reset_index(drop=True))
+
+
+METHODS = {
+    "cl": "confident learning", "in_confidence": "in-confidence", "ssft": "SSFT",
+    "learning_time": "learning time", "curvature_ssft": "curvature + SSFT",
+}  # fmt: skip
+
+
+def _name_outer(axes: np.ndarray, n_used: int, x: str, y: str) -> None:
+    """Name the x axis below the lowest used panel of each column, and the y axis at the left."""
+    n_columns = axes.shape[1]
+    for position, ax in enumerate(axes.flat[:n_used]):
+        if position + n_columns >= n_used:
+            ax.set_xlabel(x)
+            ax.tick_params(labelbottom=True)
+        if position % n_columns == 0:
+            ax.set_ylabel(y)
+
+
+def flips_in_histograms(scores: pd.DataFrame, flipped: ArrayLike) -> Drawing:
+    """Draw the histogram of each score with its flipped samples (curvature paper, Fig. 5).
+
+    ``scores`` is (n_samples, n_scores), a panel for each; ``flipped`` is bool (n_samples,). Data:
+    panel, left, right, n (all samples), n_marked (the flipped).
+    """
+    figure, axes = plt.subplots(1, scores.shape[1], figsize=plots.figsize(scores.shape[1]),
+                                sharey=True, squeeze=False)  # fmt: skip
+    tables = {name: plots.counts(scores[name], np.asarray(flipped)) for name in scores}
+    data = plots.panels(axes, plots.histogram, tables, marked_label="flipped")
+    for ax, name in zip(axes.flat, tables, strict=True):
+        ax.set(xlabel=plots.label_of(name), title="")
+        ax.label_outer()
+    for ax in axes.flat[1:]:
+        ax.get_legend().remove() if ax.get_legend() else None
+    return Drawing(figure, data)
+
+
+def sums_by_epoch(auroc: pd.DataFrame, stops: pd.DataFrame) -> Drawing:
+    """Draw 1 - AUROC of the sums up to each epoch, a panel for each noise rate, and the stops.
+
+    Parameters
+    ----------
+    auroc : DataFrame
+        Columns noise (a share), score, seed, epoch (from 0) and auroc of the sum up to it.
+    stops : DataFrame
+        Columns noise, seed, stop (a key of `STOP_NAMES`) and epoch.
+
+    Returns
+    -------
+    Drawing
+        Lines are means over seeds, bands one standard deviation; stops are at their median epoch.
+        Data: panel, epoch, series, mean, std, n_seeds, and one row for each stop with its epoch.
+    """
+    rates = list(dict.fromkeys(auroc["noise"]))
+    figure, axes = plt.subplots(1, len(rates), figsize=plots.figsize(len(rates), 1, 1.05),
+                                sharey=True, squeeze=False)  # fmt: skip
+    data = []
+    for ax, rate in zip(axes.flat, rates, strict=True):
+        part = auroc[auroc["noise"] == rate]
+        curves = {}
+        for score, of_score in part.groupby("score", sort=False):
+            curves[score] = 1 - of_score.pivot(index="seed", columns="epoch", values="auroc")
+        epochs = next(iter(curves.values())).columns
+        bands = plots.bands({name: frame.to_numpy() for name, frame in curves.items()}, epochs)
+        _log_errors(ax, "y", 1 - auroc["auroc"])
+        plots.curves(ax, bands, labels="legend" if ax is axes.flat[0] else "none")
+        median = stops[stops["noise"] == rate].groupby("stop")["epoch"].median()
+        _mark_stops(ax, median)
+        ax.set_title(f"{rate:.0%} flipped")
+        data += [bands.assign(panel=rate), _as_rows(median, rate)]
+    if axes.flat[0].get_legend():
+        axes.flat[0].legend(loc="lower right")
+    axes.flat[0].set_ylabel(f"{WRONG_ORDER} of the sum up to the epoch")
+    return Drawing(figure, pd.concat(data, ignore_index=True))
+
+
+def _mark_stops(ax: Axes, epochs: pd.Series) -> None:
+    """Draw a dashed line at each stop, its name upright at the upper end."""
+    for name, epoch in epochs.sort_values().items():
+        ax.axvline(epoch, color=plots.INK, linestyle=(0, (4, 3)), linewidth=0.7, zorder=0.6)
+        ax.annotate(STOP_NAMES[name], (epoch, 0.99), (-1, 0), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", rotation=90, ha="right", va="top", fontsize=7,
+                    color=plots.INK)  # fmt: skip
+
+
+def _as_rows(epochs: pd.Series, rate: float) -> pd.DataFrame:
+    names = [f"stop: {name}" for name in epochs.index]
+    return pd.DataFrame({"epoch": epochs.to_numpy(), "series": names, "panel": rate})
+
+
+def boxes_by_group(
+    samples: pd.DataFrame, labels: Mapping[str, str], *, logarithmic: Sequence[str] = ()
+) -> Drawing:
+    """Draw a panel for each column, with a box for each group of samples.
+
+    Parameters
+    ----------
+    samples : DataFrame
+        A categorical column group, and a numeric column for each panel.
+    labels : mapping of column to its axis label
+    logarithmic : sequence of str
+        Columns with a logarithmic axis.
+
+    Returns
+    -------
+    Drawing
+        A box holds the middle half of the samples, its line is the median, and the whiskers end at
+        the 5 and 95 % quantiles. Data: panel, group, n, and these five quantiles.
+    """
+    groups = samples.groupby("group", observed=True)
+    sizes = groups.size()
+    width = len(labels)
+    figure, axes = plt.subplots(1, width, figsize=(plots.FULL, 0.75 + 0.32 * len(sizes)),
+                                sharey=True, squeeze=False)  # fmt: skip
+    parts = []
+    for ax, (column, label) in zip(axes.flat, labels.items(), strict=True):
+        quantiles = groups[column].quantile(QUANTILES).unstack()
+        boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), row, strict=True))
+                 for row in quantiles.to_numpy()]  # fmt: skip
+        drawn = ax.bxp(boxes, positions=range(len(boxes)), orientation="horizontal", widths=0.6,
+                       showfliers=False, patch_artist=True,
+                       medianprops={"color": "black"})  # fmt: skip
+        for box, color in zip(drawn["boxes"], (plots.FILL, plots.MARKED, "#F6D79A"), strict=False):
+            box.set(facecolor=color, linewidth=0.6)
+        ax.set_xscale("log" if column in logarithmic else "linear")
+        ax.set_xlabel(label)
+        quantiles.columns = [f"q{round(100 * q)}" for q in QUANTILES]
+        parts.append(quantiles.assign(panel=column, n=sizes).reset_index())
+    names = [f"{name} ({n:,})" for name, n in sizes.items()]
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    return Drawing(figure, pd.concat(parts, ignore_index=True))
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def duplicates_found(auroc: pd.DataFrame, printed: pd.DataFrame) -> Drawing:
+    """Draw how well each score finds planted duplicates, beside the printed values.
+
+    Parameters
+    ----------
+    auroc : DataFrame (n_scores, n_columns)
+        Our AUROC, such as of both ends of the pairs, of the copies and of the originals.
+    printed : DataFrame (n_scores, n_datasets)
+        Printed AUROC with the same rows; NaN where nothing is printed.
+
+    Returns
+    -------
+    Drawing
+        Rows sorted by the first column, best first. Data: 1 - AUROC of all columns.
+    """
+    order = auroc.iloc[:, 0].sort_values(ascending=False, kind="stable").index
+    wrong = 1 - auroc.join(printed).loc[order]
+    rows = np.arange(len(wrong))
+    size = (plots.FULL, plots.listsize(len(wrong))[1] + 0.35)
+    figure, ax = plt.subplots(figsize=size)
+    colors = dict(zip(auroc, (OURS, plots.MARKED, "#009E73"), strict=False))
+    markers = dict(zip(wrong, "osdDv^", strict=False))
+    for name, values in wrong.items():
+        face = colors.get(name, "white")
+        ax.scatter(values, rows, 26, marker=markers[name], facecolor=face, zorder=3,
+                   edgecolor=colors.get(name, "black"), linewidth=0.9, label=name)  # fmt: skip
+    ax.set_yticks(rows, [plots.label_of(name) for name in wrong.index])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", color="0.93", linewidth=0.6)
+    _log_errors(ax, "x", wrong.to_numpy())
+    ax.set_xlabel(f"{WRONG_ORDER} (left is better)")
+    figure.legend(loc="outside upper center", ncols=len(wrong.columns), columnspacing=1.2)
+    return Drawing(figure, wrong.rename_axis("score").reset_index())
+
+
+def highest_with_duplicates(
+    images: ArrayLike,
+    scores: ArrayLike,
+    labels: Sequence[str],
+    pairs: ArrayLike,
+    *,
+    n: int = 32,
+    pixel_max: float = 255,
+) -> Drawing:
+    """Show the images with the highest scores, duplicates framed and lettered (CSG Fig. 15).
+
+    Parameters
+    ----------
+    images : (n_samples, 1 or 3, h, w)
+    scores : (n_samples,)
+    labels : sequence of n_samples texts
+        The given labels.
+    pairs : int array (n_pairs, 2)
+        Positions of the two samples of each pair. Pairs of which both are shown share a letter.
+    n : int
+        Images to show, 8 in a row.
+
+    Returns
+    -------
+    Drawing
+        Data: position, score, label, is_duplicate, twin_shown, pair ("" without).
+    """
+    scores, pairs = np.asarray(scores, dtype=float), np.asarray(pairs)
+    shown = np.argsort(-scores, kind="stable")[:n]
+    rank = {position: place for place, position in enumerate(shown.tolist())}
+    letters, marked = [""] * len(shown), np.isin(shown, pairs)
+    both = [pair for pair in pairs.tolist() if pair[0] in rank and pair[1] in rank]
+    for letter, pair in zip(_LETTERS, sorted(both, key=lambda pair: min(map(rank.get, pair)))):
+        for position in pair:
+            letters[rank[position]] = letter
+    titles = [
+        f"{letter + ' ' if letter else ''}#{position}\n{plots.shortened(labels[position], 13)}"
+        for letter, position in zip(letters, shown.tolist(), strict=True)
+    ]
+    figure = plt.figure(figsize=plots.figsize(8, -(-len(shown) // 8), 1.45))
+    pictures = np.asarray(images)[shown]
+    plots.image_grid(figure, pictures, titles=titles, pixel_max=pixel_max, marked=marked)
+    data = {"position": shown, "score": scores[shown], "is_duplicate": marked, "pair": letters}
+    data["label"] = [labels[position] for position in shown]
+    data["twin_shown"] = [bool(letter) for letter in letters]
+    return Drawing(figure, pd.DataFrame(data))
+
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def rows_of_samples(
+    images: ArrayLike,
+    rows: Mapping[str, Sequence[int]],
+    titles: Sequence[str],
+    *,
+    marked: ArrayLike | None = None,
+    pixel_max: float = 255,
+) -> Drawing:
+    """Show named rows of samples, each image with its title.
+
+    Parameters
+    ----------
+    images : (n_samples, 1 or 3, h, w)
+    rows : mapping of row name to positions, as many in each row
+    titles : sequence of n_samples texts
+    marked : bool (n_samples,), optional
+        Samples to frame in orange, such as those with a wrong label.
+
+    Returns
+    -------
+    Drawing
+        Data: row, position, title.
+    """
+    positions = np.concatenate([np.asarray(row, dtype=int) for row in rows.values()])
+    lengths = [len(row) for row in rows.values()]
+    shown = [titles[position] for position in positions]
+    figure = plt.figure(figsize=plots.figsize(lengths[0], len(rows), 1.45))
+    frames = None if marked is None else np.asarray(marked)[positions]
+    plots.image_grid(figure, np.asarray(images)[positions], titles=shown, rows=list(rows),
+                     columns=lengths[0], pixel_max=pixel_max, marked=frames)  # fmt: skip
+    data = {"row": np.repeat(list(rows), lengths), "position": positions, "title": shown}
+    return Drawing(figure, pd.DataFrame(data))
