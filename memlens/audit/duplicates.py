@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from memlens.data.samples import Dataset, Samples
+from memlens.evaluation import detection
 from memlens.training import devices
 from memlens.training.posthoc import predict
 
@@ -82,6 +83,30 @@ def plant(data: Dataset, n_pairs: int, *, seed: int = 0) -> Planted:
     labels[a] = (labels[b] + shift) % data.n_classes
     samples = replace(train, images=images, labels=labels, clean_labels=clean)
     return Planted(replace(data, train=samples), torch.stack([a, b], 1).numpy())
+
+
+def evaluate(planted: Planted, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the AUROC with which scores find the ends of planted pairs.
+
+    Parameters
+    ----------
+    planted : Planted
+    scores : DataFrame (n_samples, n_scores)
+        Finite, in the order of the training samples; higher = more suspicious.
+
+    Returns
+    -------
+    DataFrame, index "ends"
+        One column per score. "both": both samples of every pair against all others, as in the CSL
+        paper. "copy" (overwritten, wrong label) and "original": one of them, without the other.
+    """
+    columns, rows = {"both": [0, 1], "copy": [0], "original": [1]}, {}
+    for name, ends in columns.items():
+        positive = np.isin(np.arange(len(scores)), planted.pairs[:, ends])
+        among = positive | ~planted.is_duplicate
+        table = detection.evaluate_detectors(positive[among], scores[among])
+        rows[name] = table["auroc"]
+    return pd.DataFrame(rows).T.rename_axis(index="ends", columns=None)
 
 
 def features(model: nn.Module, data: Dataset, images: Tensor) -> Tensor:

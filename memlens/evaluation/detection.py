@@ -6,7 +6,7 @@ the samples does not matter. Every function raises a ValueError if a class is ab
 not finite.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -210,3 +210,27 @@ def evaluate_detectors(
         bounds = [auroc_interval(truth, x, confidence=confidence) for x in columns.values()]
         table[["auroc_low", "auroc_high"]] = bounds
     return table
+
+
+def evaluate_many(
+    y_true: Mapping[Hashable, ArrayLike],
+    scores: Mapping[Hashable, pd.DataFrame],
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """Evaluate the scores of several trainings, each by its own positives.
+
+    Parameters
+    ----------
+    y_true : mapping of key to positives, as in `evaluate_detectors`
+    scores : mapping of key to DataFrame (n_samples, n_scores)
+        The keys are those of ``y_true``, or some of them; the scores may differ.
+    names : sequence of str
+        Of the levels of the keys, such as ``["noise", "seed"]``.
+
+    Returns
+    -------
+    DataFrame
+        The tables of `evaluate_detectors`, one below the other. Index: the levels, then "score".
+    """
+    tables = {key: evaluate_detectors(y_true[key], frame) for key, frame in scores.items()}
+    return pd.concat(tables, names=[*names, "score"])

@@ -530,3 +530,14 @@ def test_bad_input_is_named(digits):
         ValueError, match=r"Conv2d has no nn.Linear layer: compute features yourself"
     ):
         duplicates.features(nn.Conv2d(1, 1, 3), digits, train.images)
+
+
+def test_planted_ends_are_found_together_and_alone():
+    planted = duplicates.plant(ml.load("digits").subset(100), 10, seed=0)
+    copies, originals = planted.pairs.T
+    score = np.zeros(100)
+    score[copies] = 2  # a score that finds every copy, and puts each original last
+    score[originals] = -1
+    table = duplicates.evaluate(planted, pd.DataFrame({"csg": score}))
+    assert table.index.tolist() == ["both", "copy", "original"]
+    assert table["csg"].tolist() == [0.5, 1.0, 0.0]

@@ -332,3 +332,11 @@ def test_the_area_by_epoch_is_that_of_the_sum_so_far():
     values, truth = rng.random((4, 50)), rng.random(50) < 0.3
     expected = [detection.auroc(truth, values[:n].sum(0)) for n in (1, 2, 3, 4)]
     np.testing.assert_allclose(detection.auroc_by_epoch(truth, values), expected)
+
+
+def test_several_trainings_are_evaluated_by_their_own_positives():
+    truth = {(0.1, 0): [0, 1, 1], (0.1, 1): [1, 0, 0]}
+    scores = {key: pd.DataFrame({"csg": [1.0, 2.0, 3.0]}) for key in truth}
+    table = detection.evaluate_many(truth, scores, ["noise", "seed"])
+    assert table.index.names == ["noise", "seed", "score"]
+    assert table["auroc"].to_dict() == {(0.1, 0, "csg"): 1.0, (0.1, 1, "csg"): 0.0}

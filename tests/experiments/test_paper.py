@@ -526,3 +526,13 @@ def test_two_forms_of_one_printed_score_are_refused():
         paper.beside("csg_table4_mislabel_auroc", auroc, "clothes")
     with pytest.raises(ValueError, match="has no noise rates"):
         paper.beside("csg_table1_similarity", auroc, "clothes")
+
+
+def test_data_sets_stand_side_by_side_at_each_noise_rate():
+    auroc = pd.DataFrame({"csg": [0.91234]}, index=pd.Index([0.05], name="noise"))
+    table = paper.beside("csg_table4_mislabel_auroc", auroc, "clothes")
+    wide = paper.side_by_side(table, "cifar100", "clothes")
+    assert list(wide.columns) == [
+        (5, "cifar100"), (5, "clothes"), *[(rate, "cifar100") for rate in (10, 20, 25, 30)]
+    ]  # fmt: skip
+    assert wide.loc["csg", (5, "clothes")] == 0.912 and wide.loc["csg", (5, "cifar100")] == 0.99

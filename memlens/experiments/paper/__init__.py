@@ -328,3 +328,14 @@ def beside(name: str, auroc: pd.DataFrame, dataset: str) -> pd.DataFrame:
         ours = by_rate.agg(["mean", "std"]).reset_index().assign(method=method, dataset=dataset)
         parts.append(ours[ours["noise"].isin(printed_rows["noise"])][columns])
     return pd.concat(parts, ignore_index=True)
+
+
+def side_by_side(table: pd.DataFrame, *datasets: str) -> pd.DataFrame:
+    """Return the AUROC of some data sets of a `beside` table: methods by noise and data set.
+
+    Noise is in percent. Values are rounded to three digits.
+    """
+    chosen = table[table["dataset"].isin(datasets)]
+    chosen = chosen.assign(noise=(100 * chosen["noise"]).round().astype(int))
+    wide = chosen.pivot(index="method", columns=["noise", "dataset"], values="mean")
+    return wide.sort_index(axis=1).round(3)
