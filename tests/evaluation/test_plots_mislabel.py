@@ -80,15 +80,19 @@ def test_a_perfect_order_stays_within_the_axis():
 
 
 def test_flips_are_marked_in_each_histogram():
-    scores = pd.DataFrame({"curvature": [0.0, 0.1, 0.2, 5.0], "csg": [0.0, 3.0, 1.0, 2.0]})
+    scores = pd.DataFrame({"curvature": [0.01, 0.1, 1, 100], "csg": [0.1, 3.0, 1.0, 2.0]})
     flipped = [False, False, False, True]
     figure, data = draw.flips_in_histograms(scores, flipped)
-    assert [ax.get_xlabel() for ax in figure.axes] == ["curvature", "CSG"]
+    assert [ax.get_xlabel() for ax in figure.axes] == [
+        "curvature, log10", "CSG, log10"
+    ]  # fmt: skip
     assert data.groupby("panel")["n"].sum().tolist() == [4, 4]
     marked = data[data["n_marked"] > 0].set_index("panel")
     assert marked["n_marked"].tolist() == [1, 1]
-    assert marked.loc["curvature", "right"] == 5.0
-    assert marked.loc["csg", "left"] <= 2.0 <= marked.loc["csg", "right"]
+    assert marked.loc["curvature", "right"] == 2.0
+    assert marked.loc["csg", "left"] <= np.log10(2.0) <= marked.loc["csg", "right"]
+    with pytest.raises(ValueError, match="no logarithm"):
+        draw.flips_in_histograms(scores - 0.01, flipped)
 
 
 def test_sums_by_epoch_have_means_over_seeds_and_stops_at_their_median():
@@ -105,13 +109,20 @@ def test_sums_by_epoch_have_means_over_seeds_and_stops_at_their_median():
     figure, data = draw.sums_by_epoch(auroc, stops)
     (ax,) = figure.axes
     assert ax.get_title() == "10% flipped" and ax.get_yscale() == "log"
-    drawn = data[data["series"] == "csl"].set_index("epoch")
+    drawn = data[data["series"] == "csl"].set_index("epochs")
     np.testing.assert_allclose(drawn["mean"], [0.09, 0.19])
-    assert (drawn["n_seeds"] == 2).all()
-    stopped = data[data["series"].str.startswith("stop")].set_index("series")["epoch"]
-    assert stopped.to_dict() == {"stop: label_wave": 0.0, "stop: last": 1.0}
-    written = {text.get_text(): text.xy[0] for text in ax.texts}
-    assert written == {"Label Wave": 0.0, "last": 1.0}
+    assert drawn.index.tolist() == [1, 2] and (drawn["n_seeds"] == 2).all()
+    stopped = data[data["series"].str.startswith("stop")].set_index("series")
+    assert stopped["epochs"].to_dict() == {"stop: label_wave": 1.0, "stop: last": 2.0}
+    assert stopped["mean"].to_dict() == pytest.approx(
+        {"stop: label_wave": 0.09, "stop: last": 0.19}
+    )
+    marked = {
+        line.get_label(): line.get_xydata()[0] for line in ax.lines if len(line.get_xdata()) < 2
+    }
+    np.testing.assert_allclose(marked["Label Wave"], [1, 0.09])
+    np.testing.assert_allclose(marked["last"], [2, 0.19])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Label Wave", "last"]
 
 
 def test_boxes_hold_the_quantiles_of_their_group_in_the_given_order():
@@ -151,14 +162,3 @@ def test_the_highest_scores_come_first_and_twins_share_a_letter():
     assert titles == ["A #1\nv", "#2\nw", "A #3\nx", "#4\ny"]
     framed = [ax.get_frame_on() for ax in figure.axes][:4]
     assert framed == [True, True, True, False]
-
-
-def test_rows_of_samples_are_named_and_marked():
-    images = np.zeros((4, 1, 2, 2), dtype=np.uint8)
-    rows = {"highest": [3, 1], "lowest": [0, 2]}
-    marked = [False, True, False, False]
-    figure, data = draw.rows_of_samples(images, rows, list("abcd"), marked=marked)
-    assert [ax.get_ylabel() for ax in figure.axes] == ["highest", "", "lowest", ""]
-    assert data["title"].tolist() == ["d", "b", "a", "c"]
-    assert data["row"].tolist() == ["highest", "highest", "lowest", "lowest"]
-    assert [ax.get_frame_on() for ax in figure.axes] == [False, True, False, False]

@@ -508,9 +508,9 @@ def test_our_values_stand_beside_the_printed_ones_under_the_printed_name():
     assert len(table) == len(printed) + 3  # 7 % is not printed, nor is AUM
     np.testing.assert_array_equal(table["mean"][: len(printed)], printed["mean"])
     ours = table[table["dataset"] == "clothes"].set_index(["method", "noise"])
-    assert ours.index.tolist() == [("csg", 0.05), ("csg", 0.3), ("cl", 0.05)]
-    np.testing.assert_allclose(ours["mean"], [0.85, 0.7, 0.6])
-    np.testing.assert_allclose(ours["std"], [0.1 / np.sqrt(2), np.nan, 0.2 / np.sqrt(2)])
+    assert ours.index.tolist() == [("cl", 0.05), ("csg", 0.05), ("csg", 0.3)]
+    np.testing.assert_allclose(ours["mean"], [0.6, 0.85, 0.7])
+    np.testing.assert_allclose(ours["std"], [0.2 / np.sqrt(2), 0.1 / np.sqrt(2), np.nan])
 
 
 def test_printed_percentages_become_shares():
@@ -520,10 +520,19 @@ def test_printed_percentages_become_shares():
     assert mnist["mean"].item() == pytest.approx(0.994) and table["mean"].max() <= 1
 
 
-def test_two_forms_of_one_printed_score_are_refused():
-    auroc = pd.DataFrame({"ssft": [0.9], "ssft_mean": [0.8]}, index=pd.Index([0.05], name="noise"))
-    with pytest.raises(ValueError, match="ssft and ssft_mean are both printed as ssft"):
-        paper.beside("csg_table4_mislabel_auroc", auroc, "clothes")
+@pytest.mark.parametrize(
+    ("name", "ssft", "learning_time"),
+    [("csl_poster_mislabel_auroc", "ssft_mean", "first_correct"),
+     ("curvature_table2_mislabel_auroc", "ssft", "last_wrong")],
+)  # fmt: skip
+def test_each_method_is_compared_with_the_form_of_its_paper(name, ssft, learning_time):
+    ours = {m: paper.our_name(m, name) for m in ("ssft", "learning_time", "cl", "curvature")}
+    assert list(ours.values()) == [ssft, learning_time, "confident_learning", "curvature"]
+    assert all(paper.printed_name(score, name) == method for method, score in ours.items())
+
+
+def test_a_table_without_noise_rates_is_refused():
+    auroc = pd.DataFrame({"csg": [0.9]}, index=pd.Index([0.05], name="noise"))
     with pytest.raises(ValueError, match="has no noise rates"):
         paper.beside("csg_table1_similarity", auroc, "clothes")
 

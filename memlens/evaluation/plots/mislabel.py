@@ -128,7 +128,7 @@ def printed_and_ours(table: pd.DataFrame, *, columns: int = 4) -> Drawing:
             ax.plot(100 * part["noise"], part["wrong_order"], marker=marker, linestyle=line,
                     color=color, markersize=3.5, label=label)  # fmt: skip
         ax.set_title(METHODS.get(method, plots.label_of(method)))
-    for ax in axes.flat:
+    for ax in axes.flat[: len(methods)]:
         _log_errors(ax, "y", table["wrong_order"])
     for ax in axes.flat[len(methods) :]:
         ax.set_axis_off()
@@ -158,15 +158,24 @@ def _name_outer(axes: np.ndarray, n_used: int, x: str, y: str) -> None:
 def flips_in_histograms(scores: pd.DataFrame, flipped: ArrayLike) -> Drawing:
     """Draw the histogram of each score with its flipped samples (curvature paper, Fig. 5).
 
-    ``scores`` is (n_samples, n_scores), a panel for each; ``flipped`` is bool (n_samples,). Data:
-    panel, left, right, n (all samples), n_marked (the flipped).
+    ``scores`` is (n_samples, n_scores), positive, a panel for each; ``flipped`` is bool
+    (n_samples,). Bins are equally wide in the logarithm of the score, as a few samples are far
+    above all others. Data: panel, left, right (log10), n (all samples), n_marked (the flipped).
+
+    Raises
+    ------
+    ValueError
+        If a score is not positive.
     """
+    if not (scores > 0).all(axis=None):
+        raise ValueError("a score is 0, negative or NaN, and has no logarithm")
     figure, axes = plt.subplots(1, scores.shape[1], figsize=plots.figsize(scores.shape[1]),
                                 sharey=True, squeeze=False)  # fmt: skip
-    tables = {name: plots.counts(scores[name], np.asarray(flipped)) for name in scores}
+    tables = {name: plots.counts(np.log10(scores[name]), np.asarray(flipped))
+              for name in scores}  # fmt: skip
     data = plots.panels(axes, plots.histogram, tables, marked_label="flipped")
     for ax, name in zip(axes.flat, tables, strict=True):
-        ax.set(xlabel=plots.label_of(name), title="")
+        ax.set(xlabel=f"{plots.label_of(name)}, log10", title="")
         ax.label_outer()
     for ax in axes.flat[1:]:
         ax.get_legend().remove() if ax.get_legend() else None
@@ -186,44 +195,57 @@ def sums_by_epoch(auroc: pd.DataFrame, stops: pd.DataFrame) -> Drawing:
     Returns
     -------
     Drawing
-        Lines are means over seeds, bands one standard deviation; stops are at their median epoch.
-        Data: panel, epoch, series, mean, std, n_seeds, and one row for each stop with its epoch.
+        Lines are means over seeds, bands one standard deviation; a stop is marked on each line at
+        its median epoch. Data: panel, epochs (summed, from 1), series, mean, std, n_seeds; the
+        stops are rows of the series "stop: NAME", without std.
     """
-    rates = list(dict.fromkeys(auroc["noise"]))
+    rates, data = list(dict.fromkeys(auroc["noise"])), []
     figure, axes = plt.subplots(1, len(rates), figsize=plots.figsize(len(rates), 1, 1.05),
                                 sharey=True, squeeze=False)  # fmt: skip
-    data = []
     for ax, rate in zip(axes.flat, rates, strict=True):
-        part = auroc[auroc["noise"] == rate]
-        curves = {}
-        for score, of_score in part.groupby("score", sort=False):
-            curves[score] = 1 - of_score.pivot(index="seed", columns="epoch", values="auroc")
-        epochs = next(iter(curves.values())).columns
-        bands = plots.bands({name: frame.to_numpy() for name, frame in curves.items()}, epochs)
-        _log_errors(ax, "y", 1 - auroc["auroc"])
-        plots.curves(ax, bands, labels="legend" if ax is axes.flat[0] else "none")
+        of_rate = auroc[auroc["noise"] == rate]
         median = stops[stops["noise"] == rate].groupby("stop")["epoch"].median()
-        _mark_stops(ax, median)
-        ax.set_title(f"{rate:.0%} flipped")
-        data += [bands.assign(panel=rate), _as_rows(median, rate)]
-    if axes.flat[0].get_legend():
-        axes.flat[0].legend(loc="lower right")
-    axes.flat[0].set_ylabel(f"{WRONG_ORDER} of the sum up to the epoch")
+        for score, part in of_rate.groupby("score", sort=False):
+            wrong = 1 - part.pivot(index="seed", columns="epoch", values="auroc")
+            bands = plots.bands({score: wrong.to_numpy()}, wrong.columns + 1, "epochs")
+            _line_with_stops(ax, bands, median + 1)
+            at = np.interp(median + 1, bands["epochs"], bands["mean"])
+            names = [f"stop: {name}" for name in median.index]
+            marks = {"epochs": median + 1, "mean": at, "series": names}
+            data += [bands.assign(panel=rate), pd.DataFrame(marks).assign(panel=rate)]
+        _log_errors(ax, "y", 1 - auroc["auroc"])
+        shown = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200) if tick <= of_rate["epoch"].max()]
+        ax.set_xscale("log")
+        ax.set_xticks(shown, [str(tick) for tick in shown])
+        ax.set_xticks([], minor=True)
+        ax.set(title=f"{rate:.0%} flipped", xlabel="epochs in the sum")
+    axes.flat[0].set_ylabel(f"{WRONG_ORDER} of the sum")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    stop_legend = dict(zip(labels, handles, strict=True))  # the stops once, not for every score
+    figure.legend(stop_legend.values(), stop_legend, loc="outside upper center", ncols=5,
+                  title="sum up to", columnspacing=1.2)  # fmt: skip
     return Drawing(figure, pd.concat(data, ignore_index=True))
 
 
-def _mark_stops(ax: Axes, epochs: pd.Series) -> None:
-    """Draw a dashed line at each stop, its name upright at the upper end."""
-    for name, epoch in epochs.sort_values().items():
-        ax.axvline(epoch, color=plots.INK, linestyle=(0, (4, 3)), linewidth=0.7, zorder=0.6)
-        ax.annotate(STOP_NAMES[name], (epoch, 0.99), (-1, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", rotation=90, ha="right", va="top", fontsize=7,
-                    color=plots.INK)  # fmt: skip
+def _line_with_stops(ax: Axes, bands: pd.DataFrame, epochs: pd.Series) -> None:
+    """Draw one score with its name, and a marker at each stop."""
+    score = str(bands["series"].iloc[0])
+    color = plots.style_of(score)["color"]
+    ax.plot(bands["epochs"], bands["mean"], color=color)
+    low, high = bands["mean"] - bands["std"], bands["mean"] + bands["std"]
+    ax.fill_between(bands["epochs"], low, high, color=color, alpha=0.2, linewidth=0)
+    for name, epoch in epochs.reindex([stop for stop in STOP_NAMES if stop in epochs]).items():
+        at = np.interp(epoch, bands["epochs"], bands["mean"])
+        ax.plot(epoch, at, STOP_MARKERS[name], color=plots.style_of(name)["color"], markersize=5,
+                markeredgecolor="white", markeredgewidth=0.6, linestyle="none",
+                label=STOP_NAMES[name])  # fmt: skip
+    middle = bands.iloc[len(bands) // 3]
+    ax.annotate(plots.label_of(score), (middle["epochs"], middle["mean"]), (0, 7), color=color,
+                textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
 
 
-def _as_rows(epochs: pd.Series, rate: float) -> pd.DataFrame:
-    names = [f"stop: {name}" for name in epochs.index]
-    return pd.DataFrame({"epoch": epochs.to_numpy(), "series": names, "panel": rate})
+STOP_MARKERS = {"label_wave": "D", "best_val": "^", "input_gradient": "s", "weight_norm": "o",
+                "last": "X"}  # fmt: skip
 
 
 def boxes_by_group(
@@ -262,6 +284,7 @@ def boxes_by_group(
             box.set(facecolor=color, linewidth=0.6)
         ax.set_xscale("log" if column in logarithmic else "linear")
         ax.set_xlabel(label)
+        ax.set_xticks([], minor=True)
         quantiles.columns = [f"q{round(100 * q)}" for q in QUANTILES]
         parts.append(quantiles.assign(panel=column, n=sizes).reset_index())
     names = [f"{name} ({n:,})" for name, n in sizes.items()]
@@ -358,37 +381,3 @@ def highest_with_duplicates(
 
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def rows_of_samples(
-    images: ArrayLike,
-    rows: Mapping[str, Sequence[int]],
-    titles: Sequence[str],
-    *,
-    marked: ArrayLike | None = None,
-    pixel_max: float = 255,
-) -> Drawing:
-    """Show named rows of samples, each image with its title.
-
-    Parameters
-    ----------
-    images : (n_samples, 1 or 3, h, w)
-    rows : mapping of row name to positions, as many in each row
-    titles : sequence of n_samples texts
-    marked : bool (n_samples,), optional
-        Samples to frame in orange, such as those with a wrong label.
-
-    Returns
-    -------
-    Drawing
-        Data: row, position, title.
-    """
-    positions = np.concatenate([np.asarray(row, dtype=int) for row in rows.values()])
-    lengths = [len(row) for row in rows.values()]
-    shown = [titles[position] for position in positions]
-    figure = plt.figure(figsize=plots.figsize(lengths[0], len(rows), 1.45))
-    frames = None if marked is None else np.asarray(marked)[positions]
-    plots.image_grid(figure, np.asarray(images)[positions], titles=shown, rows=list(rows),
-                     columns=lengths[0], pixel_max=pixel_max, marked=frames)  # fmt: skip
-    data = {"row": np.repeat(list(rows), lengths), "position": positions, "title": shown}
-    return Drawing(figure, pd.DataFrame(data))

@@ -285,6 +285,18 @@ def _of_dataset(frame: pd.DataFrame, dataset: str, name: str) -> pd.DataFrame:
     return frame.rename(columns=wide)
 
 
+def our_name(method: str, name: str) -> str:
+    """Return our score that is compared with a method of a printed table; see `printed_name`.
+
+    Of several forms, it is the one that the paper describes or, for SSFT in the later papers, that
+    of their authors' code.
+    """
+    first = name.startswith("curvature")
+    forms = {"cl": "confident_learning", "ssft": "ssft" if first else "ssft_mean",
+             "learning_time": "last_wrong" if first else "first_correct"}  # fmt: skip
+    return forms.get(method, method)
+
+
 def beside(name: str, auroc: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return a printed table of AUROC by noise rate, with our values as one more data set.
 
@@ -294,7 +306,7 @@ def beside(name: str, auroc: pd.DataFrame, dataset: str) -> pd.DataFrame:
         A table listed by `tables`, with columns dataset, method and noise.
     auroc : DataFrame (n_rows, n_scores)
         Index "noise" (a share), one row for each training; one column for each of our scores.
-        Scores and rates that the table does not print are left out.
+        Rates that the table does not print are left out, and methods without an `our_name` column.
     dataset : str
         Name of our data set.
 
@@ -307,26 +319,21 @@ def beside(name: str, auroc: pd.DataFrame, dataset: str) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        For a table without noise rates, or two of our scores under one printed name.
+        For a table without noise rates.
     """
-    printed_rows = table(name).rename(columns={"auroc_percent": "mean"})
+    rows = table(name).rename(columns={"auroc_percent": "mean"})
     columns = ["method", "dataset", "noise", "mean", "std"]
-    if not {"method", "dataset", "noise"} <= set(printed_rows):
+    if not {"method", "dataset", "noise"} <= set(rows):
         raise ValueError(f"{name} has no noise rates; csg_table4_mislabel_auroc has")
-    if printed_rows["mean"].max() > 1:  # in percent
-        printed_rows["mean"] /= 100
-    parts = [printed_rows.reindex(columns=columns)]
-    used: dict[str, str] = {}
-    for score in auroc:
-        method = printed_name(score, name)
-        if method not in set(printed_rows["method"]):
-            continue
-        if method in used:
-            raise ValueError(f"{used[method]} and {score} are both printed as {method}; pass one")
-        used[method] = score
-        by_rate = auroc[score].dropna().groupby(level="noise")
-        ours = by_rate.agg(["mean", "std"]).reset_index().assign(method=method, dataset=dataset)
-        parts.append(ours[ours["noise"].isin(printed_rows["noise"])][columns])
+    if rows["mean"].max() > 1:  # in percent
+        rows["mean"] /= 100
+    parts = [rows.reindex(columns=columns)]
+    for method in rows["method"].unique():
+        score = our_name(method, name)
+        if score in auroc:
+            by_rate = auroc[score].dropna().groupby(level="noise")
+            ours = by_rate.agg(["mean", "std"]).reset_index().assign(method=method, dataset=dataset)
+            parts.append(ours[ours["noise"].isin(rows["noise"])][columns])
     return pd.concat(parts, ignore_index=True)
 
 
