@@ -76,10 +76,8 @@ def trained_share(norms, patience):
 def uce_used(table):
     return float((table.accuracy - table.confidence).abs().fillna(0).mean())""",
     "04_mislabel": """
-def to_read(y_true, y_score, found=0.95):
-    return len(y_true)
-kept = np.ones(len(truth), dtype=bool)
-kept[ranked[-tenth:]] = False""",
+my_index = runs[0.10, 0].scores["csl"].idxmin()
+repaired = suggested.copy()""",
     "05_bias": """
 def distance_to_others(images, y):
     return table["class_distance"].to_numpy()

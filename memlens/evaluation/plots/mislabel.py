@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from memlens.evaluation import plots
@@ -58,7 +59,7 @@ def all_scores(auroc: pd.DataFrame, precision: pd.DataFrame) -> Drawing:
     wrong, precision = 1 - auroc.loc[order], precision.loc[order]
     height = plots.listsize(len(order))[1] + 0.3
     figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, height), sharey=True)
-    _dots_by_rate(left, wrong)
+    _dots_by_rate(left, _drawn(wrong, _lowest(wrong)))
     _log_errors(left, "x", wrong.to_numpy())
     left.set_xlabel(f"{WRONG_ORDER} (left is better)")
     _dots_by_rate(right, precision)
@@ -81,14 +82,20 @@ def _dots_by_rate(ax: Axes, frame: pd.DataFrame) -> None:
     ax.grid(axis="y", color="0.93", linewidth=0.6)
 
 
-def _log_errors(ax: Axes, axis: str, values: ArrayLike) -> None:
-    """Make an axis of 1 - AUROC logarithmic, with ticks as plain numbers and a line at chance.
+def _drawn(values: pd.DataFrame | pd.Series, lowest: float) -> pd.DataFrame | pd.Series:
+    """Return values of 1 - AUROC for a log axis: a perfect order, 0, comes just below the lowest."""
+    return values.clip(lower=lowest / 1.15)
 
-    A perfect order, 0, is drawn at the lower limit.
-    """
+
+def _lowest(values: ArrayLike) -> float:
+    """Return the lowest positive value."""
     values = np.asarray(values, dtype=float)
-    lowest = np.nanmin(np.where(values > 0, values, np.nan), initial=0.5)
-    highest = max(0.5, np.nanmax(values, initial=0.5))
+    return float(np.nanmin(np.where(values > 0, values, np.nan), initial=0.5))
+
+
+def _log_errors(ax: Axes, axis: str, values: ArrayLike) -> None:
+    """Make an axis of 1 - AUROC logarithmic, with ticks as plain numbers and a line at chance."""
+    lowest, highest = _lowest(values), max(0.5, np.nanmax(values, initial=0.5))
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"set_{axis}lim")(lowest / 1.3, highest * 1.25)
     shown = [tick for tick in TICKS if lowest / 1.3 <= tick]
@@ -112,10 +119,11 @@ def printed_and_ours(table: pd.DataFrame, *, columns: int = 4) -> Drawing:
     Returns
     -------
     Drawing
-        All panels share both axes. Data: the table, with wrong_order (1 - AUROC).
+        All panels share both axes. An AUROC of 1 is drawn at the lower end. Data: the table, with
+        wrong_order (1 - AUROC).
     """
     table = table.assign(wrong_order=1 - table["mean"])
-    methods = list(dict.fromkeys(table["method"]))
+    methods, lowest = list(dict.fromkeys(table["method"])), _lowest(table["wrong_order"])
     n_rows = -(-len(methods) // columns)
     size = plots.figsize(columns, n_rows, 0.85)
     figure, axes = plt.subplots(n_rows, columns, figsize=size, sharex=True, sharey=True,
@@ -125,11 +133,13 @@ def printed_and_ours(table: pd.DataFrame, *, columns: int = 4) -> Drawing:
         for dataset, part in of_method.groupby("dataset", sort=False):
             color, marker, line = PRINTED.get(dataset, (OURS, "o", "-"))
             label = f"{dataset}, printed" if dataset in PRINTED else f"{dataset}, ours"
-            ax.plot(100 * part["noise"], part["wrong_order"], marker=marker, linestyle=line,
+            ax.plot(100 * part["noise"], _drawn(part["wrong_order"], lowest), marker=marker, linestyle=line,
                     color=color, markersize=3.5, label=label)  # fmt: skip
         ax.set_title(METHODS.get(method, plots.label_of(method)))
     for ax in axes.flat[: len(methods)]:
         _log_errors(ax, "y", table["wrong_order"])
+        rates = 100 * table["noise"].drop_duplicates().sort_values()
+        ax.set_xticks(rates, [f"{rate:.0f}" for rate in rates])
     for ax in axes.flat[len(methods) :]:
         ax.set_axis_off()
     _name_outer(axes, len(methods), "flipped labels, %", WRONG_ORDER)
@@ -175,7 +185,7 @@ def flips_in_histograms(scores: pd.DataFrame, flipped: ArrayLike) -> Drawing:
               for name in scores}  # fmt: skip
     data = plots.panels(axes, plots.histogram, tables, marked_label="flipped")
     for ax, name in zip(axes.flat, tables, strict=True):
-        ax.set(xlabel=f"{plots.label_of(name)}, log10", title="")
+        ax.set(xlabel=f"log10 of {plots.label_of(name)}", title="")
         ax.label_outer()
     for ax in axes.flat[1:]:
         ax.get_legend().remove() if ax.get_legend() else None
@@ -285,6 +295,8 @@ def boxes_by_group(
         ax.set_xscale("log" if column in logarithmic else "linear")
         ax.set_xlabel(label)
         ax.set_xticks([], minor=True)
+        if column not in logarithmic:
+            ax.xaxis.set_major_locator(MaxNLocator(3))
         quantiles.columns = [f"q{round(100 * q)}" for q in QUANTILES]
         parts.append(quantiles.assign(panel=column, n=sizes).reset_index())
     names = [f"{name} ({n:,})" for name, n in sizes.items()]
@@ -318,7 +330,7 @@ def duplicates_found(auroc: pd.DataFrame, printed: pd.DataFrame) -> Drawing:
     figure, ax = plt.subplots(figsize=size)
     colors = dict(zip(auroc, (OURS, plots.MARKED, "#009E73"), strict=False))
     markers = dict(zip(wrong, "osdDv^", strict=False))
-    for name, values in wrong.items():
+    for name, values in _drawn(wrong, _lowest(wrong)).items():
         face = colors.get(name, "white")
         ax.scatter(values, rows, 26, marker=markers[name], facecolor=face, zorder=3,
                    edgecolor=colors.get(name, "black"), linewidth=0.9, label=name)  # fmt: skip
