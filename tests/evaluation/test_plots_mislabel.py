@@ -158,7 +158,6 @@ def test_the_highest_scores_come_first_and_twins_share_a_letter():
     assert data["position"].tolist() == [1, 2, 3, 4]
     assert data["is_duplicate"].tolist() == [True, True, True, False]
     assert data["pair"].tolist() == ["A", "", "A", ""]
-    assert data["twin_shown"].tolist() == [True, False, True, False]
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     assert titles == ["A #1\nv", "#2\nw", "A #3\nx", "#4\ny"]
     framed = [ax.get_frame_on() for ax in figure.axes][:4]

@@ -83,7 +83,7 @@ def _dots_by_rate(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _drawn(values: pd.DataFrame | pd.Series, lowest: float) -> pd.DataFrame | pd.Series:
-    """Return values of 1 - AUROC for a log axis: a perfect order, 0, comes just below the lowest."""
+    """Return 1 - AUROC for a log axis: a perfect order, 0, comes just below the lowest value."""
     return values.clip(lower=lowest / 1.15)
 
 
@@ -133,8 +133,9 @@ def printed_and_ours(table: pd.DataFrame, *, columns: int = 4) -> Drawing:
         for dataset, part in of_method.groupby("dataset", sort=False):
             color, marker, line = PRINTED.get(dataset, (OURS, "o", "-"))
             label = f"{dataset}, printed" if dataset in PRINTED else f"{dataset}, ours"
-            ax.plot(100 * part["noise"], _drawn(part["wrong_order"], lowest), marker=marker, linestyle=line,
-                    color=color, markersize=3.5, label=label)  # fmt: skip
+            values = _drawn(part["wrong_order"], lowest)
+            ax.plot(100 * part["noise"], values, marker=marker, linestyle=line, color=color,
+                    markersize=3.5, label=label)  # fmt: skip
         ax.set_title(METHODS.get(method, plots.label_of(method)))
     for ax in axes.flat[: len(methods)]:
         _log_errors(ax, "y", table["wrong_order"])
@@ -369,7 +370,7 @@ def highest_with_duplicates(
     Returns
     -------
     Drawing
-        Data: position, score, label, is_duplicate, twin_shown, pair ("" without).
+        Data: position, score, is_duplicate, pair (its letter; "" without), label.
     """
     scores, pairs = np.asarray(scores, dtype=float), np.asarray(pairs)
     shown = np.argsort(-scores, kind="stable")[:n]
@@ -388,7 +389,6 @@ def highest_with_duplicates(
     plots.image_grid(figure, pictures, titles=titles, pixel_max=pixel_max, marked=marked)
     data = {"position": shown, "score": scores[shown], "is_duplicate": marked, "pair": letters}
     data["label"] = [labels[position] for position in shown]
-    data["twin_shown"] = [bool(letter) for letter in letters]
     return Drawing(figure, pd.DataFrame(data))
 
 
