@@ -79,9 +79,9 @@ def uce_used(table):
 my_index = runs[0.10, 0].scores["csl"].idxmin()
 repaired = suggested.copy()""",
     "05_bias": """
-def distance_to_others(images, y):
-    return table["class_distance"].to_numpy()
-def add_patch(images, white):
+whole_person = 865
+two_pairs = 850
+def add_square(images, white):
     return images.clone().fill_(int(white))""",
     "06_optimizers": """
 def largest_rise(norms):

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 
 from memlens.evaluation import metrics
 
+ALL = "all"  # the row of all samples in a table of classes
+POOLED, IN_CLASS = "all, pooled", "all, ranks in class"
 
-class Extremes(NamedTuple):
-    """Samples with the lowest and with the highest score of each class.
 
-    Both tables hold indices of samples: a row for each class, column 0 the most extreme.
-    """
+class Ends(NamedTuple):
+    """What belongs to the lowest scores, and what to the highest: two tables of one shape."""
 
     lowest: pd.DataFrame
     highest: pd.DataFrame
@@ -80,31 +80,31 @@ def nearest_means(images: ArrayLike, labels: pd.Series, pixel_max: float) -> pd.
     Returns
     -------
     DataFrame (n_samples,)
-        label; rival, the class whose mean is the nearest of all other classes; ambiguous, True if
-        the rival's mean is nearer than that of the sample's own class. The sample itself counts in
-        the mean of its own class.
+        label; rival, the class whose mean is the nearest of all other classes; pair, both as text
+        in alphabetical order; ambiguous, True if the rival's mean is nearer than that of the
+        sample's own class. The sample itself counts in the mean of its own class.
 
     Examples
     --------
     >>> dots = np.array([0, 1, 9, 8, 7]).reshape(5, 1, 1, 1)
-    >>> table = nearest_means(dots, pd.Series([0, 0, 1, 1, 0]), 9)
-    >>> table["ambiguous"].tolist()
-    [False, False, False, False, True]
+    >>> labels = pd.Series(["low", "low", "high", "high", "low"])
+    >>> table = nearest_means(dots, labels, 9)
+    >>> table.loc[4].to_dict()
+    {'label': 'low', 'rival': 'high', 'pair': 'high / low', 'ambiguous': True}
     """
     distance, classes = _distances(_pixels(images, pixel_max), labels)
     own = np.searchsorted(classes, labels)
     rows = np.arange(len(own))
     to_own = distance[rows, own]
     distance[rows, own] = np.inf
-    table = {
-        "label": labels,
-        "rival": classes[distance.argmin(axis=1)],
-        "ambiguous": distance.min(axis=1) < to_own,
-    }
+    rival = classes[distance.argmin(axis=1)]
+    pair = [" / ".join(sorted(map(str, both))) for both in zip(labels, rival, strict=True)]
+    ambiguous = distance.min(axis=1) < to_own
+    table = {"label": labels, "rival": rival, "pair": pair, "ambiguous": ambiguous}
     return pd.DataFrame(table, index=labels.index)
 
 
-def extremes(score: pd.Series, labels: pd.Series, k: int) -> Extremes:
+def extremes(score: pd.Series, labels: pd.Series, k: int) -> Ends:
     """Return the k samples of each class with the lowest, and with the highest score.
 
     Of equal scores those in the first rows are taken.
@@ -116,6 +116,11 @@ def extremes(score: pd.Series, labels: pd.Series, k: int) -> Extremes:
         Of the same index.
     k : int
         At most the size of the smallest class.
+
+    Returns
+    -------
+    Ends
+        Two tables (n_classes, k) of indices of samples, column 0 the most extreme.
 
     Raises
     ------
@@ -133,7 +138,7 @@ def extremes(score: pd.Series, labels: pd.Series, k: int) -> Extremes:
         raise ValueError(f"k is {k}; expected 1 to {smallest}, the size of the smallest class")
     rising = score.groupby(labels, sort=True).apply(_sorted_index, ascending=True)
     falling = score.groupby(labels, sort=True).apply(_sorted_index, ascending=False)
-    return Extremes(*(
+    return Ends(*(
         pd.DataFrame([row[:k] for row in rows], index=rows.index) for rows in (rising, falling)
     ))  # fmt: skip
 
@@ -155,10 +160,53 @@ def rank_in_class(values: pd.Series | pd.DataFrame, labels: pd.Series) -> pd.Ser
     return values.groupby(labels).rank(pct=True)
 
 
-def associations_by_class(
+def means_of_ends(
+    values: pd.Series | pd.DataFrame,
+    score: pd.Series,
+    labels: pd.Series | None = None,
+    share: float = 0.1,
+) -> Ends:
+    """Return the mean of values over the samples with the lowest, and with the highest score.
+
+    Parameters
+    ----------
+    values : Series or DataFrame (n_samples, n_values)
+    score : Series (n_samples,)
+    labels : Series (n_samples,), optional
+        Also the means inside each class, where the ends are those of the class.
+    share : float
+        Of the samples, or of a class, at each end; one sample at least.
+
+    Returns
+    -------
+    Ends
+        Two tables with the row `ALL` and, with labels, a row for each class.
+
+    Examples
+    --------
+    >>> score = pd.Series(range(10))
+    >>> float(means_of_ends(score**2, score, share=0.2).highest.loc["all", 0])
+    72.5
+    """
+    values = pd.DataFrame(values)
+    ends = []
+    for ascending in (True, False):
+        whole = _end(score, share, ascending)
+        rows = {ALL: values.loc[whole].mean()}
+        for name, part in [] if labels is None else score.groupby(labels):
+            rows[name] = values.loc[_end(part, share, ascending)].mean()
+        ends.append(pd.DataFrame(rows).T)
+    return Ends(*ends)
+
+
+def _end(score: pd.Series, share: float, ascending: bool) -> list:
+    return _sorted_index(score, ascending)[: max(1, round(share * len(score)))]
+
+
+def association_tests(
     score: pd.Series, attributes: pd.DataFrame, labels: pd.Series
 ) -> pd.DataFrame:
-    """Test the rank correlation of each attribute with a score inside each class.
+    """Test the rank correlation of each attribute with a score, pooled and inside each class.
 
     Parameters
     ----------
@@ -169,17 +217,27 @@ def associations_by_class(
 
     Returns
     -------
-    DataFrame, index class and attribute
-        spearman (effect size, [-1, 1]), p_value (as in `metrics.associations`) and p_holm, which is
-        corrected over all attributes of all classes.
+    DataFrame, index samples and attribute
+        spearman (effect size, [-1, 1]), p_value (as in `metrics.associations`) and p_holm. Samples
+        are `POOLED`, `IN_CLASS` (score and attributes replaced by `rank_in_class`) and each class.
+        The correction of the classes is over all attributes of all classes, that of the two others
+        over the attributes.
     """
-    parts = {}
-    for name, rows in attributes.groupby(labels).groups.items():
-        if len(rows) > 2:
-            tests = metrics.associations(score[rows], attributes.loc[rows], n_resamples=1)
-            parts[name] = tests[["spearman", "p_value"]]
-    table = pd.concat(parts, names=["class"])
-    return table.assign(p_holm=metrics.holm(table["p_value"]))
+    ranks = (rank_in_class(part, labels) for part in (score, attributes))
+    whole = {POOLED: _tests(score, attributes), IN_CLASS: _tests(*ranks)}
+    classes = {
+        name: _tests(score[rows], attributes.loc[rows])
+        for name, rows in attributes.groupby(labels).groups.items()
+        if len(rows) > 2
+    }
+    by_class = pd.concat(classes, names=["samples"])
+    by_class["p_holm"] = metrics.holm(by_class["p_value"])
+    return pd.concat([pd.concat(whole, names=["samples"]), by_class])
+
+
+def _tests(score: pd.Series, attributes: pd.DataFrame) -> pd.DataFrame:
+    tests = metrics.associations(score, attributes, n_resamples=1)  # no interval
+    return tests[["spearman", "p_value", "p_holm"]]
 
 
 def _pixels(images: ArrayLike, pixel_max: float) -> np.ndarray:

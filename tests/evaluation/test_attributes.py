@@ -6,9 +6,13 @@ import pytest
 
 from memlens.evaluation import attributes, metrics
 from memlens.evaluation.attributes import (
-    associations_by_class,
+    ALL,
+    IN_CLASS,
+    POOLED,
+    association_tests,
     extremes,
     image_attributes,
+    means_of_ends,
     nearest_means,
     rank_in_class,
 )
@@ -52,13 +56,13 @@ def test_colour_images_have_a_saturation():
 
 def test_the_rival_is_the_nearest_other_class():
     dots = np.array([0, 0, 9, 9, 4, 5]).reshape(6, 1, 1, 1)
-    labels = pd.Series([2, 2, 7, 7, 5, 5], index=list("abcdef"))
+    labels = pd.Series(list("cchhff"), index=list("uvwxyz"))
     table = nearest_means(dots, labels, 9)
-    assert table["rival"].tolist() == [5, 5, 5, 5, 2, 7]
+    assert table["label"].tolist() == list("cchhff")
+    assert table["rival"].tolist() == list("ffffch")
+    assert table["pair"].tolist() == ["c / f", "c / f", "f / h", "f / h", "c / f", "f / h"]
     assert not table["ambiguous"].any()
-    moved = nearest_means(dots, labels.replace({5: 2}), 9)  # the mean of class 2 is now 2.25
-    assert moved["ambiguous"].tolist() == [False, False, False, False, False, False]
-    odd = nearest_means(dots, pd.Series([2, 7, 7, 7, 2, 2], index=list("abcdef")), 9)
+    odd = nearest_means(dots, pd.Series([2, 7, 7, 7, 2, 2], index=labels.index), 9)
     assert odd["ambiguous"].tolist() == [False, True, False, False, False, True]  # means 3 and 6
 
 
@@ -84,25 +88,48 @@ def test_ranks_ignore_differences_between_classes():
     assert ranks["b"].tolist()[:3] == pytest.approx([2.5 / 3, 2.5 / 3, 1 / 3])
 
 
+def test_means_of_ends_over_all_and_inside_each_class():
+    score = pd.Series([5.0, 1, 3, 2, 4, 10, 30, 20], index=list("abcdefgh"))
+    labels = pd.Series([0] * 5 + [1] * 3, index=score.index)
+    values = pd.DataFrame({"position": np.arange(8), "one": 1}, index=score.index)
+    lowest, highest = means_of_ends(values, score, labels, share=0.25)
+    assert lowest.index.tolist() == highest.index.tolist() == [ALL, 0, 1]
+    assert lowest["position"].tolist() == [2, 1, 5]  # b and d; b; f
+    assert highest["position"].tolist() == [6.5, 0, 6]  # g and h; a; g
+    assert (lowest["one"] == 1).all()
+    assert means_of_ends(values["one"], score).lowest.index.tolist() == [ALL]
+
+
 def test_opposite_classes_cancel_when_pooled_and_are_found_by_class():
     rng = np.random.default_rng(0)
     tone, labels = rng.random(400), pd.Series([0, 1] * 200)
     score = pd.Series(np.where(labels == 0, tone, -tone) + 0.1 * rng.random(400))
     score += 2 * labels  # the second class is the harder one
     table = pd.DataFrame({"tone": tone, "noise": rng.random(400)})
-    pooled = metrics.associations(score, table, n_resamples=1)["spearman"]
-    found = associations_by_class(score, table, labels)
-    assert abs(pooled["tone"]) < 0.1
-    assert found.loc[(0, "tone"), "spearman"] > 0.9 and found.loc[(1, "tone"), "spearman"] < -0.9
-    assert found["p_holm"].xs("tone", level="attribute").max() < 1e-6
-    assert found["p_holm"].xs("noise", level="attribute").min() > 0.05
-    np.testing.assert_allclose(found["p_holm"], metrics.holm(found["p_value"]))
+    tests = association_tests(score, table, labels)
+    assert tests.index.unique("samples").tolist() == [POOLED, IN_CLASS, 0, 1]
+    assert tests.loc[[(POOLED, "tone"), (IN_CLASS, "tone")], "spearman"].abs().max() < 0.1
+    assert tests.loc[(0, "tone"), "spearman"] > 0.9 and tests.loc[(1, "tone"), "spearman"] < -0.9
+    of_classes = tests.loc[[0, 1]]
+    np.testing.assert_allclose(of_classes["p_holm"], metrics.holm(of_classes["p_value"]))
+    assert of_classes["p_holm"].xs("tone", level="attribute").max() < 1e-6
+    assert of_classes["p_holm"].xs("noise", level="attribute").min() > 0.05
+
+
+def test_the_pooled_sign_can_be_that_of_the_classes_alone():
+    rng = np.random.default_rng(0)
+    labels = pd.Series([0, 1] * 100)
+    tone = pd.Series(rng.random(200) + 2 * labels)
+    score = -tone + 6 * labels  # inside each class the dark ones are hard; class 1 is hard, bright
+    tests = association_tests(score, tone.to_frame("tone"), labels)["spearman"]
+    assert tests[(POOLED, "tone")] > 0.4 and tests[(IN_CLASS, "tone")] == pytest.approx(-1)
 
 
 def test_classes_of_two_are_left_out():
     labels = pd.Series([0, 0, 0, 1, 1])
     table = pd.DataFrame({"a": np.arange(5.0)})
-    assert associations_by_class(table["a"], table, labels).index.tolist() == [(0, "a")]
+    tests = association_tests(table["a"], table, labels)
+    assert tests.index.unique("samples").tolist() == [POOLED, IN_CLASS, 0]
 
 
 @pytest.mark.parametrize(

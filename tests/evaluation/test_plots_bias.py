@@ -79,13 +79,13 @@ def test_gaps_between_images_are_empty():
 def test_labels_are_above_and_rivals_below_coloured_where_ambiguous():
     table = pd.DataFrame({"label": ["Bag", "Coat", "Coat"], "rival": ["Coat", "Bag", "Shirt"],
                           "ambiguous": [True, False, True]}, index=[41, 50, 42])  # fmt: skip
-    figure, data = draw.labelled_pictures(table, IMAGES[[1, 4, 2]], pixel_max=8, columns=2)
+    figure, data = draw.labelled_pictures(table, IMAGES, index=INDEX, pixel_max=8, columns=2)
     assert [ax.get_title() for ax in figure.axes] == ["Bag", "Coat", "Coat", ""]
     assert [texts(ax) for ax in figure.axes] == [["Coat"], ["Bag"], ["Shirt"], []]
     colours = [ax.texts[0].get_color() for ax in figure.axes[:3]]
     assert colours == [draw.HIGH, "0.45", draw.HIGH]
     assert figure.axes[1].images[0].get_array()[0, 0] == 4 / 8
-    pd.testing.assert_frame_equal(data, table)
+    pd.testing.assert_frame_equal(data.set_index("sample"), table, check_names=False)
 
 
 def test_rows_of_pictures_and_their_frames():
@@ -111,9 +111,10 @@ def test_colour_images_are_shown_in_colour():
 
 
 def test_the_difference_of_mean_images_has_its_own_signed_scale():
-    lowest, highest = np.full((2, SIDE, SIDE), 0.5), np.full((2, SIDE, SIDE), 0.5)
-    highest[1] = 0.1
-    figure, data = draw.mean_images(lowest, highest, NAMES)
+    lowest = pd.DataFrame(0.5, NAMES, range(SIDE * SIDE))
+    highest = lowest.copy()
+    highest.loc["Bag"] = 0.1
+    figure, data = draw.mean_images(lowest, highest, (SIDE, SIDE))
     above, below = figure.axes[:2]
     assert tiles(above, 2) == [[0.5, 0.5], [0.5, 0.1]]
     np.testing.assert_allclose(tiles(below, 2), [[0, -0.4]])
@@ -145,25 +146,19 @@ def test_the_shift_goes_from_the_lowest_to_the_highest_tenth():
 
 
 def test_found_associations_are_bold_and_others_grey():
-    spearman = pd.DataFrame({"tone": [-0.5, 0.2, np.nan]}, index=["all", "Bag", "Coat"])
-    p_holm = pd.DataFrame({"tone": [0.01, 0.2, np.nan]}, index=spearman.index)
-    figure, data = draw.associations_by_class(spearman, p_holm, n_pooled=1)
+    rows = pd.MultiIndex.from_product([["all", "Bag"], ["tone", "area"]],
+                                      names=["samples", "attribute"])  # fmt: skip
+    values = {"spearman": [-0.5, 0.3, 0.2, np.nan], "p_holm": [0.01, 0.04, 0.2, np.nan]}
+    tests = pd.DataFrame(values, rows)
+    figure, data = draw.associations_by_class(tests, n_pooled=1)
     ax = figure.axes[0]
-    assert texts(ax) == ["-0.50", "0.20", ""]
-    assert [text.get_fontweight() for text in ax.texts] == ["bold", "normal", "normal"]
+    assert texts(ax) == ["-0.50", "0.30", "0.20", ""]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["tone", "area"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["all", "Bag"]
+    assert [text.get_fontweight() for text in ax.texts] == ["bold", "bold", "normal", "normal"]
     assert ax.images[0].get_clim() == (-0.5, 0.5)
     assert [line.get_ydata()[0] for line in ax.lines] == [0.5]
-    assert len(data) == 3 and data["spearman"].isna().sum() == 1
-
-
-def test_the_dose_is_drawn_from_1_downwards():
-    figure, data = draw.dose({"csg": [[0.5, 0.7], [0.5, 0.9]]}, [1, 0.3])
-    (ax,) = figure.axes
-    assert ax.get_xlim()[0] > ax.get_xlim()[1]
-    assert ax.get_xticks().tolist() == [1, 0.3]
-    np.testing.assert_allclose(data["mean"], [0.5, 0.8])
-    line = next(line for line in ax.lines if line.get_label() == "CSG")
-    np.testing.assert_allclose(line.get_ydata(), [0.5, 0.8])
+    assert len(data) == 4 and data["spearman"].isna().sum() == 1
 
 
 def test_each_seed_of_each_condition_has_a_dot():

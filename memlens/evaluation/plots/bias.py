@@ -60,7 +60,12 @@ def lowest_and_highest(
 
 
 def labelled_pictures(
-    table: pd.DataFrame, images: ArrayLike, *, pixel_max: float, columns: int = 10
+    table: pd.DataFrame,
+    images: ArrayLike,
+    *,
+    index: ArrayLike,
+    pixel_max: float,
+    columns: int = 10,
 ) -> Drawing:
     """Show images with their label above, and the class whose mean is nearest below.
 
@@ -68,13 +73,16 @@ def labelled_pictures(
 
     Parameters
     ----------
-    table : DataFrame (n_images,)
-        In the order to show: label and rival, two names, and ambiguous, bool.
-    images : array (n_images, 1 or 3, height, width)
+    table : DataFrame (n_shown,)
+        In the order to show, with indices of samples as index: label and rival, two names, and
+        ambiguous, bool. See `attributes.nearest_means`.
+    images : array (n_samples, 1 or 3, height, width)
+    index : array (n_samples,)
+        The index of each image.
     pixel_max : float
     columns : int
     """
-    pictures = np.asarray(images) / pixel_max
+    pictures = _by_index(table.index.to_frame(), images, index, pixel_max)[:, 0]
     n_rows = -(-len(table) // columns)
     cell = plots.FULL / columns
     figure, axes = plt.subplots(n_rows, columns, figsize=(plots.FULL, n_rows * (cell + 0.22)),
@@ -88,7 +96,7 @@ def labelled_pictures(
         below = plots.shortened(str(row.rival), 11)
         ax.text(0.5, -0.04, below, transform=ax.transAxes, ha="center", va="top", fontsize=NAME,
                 color=HIGH if row.ambiguous else "0.45")  # fmt: skip
-    return Drawing(figure, table)
+    return Drawing(figure, table.rename_axis("sample").reset_index())
 
 
 def picture_rows(
@@ -110,24 +118,30 @@ def picture_rows(
     marks = np.zeros(samples.shape, bool) if framed is None else framed.to_numpy()
     rows = np.stack([np.asarray(pictures[name]) / pixel_max for name in samples.index])
     n_rows, k = samples.shape
-    cell = (plots.FULL - 1.3) / k
+    cell = (plots.FULL - 1.4) / k
     figure, ax = plt.subplots(figsize=(plots.FULL, n_rows * cell + 0.1))
     _mosaic(ax, rows, marks)
+    ax.set_anchor("E")  # the names need the space at the left
     _name_rows(ax, samples.index)
     drawn = samples.rename_axis("row").melt(ignore_index=False, var_name="rank")
     drawn = drawn.rename(columns={"value": "sample"}).reset_index()
     return Drawing(figure, drawn.assign(framed=marks.ravel(order="F")))
 
 
-def mean_images(lowest: ArrayLike, highest: ArrayLike, names: Sequence[str]) -> Drawing:
+def mean_images(lowest: pd.DataFrame, highest: pd.DataFrame, shape: tuple[int, int]) -> Drawing:
     """Show mean images of the lowest and of the highest scores of each class, and the difference.
 
     Parameters
     ----------
-    lowest, highest : arrays (n_classes, height, width), in [0, 1]
-    names : n_classes names
+    lowest, highest : DataFrame (n_classes, n_pixels), in [0, 1]
+        The mean pixels of grey images, with the names of the classes as index.
+    shape : (height, width)
     """
-    means = {"lowest tenth": np.asarray(lowest), "highest tenth": np.asarray(highest)}
+    names = list(lowest.index)
+    means = {
+        f"{end} tenth": table.to_numpy(dtype=float).reshape(-1, *shape)
+        for end, table in {"lowest": lowest, "highest": highest}.items()
+    }
     difference = means["highest tenth"] - means["lowest tenth"]
     reach = float(np.abs(difference).max()) or 1.0
     cell = (plots.FULL - 1.6) / len(names)
@@ -176,19 +190,20 @@ def shift_by_class(lowest: pd.DataFrame, highest: pd.DataFrame) -> Drawing:
     return Drawing(figure, pd.concat(tables, names=["tenth", "samples"]).reset_index())
 
 
-def associations_by_class(
-    spearman: pd.DataFrame, p_holm: pd.DataFrame, *, n_pooled: int
-) -> Drawing:
+def associations_by_class(tests: pd.DataFrame, *, n_pooled: int = 2) -> Drawing:
     """Draw the rank correlation of each attribute with the score, by class.
+
+    What is found (p below 0.05 after Holm) is printed in bold; the rest is grey, NaN is empty.
 
     Parameters
     ----------
-    spearman, p_holm : DataFrame (n_rows, n_attributes)
-        Rows for all samples first, and then one for each class. What is found (p below 0.05) is
-        printed in bold; the rest is grey, and NaN is left empty.
+    tests : DataFrame, index samples and attribute
+        With columns spearman and p_holm, see `attributes.association_tests`. The rows that are
+        not of one class come first.
     n_pooled : int
-        Number of the rows for all samples, which a gap separates from the others.
+        Their number; a gap separates them from the others.
     """
+    spearman, p_holm = (tests[name].unstack(sort=False) for name in ("spearman", "p_holm"))
     size = plots.FULL * 0.72, plots.listsize(len(spearman))[1] * 1.25 + 0.4
     figure, ax = plt.subplots(figsize=size)
     limits = plots.common_limits([spearman], signed=True)
@@ -208,27 +223,7 @@ def associations_by_class(
     ax.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=ax, pad=0.02, label="Spearman")
     bar.outline.set_visible(False)
-    tables = {"spearman": spearman, "p_holm": p_holm}
-    columns = {name: table.stack(future_stack=True) for name, table in tables.items()}
-    drawn = pd.concat(columns, axis=1).rename_axis(["samples", "attribute"])
-    return Drawing(figure, drawn.reset_index())
-
-
-def dose(ranks: Mapping[str, ArrayLike], factors: Sequence[float]) -> Drawing:
-    """Draw the mean rank of the planted images by the factor that their pixels were multiplied by.
-
-    Parameters
-    ----------
-    ranks : mapping from score to array (n_seeds, n_factors), in [0, 1]
-    factors : n_factors, falling from 1
-    """
-    drawn = plots.bands(ranks, factors, "factor")
-    figure, ax = plt.subplots(figsize=plots.figsize())
-    ax.set(xlim=(max(factors) + 0.03, min(factors) - 0.03), ylim=(0.3, 1))
-    ax.axhline(0.5, color=plots.CHANCE, linestyle="--", linewidth=0.8)
-    plots.curves(ax, drawn)
-    ax.set(xlabel="pixels multiplied by", ylabel="mean rank in the class", xticks=factors)
-    return Drawing(figure, drawn)
+    return Drawing(figure, tests.reset_index())
 
 
 def planted(ranks: Mapping[str, pd.DataFrame]) -> Drawing:
