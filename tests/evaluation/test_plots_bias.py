@@ -162,13 +162,13 @@ def test_found_associations_are_bold_and_others_grey():
 
 
 def test_each_seed_of_each_condition_has_a_dot():
-    columns = ["as they were", "dark"]
-    ranks = {"csg": pd.DataFrame([[0.5, 0.9], [0.4, 0.8]], columns=columns),
-             "memorization": pd.DataFrame([[0.5, 0.6]], columns=columns)}  # fmt: skip
+    columns = ["bright", "as they were", "dark"]
+    ranks = {"csg": pd.DataFrame([[0.1, 0.5, 0.9], [0.2, 0.4, 0.8]], columns=columns),
+             "memorization": pd.DataFrame([[0.5, 0.6]], columns=columns[1:])}  # fmt: skip
     figure, data = draw.planted(ranks)
     (ax,) = figure.axes
     found = sorted(round(float(x), 3) for dots in ax.collections for x in dots.get_offsets()[:, 0])
-    assert found == [0.4, 0.5, 0.5, 0.6, 0.8, 0.9]
+    assert found == [0.1, 0.2, 0.4, 0.5, 0.5, 0.6, 0.8, 0.9]
     assert [label.get_text() for label in ax.get_yticklabels()] == columns
-    assert texts(ax) == ["CSG", "memorization"]
+    assert {text.get_text(): text.xy[0] for text in ax.texts} == {"CSG": 0.9, "memorization": 0.6}
     assert data.query("score == 'csg' and condition == 'dark'")["rank"].tolist() == [0.9, 0.8]

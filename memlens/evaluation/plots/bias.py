@@ -232,7 +232,8 @@ def planted(ranks: Mapping[str, pd.DataFrame]) -> Drawing:
     Parameters
     ----------
     ranks : mapping from score to DataFrame (n_values, n_conditions), in [0, 1]
-        One value for each seed, or a single one.
+        One value for each seed, or a single one. The first table has all conditions, the others may
+        lack some.
     """
     conditions = list(next(iter(ranks.values())).columns)
     figure, ax = plt.subplots(figsize=(plots.FULL * 0.72, 0.5 * len(conditions) + 0.75))
@@ -240,12 +241,13 @@ def planted(ranks: Mapping[str, pd.DataFrame]) -> Drawing:
         style = plots.style_of(score, number)
         places = np.arange(len(conditions)) + 0.14 * (2 * number - len(ranks) + 1)
         for place, name in zip(places, conditions, strict=True):
-            ax.scatter(table[name], np.full(len(table), place), 26, color=style["color"],
-                       marker=style["marker"], alpha=0.75, linewidth=0)  # fmt: skip
-            if name == conditions[-1]:
-                right = (table[name].max(), place)
-                ax.annotate(plots.label_of(score), right, (7, 0), textcoords="offset points",
-                            va="center", color=style["color"], fontsize=7.5)  # fmt: skip
+            if name in table:
+                ax.scatter(table[name], np.full(len(table), place), 26, color=style["color"],
+                           marker=style["marker"], alpha=0.75, linewidth=0)  # fmt: skip
+        last = table.columns[-1]
+        right = table[last].max(), places[conditions.index(last)]
+        ax.annotate(plots.label_of(score), right, (7, 0), textcoords="offset points",
+                    va="center", color=style["color"], fontsize=7.5)  # fmt: skip
     ax.axvline(0.5, color=plots.CHANCE, linestyle="--", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(conditions)), conditions)
     ax.set(xlim=(0, 1), ylim=(len(conditions) - 0.4, -0.6), xlabel="mean rank in the class")
