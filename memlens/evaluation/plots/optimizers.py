@@ -116,7 +116,7 @@ def adam_by_share(printed: pd.DataFrame, gradient: np.ndarray, *, cut: float) ->
     points = plots.bands({"printed": printed["printed"]}, printed["share"], x)
     drawn = pd.concat([ours, points], ignore_index=True)
     figure, ax = plt.subplots(figsize=plots.figsize(1, 1, 0.7))
-    ax.set_ylim(0, 1.08)
+    ax.set_ylim(-0.06, 1.08)  # room below the last printed value for its label
     plots.curves(ax, drawn).set_ylabel("input gradient, share of its highest")
     plots.mark_epoch(ax, cut, "learning rate cut")
     return Drawing(figure, drawn)

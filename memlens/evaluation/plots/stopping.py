@@ -274,7 +274,7 @@ def scores_at_stops(panels: Mapping[str, pd.DataFrame], measures: Sequence[str])
         _dots(ax, mean.rename(index=STOP_NAMES), std.rename(index=STOP_NAMES))
         ax.set(title=title, xlabel=measure)
         parts.append(_cells(mean, std, ["stop", "score"], panel=title))
-    np.ravel(axes)[0].legend(*np.ravel(axes)[0].get_legend_handles_labels())
+    _legend_below(figure, np.ravel(axes)[0], columns=len(mean.columns))
     return Drawing(figure, pd.concat(parts, ignore_index=True))
 
 
