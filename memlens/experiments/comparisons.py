@@ -2,17 +2,50 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from memlens.data.samples import Dataset
 from memlens.evaluation import metrics
 from memlens.experiments import paper
+from memlens.experiments.profiles import Profile
 from memlens.models import registry
 from memlens.tracking import signals
 from memlens.tracking.peaks import PEAKS
+from memlens.training.jobs import train_many
 from memlens.training.runs import Run
+
+
+def train_variants(
+    profile: Profile, data: Dataset, variants: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Run]]:
+    """Train the runs of several variants at once, so that no core waits between them.
+
+    Parameters
+    ----------
+    profile : Profile
+    data : Dataset
+    variants : mapping of name to arguments of `Profile.runs`
+        ``seeds`` is the number of runs; slow variants first keep all cores busy to the end.
+
+    Returns
+    -------
+    dict of list of Run
+        ``profile.runs(data, **arguments)`` of each variant.
+    """
+    jobs, owners = [], []
+    for name, arguments in variants.items():
+        changes = dict(arguments)
+        for seed in range(changes.pop("seeds")):
+            jobs.append(profile.job(data, seed=seed, **changes))
+            owners.append(name)
+    trained: dict[str, list[Run]] = {name: [] for name in variants}
+    for name, run in zip(owners, train_many(jobs)):
+        trained[name].append(run)
+    return trained
 
 
 def curves_from_start(runs: Sequence[Run], top: ArrayLike) -> dict[str, np.ndarray]:

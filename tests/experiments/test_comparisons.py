@@ -20,6 +20,28 @@ def runs():
     return [ml.train("mlp", data, replace(CONFIG, seed=seed)) for seed in range(2)]
 
 
+def test_variants_trained_at_once_are_those_of_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLENS_CACHE", str(tmp_path))
+    profile = ml.get_profile("digits").scaled(0.02, 100)
+    data, bare = profile.load(), ml.MeasureConfig()
+    calls, train_many = [], comparisons.train_many
+    monkeypatch.setattr(
+        comparisons, "train_many", lambda jobs: calls.append(jobs) or train_many(jobs, n_jobs=1)
+    )
+    variants = {
+        "slow": {"model": "narrow_mlp", "measure": bare, "seeds": 1},
+        "adam": profile.optimizers["adam"] | {"measure": bare, "seeds": 2},
+    }
+    found = comparisons.train_variants(profile, data, variants)
+    assert len(calls) == 1
+    assert [job.model for job in calls[0]] == ["narrow_mlp", "mlp", "mlp"]
+    assert {name: len(runs) for name, runs in found.items()} == {"slow": 1, "adam": 2}
+    for name, arguments in variants.items():
+        for run, expected in zip(found[name], profile.runs(data, **arguments), strict=True):
+            pd.testing.assert_frame_equal(run.scores, expected.scores)
+    assert not found["adam"][0].scores.equals(found["adam"][1].scores)
+
+
 def test_curves_begin_before_training(runs):
     top = np.zeros(100, dtype=bool)
     top[[3, 50]] = True
