@@ -218,7 +218,14 @@ class NotebookReport:
         for line in lines:
             print(f"  {line}")
 
-    def discrepancy(self, name: str, measured: str, comparisons: Comparisons | None) -> None:
+    def discrepancy(
+        self,
+        name: str,
+        measured: str,
+        comparisons: Comparisons | None,
+        *,
+        in_print: bool = False,
+    ) -> None:
         """Record our result on a discrepancy of the papers, and print ``name: verdict``.
 
         Parameters
@@ -230,6 +237,8 @@ class NotebookReport:
         comparisons : Comparison, sequence of Comparison or None
             The measured value and threshold of each part; None: cannot be tested here. See
             `paper.discrepancy_verdict`.
+        in_print : bool
+            The parts compare printed numbers alone. If all hold, the verdict is "seen in print".
 
         Raises
         ------
@@ -248,6 +257,8 @@ class NotebookReport:
         parts = () if comparisons is None else _as_parts(comparisons)
         holds = None if comparisons is None else [part.holds for part in parts]
         verdict = paper.discrepancy_verdict(holds)
+        if in_print and holds is not None and all(holds):
+            verdict = paper.DISCREPANCY_VERDICTS[4]
         self._results["discrepancy", name] = (measured, verdict, parts)
         print(f"{name}: {verdict}")
 

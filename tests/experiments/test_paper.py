@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import memlens as ml
+from memlens.evaluation import metrics
 from memlens.experiments import paper
 
 ROWS = {
@@ -114,18 +115,29 @@ def all_in(text, *numbers):
     return all(number in text for number in numbers)
 
 
-def test_discrepancies_have_a_short_id_papers_a_table_and_a_text():
+def test_discrepancies_have_a_short_id_a_kind_papers_a_table_a_text_and_a_remedy():
     discrepancies = paper.discrepancies()
-    assert list(discrepancies.columns) == ["id", "paper", "table", "discrepancy"]
-    assert discrepancies["id"].is_unique and discrepancies["discrepancy"].is_unique
+    columns = ["id", "kind", "paper", "table", "discrepancy", "resolved_by"]
+    assert list(discrepancies.columns) == columns
+    for unique in ("id", "discrepancy", "resolved_by"):
+        assert discrepancies[unique].is_unique
     assert discrepancies["id"].str.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){1,4}").all()
-    assert set(discrepancies["table"]) <= set(ROWS)
+    assert set(discrepancies["kind"]) == set(paper.KINDS)
+    assert set(discrepancies["table"]) <= {*ROWS, ""}
     assert not discrepancies.isna().any(axis=None)
     for papers in discrepancies["paper"]:
         assert set(papers.split(", ")) <= set(paper.PAPERS)
     owner = paper.tables().set_index("name")["paper"]
-    for row in discrepancies.itertuples():  # the table is of a paper of the discrepancy
-        assert owner[row.table] in row.paper.split(", ")
+    for row in discrepancies[discrepancies["table"] != ""].itertuples():
+        assert owner[row.table] in row.paper.split(", ")  # the table is of one of its papers
+
+
+def test_discrepancies_of_one_kind():
+    listed = pd.concat([paper.discrepancies(kind) for kind in paper.KINDS])
+    assert sorted(listed["id"]) == sorted(paper.discrepancies()["id"])
+    assert list(paper.discrepancies("data")["id"])[0] == "csg-fz-architecture"
+    with pytest.raises(ValueError, match="no row with kind = 'date'"):
+        paper.discrepancies("date")
 
 
 def test_discrepancy_ids_stay_as_they_are_because_notebooks_name_them():
@@ -136,6 +148,10 @@ def test_discrepancy_ids_stay_as_they_are_because_notebooks_name_them():
         "csg-table1-exchanged", "csg-table6-forgetting",
         "csl-poster-learning-time", "cosine-of-a-constant",
         "csg-table3-order", "csg-table9-lira-concave", "csg-a1-curvature-sign",
+        "csg-c2-algebra", "csg-table8-five-orders", "csg-table6-top5k", "csg-table2-spread",
+        "csg-table4-matching", "curvature-table2-outperforms", "csg-table7-adam-peak",
+        "csg-eq3-norm", "csg-eq4-learning-time", "curvature-eq6-norm", "csg-c3-covariance",
+        "csg-theorem4-2-constant", "csg-fig15-whale", "curvature-sec4-2-duplicates",
     ]  # fmt: skip
 
 
@@ -265,11 +281,9 @@ def test_discrepancy_samis_has_two_similarities():
 def test_discrepancy_grand_and_samis_have_each_others_pearson():
     table = paper.table("csg_table1_similarity").set_index("proxy")
     cosine, pearson = table["cifar100_cosine"], table["cifar100_pearson"]
-    constant = 0.615
 
-    def bounds(r):  # of the cosine, for a score without negative values
-        rest = 1 - constant**2
-        return min(constant, r * rest**0.5), (constant**2 + r**2 * rest) ** 0.5
+    def bounds(r):
+        return paper.possible_cosines(r, 0.615)
 
     assert cosine["grand"] > bounds(pearson["grand"] + 0.005)[1] + 0.005
     assert cosine["samis"] < bounds(pearson["samis"] - 0.005)[0] - 0.004
@@ -307,6 +321,156 @@ def test_discrepancy_a_constant_has_a_cosine():
     assert all_in(of("cosine-of-a-constant"), "0.615", "0.9998")
     printed = paper.table("csl_poster_similarity", dataset="cifar100", subset="top5k")
     assert (printed["cosine"] < 0.9998).all()  # what all of them print is below a constant's
+
+
+def test_discrepancy_equation_26_has_another_factor_than_25():
+    rng = np.random.default_rng(0)
+    time, eta, kappa, step, rho, variance, drop = rng.uniform(0.5, 2, 7)
+    tau = kappa / (time * eta) * drop + kappa * step * rho * variance / 2  # Eq. 25
+    right = eta * tau / kappa - eta * step * rho * variance / 2
+    printed = eta * tau / kappa - kappa * step * rho * variance / 2
+    assert time * right == pytest.approx(drop)
+    assert time * printed != pytest.approx(drop, rel=0.01)
+    assert all_in(of("csg-c2-algebra"), "τη/κ - η η_s ρ Γ²/2", "τη/κ - κ η_s ρ Γ²/2")
+
+
+def test_discrepancy_five_orders_take_ten_thousand_trainings():
+    cost = paper.table("csg_table8_compute").set_index("method")
+    stopped = cost.loc["csg", "relative_low"]
+    assert cost.loc["feldman_zhang", "cost_high_in_FTm"] / 3 / stopped == pytest.approx(1e5)
+    published = 4000 * 0.7
+    assert all_in(of("csg-table8-five-orders"), f"{published / stopped:,.0f}", f"{published:,.0f}")
+
+
+def test_discrepancy_the_top_5k_of_table_6_are_not_those_of_the_poster():
+    late = paper.table("csg_table6_optimizers", subset="top5k", proxy="csl")["pearson"]
+    where = {"dataset": "cifar100", "subset": "top5k", "proxy": "csl"}
+    poster = value("csl_poster_similarity", "pearson", **where)
+    everything = paper.table("csg_table6_optimizers", subset="all", proxy="csl")["pearson"]
+    # coefficients of variation from the cosines of a constant; the mean is 0.275, at the top 1
+    spread, top = (1 / 0.615**2 - 1) ** 0.5 * 0.275, (1 / 0.9998**2 - 1) ** 0.5
+    left = paper.restricted_pearson(everything.max(), top / spread)
+    assert left < 0.1 < poster < late.min()
+    numbers = [late.min(), late.max(), poster, everything.max(), left]
+    assert all_in(of("csg-table6-top5k"), *(f"{number:.2f}" for number in numbers), "0.9998")
+
+
+def test_discrepancy_calibration_improves_by_less_than_its_spread():
+    table = paper.table("csg_table2_calibration").set_index(["metric", "snapshot"])
+    for metric in ("mce", "msce", "uce"):
+        early, late = table.loc[(metric, "peak_stop")], table.loc[(metric, "last_epoch")]
+        gain = late["mean"] - early["mean"]
+        assert 0 < gain < early["std"] / 4
+        numbers = f"{gain:.3f}", f"{early['std']:.3f}"
+        assert all_in(of("csg-table2-spread"), *numbers), metric
+
+
+def test_discrepancy_csl_is_ahead_of_csg_where_they_are_said_to_match():
+    rows = paper.table("csg_table4_mislabel_auroc", dataset="cifar10")
+    table = rows.set_index(["method", "noise"])
+    text = of("csg-table4-matching")
+    for noise in (0.05, 0.1):
+        csl, csg = table.loc[("csl", noise)], table.loc[("csg", noise)]
+        assert csl["mean"] - csg["mean"] >= 4.99 * csg["std"]
+        assert f"{csl['mean'] - csg['mean']:.4f}" in text
+    leads = [table.loc[("csg", n), "mean"] - table.loc[("curvature", n), "mean"]
+             for n in (0.2, 0.25, 0.3)]  # fmt: skip
+    assert all_in(text, f"{min(leads):.4f}", f"{max(leads):.4f}")
+
+
+def test_discrepancy_confident_learning_beats_curvature_at_ten_percent():
+    name, text = "curvature_table2_mislabel_auroc", of("curvature-table2-outperforms")
+    for dataset in ("cifar10", "cifar100"):
+        where = {"dataset": dataset, "noise": 0.1}
+        curvature, rival = (
+            value(name, "auroc_percent", method=method, **where) for method in ("curvature", "cl")
+        )
+        assert curvature < rival
+        assert all_in(text, f"{curvature} %", f"{rival} %")
+
+
+def test_discrepancy_the_gradient_under_adam_is_largest_in_the_middle():
+    norms = paper.table("csg_table7_adam_gradient_norm").set_index("epoch")["input_gradient_norm"]
+    assert norms.idxmax() == 100 and norms.index[-1] == 180
+    assert norms[1] < norms[10] > norms[50] < norms[80] < norms[100] > norms[120]
+    text = of("csg-table7-adam-peak")
+    assert all_in(text, *(f"{norms[epoch]:.2f}" for epoch in (10, 50, 100)))
+
+
+def test_discrepancy_two_forms_of_csg():
+    table = paper.table("csg_table1_similarity").set_index("proxy")["cifar100_pearson"]
+    assert table["loss_sensitivity"] > table["csg"]
+    assert all_in(of("csg-eq3-norm"), f"{table['loss_sensitivity']}", f"{table['csg']}")
+
+
+def test_discrepancy_two_forms_of_curvature():
+    own = value("curvature_table1_similarity", "cosine", dataset="cifar100", weight_decay=1e-4)
+    later = value("csg_table1_similarity", "cifar100_cosine", proxy="curvature")
+    assert all_in(of("curvature-eq6-norm"), f"{own}", f"{later}")
+
+
+def test_discrepancy_a_bound_on_means_says_nothing_of_a_covariance():
+    csg, time = np.array([2.0, 1.0]), np.array([1.0, 2.0])
+    assert (csg <= 2 * time).all() and np.cov(csg, time)[0, 1] < 0
+    assert all_in(of("csg-c3-covariance"), "CSG 2 and 1", "T 1 and 2", "CSG <= 2 T")
+
+
+def test_discrepancy_the_bound_grows_with_the_training():
+    def second(length):  # C2 with every other constant 1 and η the root of the length
+        return (1 + length / 2) / length**0.5
+
+    assert second(10_000) > 9 * second(100)
+    assert "T_max" in of("csg-theorem4-2-constant")
+    assert all_in(of("csg-eq4-learning-time"), "1 to T_max", "1 to T:")
+
+
+def test_discrepancy_no_pair_of_duplicates_can_be_right_twice():
+    pairs = paper.duplicates()
+    means = pairs[["memorization", "other_memorization"]].mean(axis=1)
+    keep = 0.7  # both are in a training set with this chance, given that one is
+    assert len(pairs) == 9 and means.max() <= 1 - keep / 2 + 0.015 / 2**0.5
+    text = of("curvature-sec4-2-duplicates")
+    assert all_in(text, f"{1 - keep / 2:.2f}", f"{means.min():.2f}", f"{means.max():.2f}")
+    whale = pairs[pairs["label"] == "whale"].iloc[0]
+    assert whale["other_label"] == "shark"
+    numbers = [str(whale["index"]), str(whale["other_index"])]
+    assert all_in(of("csg-fig15-whale"), *numbers, "31487", "shrew")
+
+
+# ---------------------------------------------------------------- the arithmetic of the notebook
+
+
+def test_no_score_has_a_cosine_outside_of_the_possible():
+    rng = np.random.default_rng(0)
+    truth = rng.random(50) ** 3
+    constant = metrics.cosine(np.ones(50), truth)
+    for _ in range(300):
+        score = np.maximum(0, rng.normal(size=50) * rng.random() + truth * rng.random() + 0.3)
+        pearson = metrics.pearson(score, truth)
+        if pearson >= 0:
+            low, high = paper.possible_cosines(pearson, constant)
+            assert low - 1e-9 <= metrics.cosine(score, truth) <= high + 1e-9
+    low, high = paper.possible_cosines([0.0, 1.0], 0.6)
+    np.testing.assert_allclose([low, high], [[0, 0.6], [0.6, 1]])
+
+
+def test_a_restricted_range_weakens_a_correlation():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=200_000)
+    score = truth + rng.normal(size=truth.size)
+    narrow = np.abs(truth) < 0.2
+    ratio = truth[narrow].std() / truth.std()
+    left = paper.restricted_pearson(metrics.pearson(score, truth), ratio)
+    assert left == pytest.approx(metrics.pearson(score[narrow], truth[narrow]), abs=0.01)
+    assert paper.restricted_pearson(0.5, 1) == pytest.approx(0.5)
+
+
+def test_two_seeds_agree_and_one_is_apart():
+    equal, apart = paper.one_apart([0.7, 0.5], [0.1, 0.0])
+    values = np.stack([equal, equal, apart])
+    np.testing.assert_allclose(values.mean(axis=0), [0.7, 0.5])
+    np.testing.assert_allclose(values.std(axis=0), [0.1, 0.0])
+    assert apart[0] < equal[0]
 
 
 @pytest.mark.parametrize(

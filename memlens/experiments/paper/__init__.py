@@ -1,8 +1,9 @@
 """The numbers printed in the papers, comparisons with ours, and verdicts on claims.
 
 Each printed table is a CSV file in this folder. `tables` lists them and `table` reads one.
-`printed` and `printed_similarity` return printed numbers under our names. `discrepancies` lists
-inconsistencies in the papers. The numbers are as printed; nothing is corrected.
+`printed` and `printed_similarity` return printed numbers under our names. `discrepancies` lists what
+does not add up in the papers, and `possible_cosines`, `restricted_pearson` and `one_apart` are the
+arithmetic that shows it. The numbers are as printed; nothing is corrected.
 """
 
 import re
@@ -11,6 +12,7 @@ from importlib.resources import files
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 PAPERS = {
     "CSG": "Memorization Through the Lens of Sample Gradients",
@@ -19,8 +21,17 @@ PAPERS = {
 }
 VERDICTS = ("holds", "holds in part", "does not hold here", "cannot be tested here")
 DISCREPANCY_VERDICTS = (
-    "seen here too", "seen here in part", "not seen here", "cannot be tested here",
+    "seen here too", "seen here in part", "not seen here", "cannot be tested here", "seen in print",
 )  # fmt: skip
+# Kinds of discrepancies, in the order of the notebook.
+KINDS = {
+    "slip": "slips of arithmetic and of print",
+    "unit": "numbers that measure something else than they seem to",
+    "tables": "tables that disagree",
+    "sentence": "sentences that their own tables contradict",
+    "definition": "definitions that differ between text, proof and code",
+    "data": "facts about the data",
+}
 
 # Our score names and the printed names, where they differ; None: no table prints the score.
 # * The papers' cheap CSG (0.1 to 0.3 of a training) is the sum up to the peak, our `early_csg`.
@@ -122,16 +133,107 @@ def tables() -> pd.DataFrame:
     return _read("tables")
 
 
-def discrepancies() -> pd.DataFrame:
-    """List the inconsistencies in the printed numbers.
+def discrepancies(kind: str | None = None) -> pd.DataFrame:
+    """List what does not add up in the papers.
+
+    Parameters
+    ----------
+    kind : str, optional
+        A key of `KINDS`; by default all.
 
     Returns
     -------
     DataFrame
-        Columns id (the name in `NotebookReport.discrepancy`), paper (keys of `PAPERS`, separated by
-        commas), table (listed by `tables`) and discrepancy.
+        Columns id (the name in `NotebookReport.discrepancy`), kind, paper (keys of `PAPERS`,
+        separated by commas), table (listed by `tables`; empty if it concerns the text alone),
+        discrepancy, and resolved_by, what would settle it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind.
     """
-    return _read("discrepancies")
+    listed = _read("discrepancies").fillna({"table": ""})
+    return listed if kind is None else _rows(listed, {"kind": kind}, "discrepancies")
+
+
+def duplicates() -> pd.DataFrame:
+    """Return the nine pairs of byte-identical training images of CIFAR-100 under two labels.
+
+    Returns
+    -------
+    DataFrame
+        Columns index and other_index (in the original order), label, other_label, memorization and
+        other_memorization (published by Feldman and Zhang, three digits).
+    """
+    return _read("cifar100_duplicates")
+
+
+def possible_cosines(pearson: ArrayLike, constant: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and highest cosine that a Pearson correlation with the truth allows.
+
+    For a score without negative values and a truth against which a constant score has the cosine
+    c: score and truth are a constant part and a rest, and the Pearson correlation r is that of the
+    rests. With a share s of the score in its constant part, the cosine is c s + r sqrt((1 - c^2)(1
+    - s^2)); its ends are at s = 0, s = 1 and the s in between where it is largest.
+
+    Parameters
+    ----------
+    pearson : array-like
+        Correlations of 0 or more.
+    constant : float
+        Cosine of a constant score with the truth, in (0, 1).
+
+    Examples
+    --------
+    >>> low, high = possible_cosines(0.36, 0.615)
+    >>> round(float(low), 2), round(float(high), 2)
+    (0.28, 0.68)
+    """
+    pearson = np.asarray(pearson, dtype=float)
+    rest = 1 - constant**2
+    low = np.minimum(constant, pearson * np.sqrt(rest))
+    return low, np.sqrt(constant**2 + pearson**2 * rest)
+
+
+def restricted_pearson(pearson: float, ratio: float) -> float:
+    """Return the Pearson correlation that a line leaves where one variable varies less.
+
+    The classical correction for a restricted range (Pearson 1903): the line and the scatter around
+    it stay, and the standard deviation of the truth shrinks by ``ratio``.
+
+    Examples
+    --------
+    >>> round(restricted_pearson(0.78, 1.0), 2)
+    0.78
+    >>> round(restricted_pearson(0.78, 0.06), 2)
+    0.07
+    """
+    kept = pearson * ratio
+    return float(kept / np.sqrt(1 - pearson**2 + kept**2))
+
+
+def one_apart(mean: ArrayLike, std: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two equal values, and the lower third, that have this mean and deviation.
+
+    Parameters
+    ----------
+    mean, std : array-like
+        Mean and standard deviation of three values; divisor of the variance 3, as NumPy's default.
+
+    Returns
+    -------
+    equal, apart : ndarray
+        The value of the two, and of the one below them.
+
+    Examples
+    --------
+    >>> equal, apart = one_apart(0.7, 0.2 * 2**0.5 / 2)
+    >>> round(float(equal), 2), round(float(apart), 2)
+    (0.8, 0.5)
+    """
+    mean, gap = np.asarray(mean, dtype=float), 3 * np.asarray(std, dtype=float) / np.sqrt(2)
+    return mean + gap / 3, mean - 2 * gap / 3
 
 
 def table(name: str, **where: object) -> pd.DataFrame:
