@@ -1,9 +1,9 @@
 """The numbers printed in the papers, comparisons with ours, and verdicts on claims.
 
 Each printed table is a CSV file in this folder. `tables` lists them and `table` reads one.
-`printed` and `printed_similarity` return printed numbers under our names. `discrepancies` lists what
-does not add up in the papers, and `possible_cosines`, `restricted_pearson` and `one_apart` are the
-arithmetic that shows it. The numbers are as printed; nothing is corrected.
+`printed` and `printed_similarity` return printed numbers under our names. `discrepancies` lists
+what does not add up in the papers, and `possible_cosines`, `restricted_pearson` and `one_apart` are
+the arithmetic that shows it. The numbers are as printed; nothing is corrected.
 """
 
 import re
