@@ -353,6 +353,42 @@ def linear_fit(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> 
     return LinearFit(float(slope), float(np.average(y - slope * x, weights=weights)), float(r2))
 
 
+def group_fits(x: ArrayLike, y: ArrayLike, n_bins: int = 15) -> dict[str, float]:
+    """Return how close group means of y come to a line in x, for several choices of the groups.
+
+    Parameters
+    ----------
+    x, y : (n_samples,)
+        x groups the samples.
+    n_bins : int
+        Groups of equal width of x, as in `binned_mean`, or of equal size.
+
+    Returns
+    -------
+    dict
+        ``order``, the rank correlation of the means, in [-1, 1]; R squared of the line through
+        them, in [0, 1]: ``line``, all groups alike as in the papers, ``by_count``, weighted by the
+        number of samples, ``swapped``, grouped by y, ``equal_groups``, of equal size. NaN where
+        fewer than two different means are left.
+    """
+    x, y = paired(x, y, "x", "y")
+    groups, swapped = binned_mean(x, y, n_bins), binned_mean(y, x, n_bins)
+    parts = np.array_split(np.argsort(x, kind="stable"), min(n_bins, x.size))
+    equal = np.array([[x[part].mean(), y[part].mean()] for part in parts]).T
+    x_mean, y_mean = groups["x_mean"].to_numpy(), groups["y_mean"].to_numpy()
+    return {
+        "order": spearman(x_mean, y_mean) if len(groups) > 1 else np.nan,
+        "line": _r2(x_mean, y_mean),
+        "by_count": _r2(x_mean, y_mean, groups["n"].to_numpy()),
+        "swapped": _r2(swapped["x_mean"].to_numpy(), swapped["y_mean"].to_numpy()),
+        "equal_groups": _r2(*equal),
+    }
+
+
+def _r2(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
+    return linear_fit(x, y, weights).r2 if np.ptp(x) > 0 else np.nan
+
+
 def holm(p_values: ArrayLike) -> np.ndarray:
     """Return p-values (n_tests,) after Holm's correction, which bounds the familywise error rate.
 

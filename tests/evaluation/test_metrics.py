@@ -683,3 +683,24 @@ def test_associations_refuse_bad_input():
         metrics.associations(score[:2], attributes[:2])
     with pytest.raises(TypeError, match="found Series: pass a DataFrame"):
         metrics.associations(score, attributes["a1"])
+
+
+def test_group_fits_by_hand():
+    x = np.array([0.0, 0.1, 0.2, 0.9, 1.0])
+    y = np.array([0.0, 1.0, 2.0, 5.0, 4.0])
+    fits = metrics.group_fits(x, y, n_bins=3)  # groups of three and two samples, one is empty
+    for name in ("order", "line", "by_count"):  # two means are on a line
+        assert fits[name] == pytest.approx(1)
+    thirds = metrics.linear_fit([0.05, 0.55, 1.0], [0.5, 3.5, 4.0]).r2
+    assert fits["equal_groups"] == pytest.approx(thirds)
+    swapped = metrics.linear_fit([0.5, 2.0, 4.5], [0.05, 0.2, 0.95]).r2
+    assert fits["swapped"] == pytest.approx(swapped)
+
+
+def test_group_fits_of_a_line_and_of_a_constant():
+    x = np.linspace(0, 1, 300)
+    assert all(value == pytest.approx(1) for value in metrics.group_fits(x, 3 * x - 1).values())
+    falling = metrics.group_fits(x, -x)
+    assert falling["order"] == -1 and falling["line"] == pytest.approx(1)
+    constant = metrics.group_fits(np.zeros(9), np.arange(9.0))
+    assert all(np.isnan(value) for name, value in constant.items() if name != "swapped")
