@@ -118,15 +118,11 @@ def easy_and_hard(easy: pd.DataFrame, hard: pd.DataFrame) -> Drawing:
         for name, (frame, color) in samples.items():
             values = frame[signal]
             mean = values.cumsum() / np.arange(1, len(values) + 1)
-            ax.plot(values.index, values, color=color, linewidth=1)
+            ax.plot(values.index, values, color=color, linewidth=1, label=name)
             ax.plot(values.index, mean, color=color, linestyle="--", linewidth=1.6)
-            top = int(np.argmax(values)) if name == "hard" else len(values) * 2 // 3
-            place = (values.index[top], values.iloc[top])
-            ax.annotate(name, place, (4, 3), color=color, textcoords="offset points")
             part = {"signal": signal, "sample": name, "epoch": values.index}
             rows.append(pd.DataFrame(part | {"value": values.array, "mean_so_far": mean.array}))
         ax.set(xlabel="epoch", ylabel=text, ylim=(None, 1.12 * max(hard[signal].max(), 1e-9)))
-    axes[1].plot([], [], color=plots.INK, linewidth=1, label="each epoch")
     axes[1].plot([], [], color=plots.INK, linestyle="--", linewidth=1.6, label="mean so far")
     axes[1].legend(loc="upper right")
     return Drawing(figure, pd.concat(rows, ignore_index=True))
@@ -164,8 +160,8 @@ def threshold_sweep(sweep: pd.DataFrame, share_form: float) -> Drawing:
         axes[1].plot(threshold, sweep[name], style, color=color, linewidth=1.6, label=label)
     axes[1].axhline(share_form, color=plots.INK, linestyle=":", label="the authors' code")
     low = min(0.0, float(np.nanmin(sweep[["first", "for_good"]])))
-    axes[1].set(ylabel="rank correlation\nwith memorization", ylim=(low - 0.05, 1))
-    axes[1].legend(loc="best")
+    axes[1].set(ylabel="rank correlation\nwith memorization", ylim=(low - 0.05, 1.45))
+    axes[1].legend(loc="upper left")
     for ax in axes:
         ax.set(xlabel="threshold τ", xlim=(threshold[0], threshold[-1]))
     return Drawing(figure, sweep.assign(share_form=share_form))
@@ -204,7 +200,7 @@ def convergence(by_length: pd.DataFrame, running: pd.DataFrame) -> Drawing:
     axes[1].set(title="one training, up to epoch T")
     for ax, ticks in zip(axes, (lengths, [1, 3, 10, 30]), strict=True):
         ax.set(xscale="log", yscale="log", xlabel="T (epochs)")
-        for axis, places in ((ax.xaxis, ticks), (ax.yaxis, [0.1, 0.2, 0.5, 1, 2, 5])):
+        for axis, places in ((ax.xaxis, ticks), (ax.yaxis, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5])):
             axis.set_major_locator(FixedLocator(list(places)))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(ScalarFormatter())
@@ -264,8 +260,7 @@ def largest_losses(losses: pd.DataFrame, guess: float) -> Drawing:
     for i, name in enumerate(losses):
         style = plots.style_of("", i) | {"marker": ""}
         ax.plot(losses.index, losses[name], **style, label=name)
-    ax.axhline(guess, color=plots.INK, linewidth=0.8)
-    ax.text(losses.index[-1], guess, "uniform guess", size=SMALL, ha="right", va="bottom")
+    ax.axhline(guess, color=plots.INK, linewidth=0.8, label="uniform guess")
     ax.set(xlabel="epoch", ylabel="loss of a sample (nats)", ylim=(0, None))
     ax.legend()
     return Drawing(figure, losses.assign(guess=guess))
