@@ -64,7 +64,8 @@ my_nets = 143
 calm_runs = runs""",
     "01_validate_theory": """
 direction = torch.linalg.svd(weight).U[:, 1]
-best_epoch = len(runs[0].trace.grad_l2)  # there are as many, from 0""",
+def smallest_offset(x, y, slope):
+    return (y - slope * x).mean()""",
     "02_similarity": """
 def constant_cosine(mean, std):
     return mean / std
@@ -88,6 +89,11 @@ def largest_rise(norms):
     return max(norms) / norms[0] - 1
 def time_constant(lr, weight_decay, momentum, n_steps):
     return 1 / (lr * weight_decay * n_steps)""",
+    "08_discrepancies": """
+def cap_of_pair(keep):
+    return 1 - keep
+def least_bins(uce, msce):
+    return int(uce / msce)""",
 }
 
 

@@ -101,13 +101,6 @@ def test_three_seeds_and_their_mean():
     np.testing.assert_allclose(bar[:, 0], [0.56, 0.84])
 
 
-def test_the_chord_is_the_last_point_thinned_out():
-    rates = pd.DataFrame({"tpr": [0.003, 0.01, 0.2]}, pd.Index([1e-4, 1e-3, 1e-2], name="fpr"))
-    figure, data = draw.roc_chord(rates)
-    np.testing.assert_allclose(data["chord"], [0.002, 0.02, 0.2])
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), rates["tpr"])
-
-
 def test_a_pair_is_drawn_with_its_mean():
     rows = [("seal", "otter", 0.6, 0.4), ("girl", "baby", 0.5, 0.7)]
     columns = ["label", "other_label", "memorization", "other_memorization"]

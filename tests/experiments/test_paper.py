@@ -7,6 +7,7 @@ import pytest
 import memlens as ml
 from memlens.evaluation import metrics
 from memlens.experiments import paper
+from memlens.experiments.paper import evidence
 
 ROWS = {
     "csg_table1_similarity": 12,
@@ -347,9 +348,7 @@ def test_discrepancy_the_top_5k_of_table_6_are_not_those_of_the_poster():
     where = {"dataset": "cifar100", "subset": "top5k", "proxy": "csl"}
     poster = value("csl_poster_similarity", "pearson", **where)
     everything = paper.table("csg_table6_optimizers", subset="all", proxy="csl")["pearson"]
-    # coefficients of variation from the cosines of a constant; the mean is 0.275, at the top 1
-    spread, top = (1 / 0.615**2 - 1) ** 0.5 * 0.275, (1 / 0.9998**2 - 1) ** 0.5
-    left = paper.restricted_pearson(everything.max(), top / spread)
+    left = evidence.pearson_left_on_top(everything.max())
     assert left < 0.1 < poster < late.min()
     numbers = [late.min(), late.max(), poster, everything.max(), left]
     assert all_in(of("csg-table6-top5k"), *(f"{number:.2f}" for number in numbers), "0.9998")
@@ -435,6 +434,45 @@ def test_discrepancy_no_pair_of_duplicates_can_be_right_twice():
     assert whale["other_label"] == "shark"
     numbers = [str(whale["index"]), str(whale["other_index"])]
     assert all_in(of("csg-fig15-whale"), *numbers, "31487", "shrew")
+
+
+# ---------------------------------------------------------------- the evidence of the notebook
+
+
+def test_two_pairs_of_table_1_are_impossible():
+    pairs = evidence.similarity_pairs()
+    assert list(pairs.index[~pairs["possible"]]) == ["grand", "samis"]
+    assert pairs.loc["csg", ["pearson", "cosine"]].tolist() == [0.72, 0.84]
+
+
+def test_the_rows_of_a_method_come_from_every_paper():
+    rows = evidence.mislabel_auroc("curvature")
+    assert list(rows["source"].unique()) == ["curvature paper", "CSL poster", "CSG Table 4"]
+    assert set(rows["dataset"]) == {"CIFAR-10", "CIFAR-100"} and rows["auroc"].max() <= 1
+    own = rows[(rows["source"] == "curvature paper") & (rows["dataset"] == "CIFAR-100")]
+    assert own["auroc"].iloc[0] == pytest.approx(0.909)
+    csl = evidence.mislabel_auroc("csl")
+    assert list(csl["source"].unique()) == ["CSL poster", "CSG Table 4"]
+    equal = evidence.equal_values(csl, "CSL poster", "CSG Table 4")
+    assert equal["CIFAR-10"] == [(0.01, 0.05), (0.02, 0.1), (0.05, 0.2)]
+    assert (0.01, 0.05) in equal["CIFAR-100"] and (0.02, 0.1) in equal["CIFAR-100"]
+
+
+def test_the_tables_of_the_figures():
+    gaps = evidence.calibration_gaps()
+    assert list(gaps.index) == ["early stop", "validation loss", "last epoch"]
+    assert gaps.loc["early stop", "uce"] == 2.0821
+    cosines = evidence.poster_cosines()
+    assert cosines.loc["csl"].tolist() == [0.87, 0.93]
+    tops = evidence.top_pairs()
+    assert tops[tops["marked"]]["cosine"].tolist() == [0.93, 0.89]
+    assert tops["source"].value_counts().to_dict() == {"CSG Table 6": 40, "CSL poster": 5}
+    seeds = evidence.confident_learning_seeds()
+    assert list(seeds.index)[::5] == ["CIFAR-10, 20 %", "CIFAR-100, 30 %"] and len(seeds) == 6
+    assert seeds.loc["CIFAR-10, 25 %", "apart"] == pytest.approx(0.5, abs=0.001)
+    attacks = evidence.attack_auroc()
+    assert attacks.loc["mast", ["early stop", "last epoch"]].tolist() == [70.70, 78.56]
+    assert evidence.lira_rates().to_dict() == pytest.approx({1e-4: 0.003, 1e-3: 0.01, 1e-2: 0.2277})
 
 
 # ---------------------------------------------------------------- the arithmetic of the notebook

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from memlens.evaluation import plots
@@ -115,8 +115,9 @@ def bin_sums(table: pd.DataFrame, n_bins: Sequence[int]) -> Drawing:
     colors = {"mce": (GREY, "MCE, the largest bin"), "msce": (BLUE, "MSCE"), "uce": (RED, "UCE")}
     for i, (name, (color, label)) in enumerate(colors.items()):
         axes[0].barh(rows + 0.26 * (i - 1), data[name], 0.24, color=color, label=label)
-    axes[0].set(xlabel="printed error", title="no mean exceeds the largest bin")
-    axes[0].legend(loc="upper right")
+    right = 1.75 * data[list(colors)].max(axis=None)  # leaves space for the legend
+    axes[0].set(xlabel="printed error", title="no mean exceeds the largest bin", xlim=(0, right))
+    axes[0].legend(loc="center right")
     axes[1].scatter(data["least_bins"], rows, 30, color=RED, zorder=3)
     axes[1].set(xlim=(8, 16.5), xlabel="bins that the sums need at least", title="UCE² / MSCE")
     for number in n_bins:
@@ -177,11 +178,10 @@ def top_pairs(table: pd.DataFrame, expected: float) -> Drawing:
     styles = zip(table.groupby("source", sort=False), ((BLUE, "o"), (RED, "s")), strict=True)
     for (source, part), (color, marker) in styles:
         ax.scatter(part["cosine"], part["pearson"], 18, color=color, marker=marker, label=source)
-    for row in table[table["marked"]].itertuples():
-        side = (-4, 5) if row.cosine > 0.91 else (-4, -10)
-        _note(ax, plots.label_of(row.score), (row.cosine, row.pearson), side, ha="right")
+    for row in table[table["marked"]].nlargest(1, "pearson").itertuples():
+        _note(ax, plots.label_of(row.score), (row.cosine, row.pearson), (-3, 6), ha="right")
     ax.axhline(expected, color=plots.INK, linestyle="--", linewidth=0.8)
-    _note(ax, "a line with 0.78 on all samples", (0.0, expected), (2, 3))
+    _note(ax, "a line with 0.78 on all samples", (0.14, expected), (0, -9))
     ax.set(xlabel="cosine", ylabel="Pearson correlation", xlim=(0, 1.02), ylim=(0, 0.85))
     ax.legend(loc="upper left")
     return Drawing(figure, table)
@@ -265,35 +265,6 @@ def one_seed_apart(table: pd.DataFrame) -> Drawing:
     ax.set_yticks(rows, list(table.index))
     figure.legend(loc="outside upper center", ncols=3)
     return Drawing(figure, table)
-
-
-def roc_chord(rates: pd.DataFrame) -> Drawing:
-    """Draw the true positive rates of one attack, and what thinning out the last point gives.
-
-    Parameters
-    ----------
-    rates : DataFrame, index fpr (ascending)
-        Column tpr, both as shares.
-
-    Returns
-    -------
-    Drawing
-        Data: rates, with the column chord, tpr of the last point times fpr over its fpr.
-    """
-    figure, ax = plt.subplots(figsize=plots.figsize(1, 1, 0.75))
-    fpr = rates.index.to_numpy()
-    data = rates.assign(chord=rates["tpr"].iloc[-1] * fpr / fpr[-1])
-    ax.plot(fpr, data["tpr"], "o-", color=RED)
-    ax.plot(fpr, data["chord"], "--", color=plots.INK)
-    ax.plot(fpr, fpr, ":", color=GREY)
-    _note(ax, "each find kept by chance", (fpr[1], data["chord"].iloc[1]), (-4, 8), ha="center")
-    _note(ax, "printed", (fpr[1], data["tpr"].iloc[1]), (8, -6), color=RED)
-    _note(ax, "guessing", (fpr[1], fpr[1]), (6, -4), color="0.4")
-    ax.set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_locator(NullLocator())
-    return Drawing(figure, data)
 
 
 def duplicate_pairs(pairs: pd.DataFrame, cap: float, single: float) -> Drawing:
