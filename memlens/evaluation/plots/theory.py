@@ -161,6 +161,7 @@ def threshold_sweep(sweep: pd.DataFrame, share_form: float) -> Drawing:
     axes[1].axhline(share_form, color=plots.INK, linestyle=":", label="the authors' code")
     low = min(0.0, float(np.nanmin(sweep[["first", "for_good"]])))
     axes[1].set(ylabel="rank correlation\nwith memorization", ylim=(low - 0.05, 1.45))
+    axes[1].set_yticks(np.arange(0, 1.01, 0.2))
     axes[1].legend(loc="upper left")
     for ax in axes:
         ax.set(xlabel="threshold τ", xlim=(threshold[0], threshold[-1]))
