@@ -132,7 +132,8 @@ def _counts(table: pd.DataFrame) -> pd.DataFrame:
 
 def _count_verdicts(verdicts: pd.Series) -> str:
     """Count each verdict that occurs, in a fixed order."""
-    order = dict.fromkeys((*paper.DISCREPANCY_VERDICTS[:3], *paper.VERDICTS, _NOT_TAKEN_UP))
+    ours, printed = paper.DISCREPANCY_VERDICTS[:3], paper.DISCREPANCY_VERDICTS[4]
+    order = dict.fromkeys((*ours, printed, *paper.VERDICTS, _NOT_TAKEN_UP))
     counts = verdicts.replace("", _NOT_TAKEN_UP).value_counts()
     return ", ".join(f"{verdict} {counts[verdict]}" for verdict in order if verdict in counts)
 

@@ -271,6 +271,15 @@ def test_discrepancies_are_printed_recorded_and_written_with_the_claims(report, 
     pd.testing.assert_frame_equal(back, table)
 
 
+def test_a_discrepancy_of_printed_numbers_is_seen_in_print(report, capsys):
+    report.discrepancy("csg-table2-sums", "2.08 > 0.27", exact(True), in_print=True)
+    report.discrepancy("csg-table2-ece", "0.14", [exact(True), exact(False)], in_print=True)
+    report.discrepancy("csg-table1-samis", "not released", None, in_print=True)
+    assert list(report.results()["verdict"]) == [
+        "seen in print", "seen here in part", "cannot be tested here",
+    ]  # fmt: skip
+
+
 def test_an_unknown_discrepancy_or_one_without_text_is_refused(report):
     with pytest.raises(ValueError, match="unknown discrepancy 'csg-table2'; .*csg-table2-sums"):
         report.discrepancy("csg-table2", "0.1", exact(True))
