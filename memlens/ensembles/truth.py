@@ -30,6 +30,7 @@ from memlens.ensembles.subsets import (
     sweep_settings,
     train_chunk,
 )
+from memlens.evaluation import metrics
 from memlens.storage import store
 from memlens.storage.files import write_atomic
 from memlens.training.config import TrainConfig
@@ -126,6 +127,33 @@ def memorization_table(sweep: Sweep) -> pd.DataFrame:
     halves = {"first_half": slice(None, half), "second_half": slice(half, None)}
     columns = {name: sweep.memorization(part)["memorization"] for name, part in halves.items()}
     return sweep.memorization().assign(**columns)
+
+
+def ceiling(table: pd.DataFrame) -> float:
+    """Return the highest Pearson correlation with the truth to expect of any score.
+
+    The halves of the networks correlate at r; all networks together then have the reliability
+    2 r / (1 + r) (Spearman and Brown), and a score without any error reaches its square root.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `memorization_table`, with columns first_half and second_half.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN if the halves are not known, as of published scores.
+
+    >>> import memlens as ml
+    >>> from memlens.ensembles.truth import ceiling
+    >>> 0.99 < ceiling(ml.memorization(ml.load("fashion_small"))) < 1
+    True
+    """
+    if not {"first_half", "second_half"} <= set(table):
+        return np.nan
+    r = max(0.0, metrics.pearson(table["first_half"], table["second_half"]))
+    return float(np.sqrt(2 * r / (1 + r)))
 
 
 def leave_one_out(

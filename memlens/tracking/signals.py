@@ -7,7 +7,7 @@ this assumption; `own_loss_gradient` measures by how much. Only `unscale` works 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -177,20 +177,47 @@ def curvature(
     seed : int
         Seed of the random directions.
     """
+    warn_if_train_mode(model)
+    norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
+    for length in _product_norms(model, x, y, n_directions, step, exact, seed):
+        norm += length / n_directions
+        squared += length**2 / n_directions
+    return Curvature(norm, squared)
+
+
+def product_norms(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    n_directions: int = 10,
+    step: float = 1e-3,
+    exact: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Return ||Hv|| of each sample for each random direction v, (n, n_directions).
+
+    `curvature` is their mean, or the mean of their squares, over the directions. Arguments as
+    there; the first directions of more are those of fewer.
+    """
+    warn_if_train_mode(model)
+    norms = _product_norms(model, x, y, n_directions, step, exact, seed)
+    return torch.stack(list(norms), dim=1)
+
+
+def _product_norms(
+    model: nn.Module, x: Tensor, y: Tensor, n_directions: int, step: float, exact: bool, seed: int
+) -> Iterator[Tensor]:
+    """Yield ||Hv|| of each sample, (n,), one direction v after the other."""
     if n_directions < 1 or not step > 0:
         raise ValueError(
             f"n_directions={n_directions}, step={step}: expected at least 1 direction, step > 0"
         )
-    warn_if_train_mode(model)
     generator = torch.Generator(x.device).manual_seed(seed)
     product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
-    norm, squared = x.new_zeros(len(x)), x.new_zeros(len(x))
     for _ in range(n_directions):
         signs = torch.randint(2, x.shape, generator=generator, device=x.device).to(x) * 2 - 1
-        length = gradient_norms(product(signs)).l2
-        norm += length / n_directions
-        squared += length**2 / n_directions
-    return Curvature(norm, squared)
+        yield gradient_norms(product(signs)).l2
 
 
 def _difference(model: nn.Module, x: Tensor, y: Tensor, step: float) -> Callable[[Tensor], Tensor]:
@@ -203,6 +230,40 @@ def _hessian_product(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor
     with torch.enable_grad():
         gradient = torch.autograd.grad(loss(model(x), y).sum(), x, create_graph=True)[0]
     return lambda v: torch.autograd.grad(gradient, x, grad_outputs=v, retain_graph=True)[0]
+
+
+def adversarial_curvature(
+    model: nn.Module, x: Tensor, y: Tensor, *, step: float = 1e-3, exact: bool = False
+) -> Tensor:
+    """Return ||H z||^2 along the signs z of each sample's gradient, scaled to length 1; (n,).
+
+    Garg and Roy (2023, SLo-Curves) measure it once, at the end of training, as the finite
+    difference ||gradient at x + h z - gradient at x||^2, in the form of Moosavi-Dezfooli et al.
+    (2019). Here it is divided by h^2, which changes no order. A sample without gradient gets 0.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode.
+    x : Tensor (n, ...), float32 or float64
+    y : Tensor (n,), int64
+    step : float
+        h, the length of the step; not used if ``exact``.
+    exact : bool
+        Differentiate the gradient in place of the finite difference.
+
+    Raises
+    ------
+    ValueError
+        If the step is not above 0.
+    """
+    if not step > 0:
+        raise ValueError(f"step is {step}: expected a length above 0")
+    warn_if_train_mode(model)
+    signs = input_gradient(model, x, y).sign()
+    length = gradient_norms(signs).l2.clamp_min(1).view(-1, *[1] * (x.dim() - 1))  # (n, 1, ...)
+    product = _hessian_product(model, x, y) if exact else _difference(model, x, y, step)
+    return gradient_norms(product(signs / length)).l2 ** 2
 
 
 def zero_order_curvature(

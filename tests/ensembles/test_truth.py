@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import memlens as ml
@@ -178,3 +179,20 @@ def test_leaving_one_out_agrees_on_average_and_at_both_ends_only():
     ends = (table.memorization < 0.1) | (table.memorization > 0.9)
     assert (difference.abs() < 3 * error + 1e-9)[ends].all()
     assert (difference.abs() > 3 * error)[~ends].mean() > 0.4
+
+
+def test_the_ceiling_is_that_of_spearman_and_brown():
+    halves = pd.DataFrame({"first_half": [0.0, 1.0, 0.0, 1.0], "second_half": [0.0, 1.0, 1.0, 1.0]})
+    r = halves["first_half"].corr(halves["second_half"])
+    assert truth.ceiling(halves) == pytest.approx(np.sqrt(2 * r / (1 + r)))
+    assert truth.ceiling(halves.assign(second_half=1 - halves["first_half"])) == 0
+    assert np.isnan(truth.ceiling(halves.drop(columns="first_half")))
+
+
+def test_the_ceiling_is_what_a_score_without_error_reaches():
+    rng = np.random.default_rng(0)
+    perfect = rng.normal(size=20_000)
+    first, second = (perfect + rng.normal(size=20_000) for _ in range(2))
+    table = pd.DataFrame({"first_half": first, "second_half": second})
+    reached = np.corrcoef(perfect, (first + second) / 2)[0, 1]
+    assert truth.ceiling(table) == pytest.approx(reached, abs=0.01)

@@ -235,6 +235,38 @@ def test_bad_curvature_arguments_are_refused(smooth, bad):
         signals.curvature(*smooth, **bad)
 
 
+def test_curvature_is_the_mean_over_the_directions_of_which_fewer_are_the_first(smooth):
+    net, x, y = smooth
+    norms = signals.product_norms(net, x, y, n_directions=7, exact=True, seed=3)
+    assert norms.shape == (5, 7)
+    for n in (1, 4, 7):
+        found = signals.curvature(net, x, y, n_directions=n, exact=True, seed=3)
+        assert torch.allclose(found.norm, norms[:, :n].mean(1))
+        assert torch.allclose(found.squared, (norms[:, :n] ** 2).mean(1))
+    with pytest.raises(ValueError, match="expected at least 1 direction"):
+        signals.product_norms(net, x, y, n_directions=0)
+
+
+def test_adversarial_curvature_is_along_the_signs_of_the_gradient(smooth):
+    net, x, y = smooth
+    found = signals.adversarial_curvature(net, x, y, exact=True)
+    signs = signals.input_gradient(net, x, y).sign().flatten(1)
+    for i, hessian in enumerate(exact_hessians(net, x, y)):
+        product = hessian @ signs[i] / 2  # four pixels: the signs have length 2
+        assert found[i].item() == pytest.approx(float(product @ product), rel=1e-9)
+    near = signals.adversarial_curvature(net, x, y, step=1e-6)
+    assert torch.allclose(near, found, rtol=1e-4)
+
+
+def test_adversarial_curvature_without_a_gradient_is_0_and_bad_steps_are_refused(smooth):
+    net, x, y = smooth
+    with torch.no_grad():
+        net.second.zero_()
+    assert signals.adversarial_curvature(net, x, y).tolist() == [0] * 5
+    with pytest.raises(ValueError, match="expected a length above 0"):
+        signals.adversarial_curvature(net, x, y, step=0)
+
+
 def test_batch_norm_couples_samples_and_own_loss_gradient_shows_it(batch):
     x, y = batch
     net = registry.build("mlp_bn", CLASSES, SHAPE).double().train()
