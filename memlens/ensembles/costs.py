@@ -228,6 +228,16 @@ def catalogue() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
 
 
+def families() -> pd.Series:
+    """Return what each score needs, index score, for the figures.
+
+    "recorded during training", "needs extra passes" or "needs more trainings".
+    """
+    needs = {POST_HOC: "needs extra passes", RETRAINED: "needs more trainings"}
+    measured = {name: _measured(score) for name, score in EVERY_SCORE.items()}
+    return pd.Series({k: needs.get(v, "recorded during training") for k, v in measured.items()})
+
+
 def _measured(score: Score) -> str:
     if set(score.needs) & set(KINDS):
         return RETRAINED

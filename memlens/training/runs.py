@@ -18,6 +18,7 @@ from memlens.tracking import scores
 from memlens.tracking.peaks import PEAKS, STOPS, Peak
 from memlens.tracking.traces import Trace
 from memlens.training import devices
+from memlens.training.posthoc import PerSample, evaluate_batched
 
 
 class Run:
@@ -198,6 +199,40 @@ class Run:
         weights = _group(self.arrays, f"snapshot/{name}/")
         net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
         return net.eval().to(place)
+
+    def evaluate(
+        self, function: PerSample, stop: str = "last", *, device: str = "auto", **options: object
+    ) -> np.ndarray:
+        """Evaluate a per-sample function at the weights of a stop, on all training samples.
+
+        Computed with one thread, as the trainings by default: other numbers round differently.
+
+        >>> import memlens as ml
+        >>> from memlens.tracking import signals
+        >>> run = ml.train("mlp", ml.load("digits").subset(100), ml.TrainConfig(epochs=2))
+        >>> run.evaluate(signals.product_norms, n_directions=3).shape
+        (100, 3)
+
+        Parameters
+        ----------
+        function : callable, (net, x, y, **options) -> Tensor (n, ...)
+            As in `posthoc.evaluate_batched`, such as `signals.product_norms`.
+        stop : str
+            One of ``run.stops.index``.
+        device : str
+            As in `TrainConfig`.
+        **options
+            Passed to the function.
+
+        Returns
+        -------
+        ndarray (n_samples, ...), float64
+            In the order of the training samples.
+        """
+        train, net = self.data.train, self.snapshot(stop, device=device)
+        with devices.thread_count(1):
+            x, y = self.data.normalise(train.images), train.labels
+            return evaluate_batched(function, net, x, y, **options).double().numpy()
 
     def snapshot_epoch(self, name: str) -> int:
         """Return the epoch of a stop, counted from 0."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import memlens as ml
 from memlens.models import registry
 from memlens.tracking import signals
 from memlens.training import devices, posthoc
@@ -260,3 +261,18 @@ def test_every_sample_keeps_its_place(tiny, monkeypatch):
     x, y = tiny.normalise(tiny.train.images), tiny.train.labels
     given = evaluate_batched(lambda _, x, y, factor: factor * y, net, x, y, factor=3)
     assert given.tolist() == (3 * y).tolist()
+
+
+def test_a_run_evaluates_at_its_stops_as_by_hand_and_leaves_the_threads_alone():
+    data = ml.load("digits").subset(60)
+    run = train("mlp", data, TrainConfig(epochs=2))
+    before = torch.get_num_threads()
+    for stop in ("last", "best_val"):
+        x, net = data.normalise(data.train.images), run.snapshot(stop)
+        expected = signals.product_norms(net, x, data.train.labels, n_directions=2, seed=1)
+        found = run.evaluate(signals.product_norms, stop, n_directions=2, seed=1)
+        assert found.shape == (60, 2) and found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="unknown stop"):
+        run.evaluate(signals.product_norms, "first")

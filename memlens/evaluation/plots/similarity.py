@@ -1,6 +1,7 @@
 """Figures of notebook 02: how well scores agree with memorization, and what they cost."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +12,12 @@ from numpy.typing import ArrayLike
 from memlens.evaluation import metrics, plots
 from memlens.evaluation.plots import CHANCE, FILL, INK, Drawing
 
-LADDER_STYLE = ("#332288", "o", "-")  # of networks trained on subsets; scores have their own
+
+class Samples(Protocol):
+    """Images (n_samples, 1 or 3, h, w) with labels (n_samples,), such as `data.samples.Samples`."""
+
+    images: ArrayLike
+    labels: ArrayLike
 
 
 def truth_and_ceiling(truth: pd.DataFrame, left_out: pd.DataFrame | None = None) -> Drawing:
@@ -71,16 +77,19 @@ def two_ways(recorded: pd.DataFrame, posthoc: pd.DataFrame, leak: pd.DataFrame) 
 
     Parameters
     ----------
-    recorded, posthoc : DataFrame, index score
-        mean and std over seeds of the Pearson correlation with memorization.
+    recorded, posthoc : DataFrame (n_scores, n_seeds), index score
+        Pearson correlation with memorization; drawn are mean and std over seeds.
     leak : DataFrame, one row per sample of a batch
         network, own (norm of the gradient of the sample's own loss), batch (of the batch's loss).
     """
     figure, axes = plt.subplots(1, 2, figsize=plots.figsize(2, 1, 0.75), width_ratios=(1.15, 1))
     rows = np.arange(len(recorded))
-    axes[0].hlines(rows, recorded["mean"], posthoc["mean"], color=CHANCE, linewidth=1)
     styles = {"recorded during training": ("black", "o", -0.14), "post-hoc": ("white", "s", 0.14)}
-    tables = dict(zip(styles, (recorded, posthoc.loc[recorded.index]), strict=True))
+    by_seed = dict(zip(styles, (recorded, posthoc.loc[recorded.index]), strict=True))
+    tables = {
+        name: pd.DataFrame({"mean": each.mean(axis=1), "std": each.std(axis=1)})
+        for name, each in by_seed.items()
+    }
     for name, (fill, marker, shift) in styles.items():
         table = tables[name]
         axes[0].errorbar(table["mean"], rows + shift, xerr=table["std"].fillna(0), fmt=marker,
@@ -93,8 +102,8 @@ def two_ways(recorded: pd.DataFrame, posthoc: pd.DataFrame, leak: pd.DataFrame) 
     axes[1].axline((1, 1), slope=1, color=CHANCE, linestyle="--", linewidth=0.8, zorder=1)
     for i, (network, part) in enumerate(leak.groupby("network", sort=False)):
         style = plots.style_of("", 2 * i)
-        axes[1].scatter(part["own"], part["batch"], 12, color=style["color"],
-                        marker=style["marker"], alpha=0.7, label=plots.label_of(network))  # fmt: skip
+        look = {"color": style["color"], "marker": style["marker"], "alpha": 0.7}
+        axes[1].scatter(part["own"], part["batch"], 12, label=plots.label_of(network), **look)
     axes[1].set(xscale="log", yscale="log", xlabel="gradient of the sample's own loss",
                 ylabel="gradient of the batch's loss")  # fmt: skip
     axes[1].legend(loc="upper left")
@@ -104,82 +113,92 @@ def two_ways(recorded: pd.DataFrame, posthoc: pd.DataFrame, leak: pd.DataFrame) 
     return Drawing(figure, pd.concat([pearson, leak], ignore_index=True)[columns])
 
 
-def every_score(tables: Mapping[str, pd.DataFrame], family: pd.Series) -> Drawing:
-    """Draw the Pearson correlation of every score with memorization, in one panel per table.
+def every_score(
+    by_seed: Mapping[str, pd.DataFrame], printed: pd.DataFrame, family: pd.Series
+) -> Drawing:
+    """Draw the mean Pearson correlation of every score with memorization, in a panel per table.
+
+    The scores of a family stand together, the families in the order in which they first appear,
+    each from its highest mean in the first table down.
 
     Parameters
     ----------
-    tables : mapping from panel title to DataFrame, index score
-        pearson, std (over seeds; NaN without) and printed_pearson, the scores in one order.
+    by_seed : mapping from panel title to DataFrame (n_scores, n_seeds)
+        Index score, the same in all. A score of one seed is NaN in the others, and has no spread.
+    printed : DataFrame, index score
+        The papers' numbers, a column for each panel; NaN where there is none.
     family : Series, index score
         What a score needs; scores of one family share a colour.
     """
-    n_rows = len(next(iter(tables.values())))
-    size = plots.listsize(n_rows + 2, 2)
-    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False)
-    lowest = [(table["pearson"] - table["std"].fillna(0)).min() for table in tables.values()]
-    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        drawn = table.assign(mean=table["pearson"])
-        plots.bars(ax, drawn, printed="printed_pearson", groups=family)
-        ax.set(xlabel="Pearson with memorization", title=title, xlim=(min(0, 1.1 * min(lowest)), 1))
-    axes[0, 0].get_legend().remove()
+    first = next(iter(by_seed.values()))
+    rows = pd.DataFrame({"family": family.loc[first.index], "mean": first.mean(axis=1)})
+    rank = {name: place for place, name in enumerate(dict.fromkeys(rows["family"]))}
+    rows = rows.assign(place=rows["family"].map(rank))
+    order = rows.sort_values(["place", "mean"], ascending=[True, False]).index
+    size = plots.listsize(len(order) + 4, 2)
+    figure, axes = plt.subplots(1, len(by_seed), figsize=size, squeeze=False)
+    parts = {}
+    for title, table in by_seed.items():
+        table = table.loc[order]
+        parts[title] = pd.DataFrame({"mean": table.mean(axis=1), "std": table.std(axis=1),
+                                     "printed": printed.loc[order, title]})  # fmt: skip
+    lowest = min((part["mean"] - part["std"].fillna(0)).min() for part in parts.values())
+    for ax, (title, part) in zip(axes[0], parts.items(), strict=True):
+        plots.bars(ax, part, printed="printed", groups=family)
+        ax.set(xlabel="Pearson with memorization", title=title, xlim=(min(0, 1.1 * lowest), 1))
     for ax in axes[0, 1:]:
+        ax.get_legend().remove()
         ax.set_yticklabels([])
-    data = pd.concat(tables, names=["samples", "score"])[["pearson", "std", "printed_pearson"]]
-    return Drawing(figure, data)
+    return Drawing(figure, pd.concat(parts, names=["samples", "score"]))
 
 
-def data_map(ax: Axes, table: pd.DataFrame) -> None:
-    """Draw confidence against variability (Swayamdipta et al. 2020), coloured by memorization."""
-    order = table.sort_values("memorization")  # the memorized ones on top
-    dots = ax.scatter(order["variability"], 1 - order["confidence"], 6, c=order["memorization"],
-                      cmap="cividis_r", vmin=0, vmax=1, linewidth=0, rasterized=True)  # fmt: skip
-    ax.set(xlabel="variability: std of p(label) over epochs", ylabel="mean p(label) over epochs")
-    bar = ax.get_figure().colorbar(dots, ax=ax, shrink=0.7, aspect=25)
-    bar.set_label("memorization", size=7)
-
-
-def rivals(samples: pd.DataFrame, ladder: pd.DataFrame, ceiling: float) -> Drawing:
+def rivals(samples: pd.DataFrame, ladder: pd.DataFrame, references: Mapping[str, float]) -> Drawing:
     """Draw the map of the training set, and agreement by the number of trained networks.
 
     Parameters
     ----------
     samples : DataFrame, index sample
-        confidence (1 - mean p), variability and memorization.
-    ladder : DataFrame, one row per measured point
-        series, networks, pearson (with memorization).
-    ceiling : float
-        Highest correlation to expect; NaN: not drawn.
+        confidence (1 - mean p of the label), variability and memorization, as the scores are named.
+    ladder : DataFrame, index number of networks
+        Pearson correlation with memorization, a column for each way to use the networks.
+    references : mapping from label to float
+        Drawn as dashed lines; NaN is left out.
     """
     figure, axes = plt.subplots(1, 2, figsize=plots.figsize(2, 1, 0.75))
-    data_map(axes[0], samples)
-    _ladder(axes[1], ladder, ceiling)
-    dots = samples[["confidence", "variability", "memorization"]].reset_index(drop=True)
-    data = pd.concat({"map": dots, "ladder": ladder.assign(ceiling=ceiling)}, names=["panel", "row"])
-    return Drawing(figure, data.reset_index("panel").reset_index(drop=True))
+    table = samples[["confidence", "variability", "memorization"]]
+    _data_map(axes[0], table.sort_values("memorization"))  # the memorized ones on top
+    rungs = ladder.rename_axis("networks").reset_index().melt("networks", var_name="series",
+                                                              value_name="mean")  # fmt: skip
+    known = {name: value for name, value in references.items() if np.isfinite(value)}
+    low = min(ladder.to_numpy().min(), *known.values())
+    axes[1].set(xlim=(0, ladder.index.max() + 1), ylim=(low - 0.05, 1.01))
+    axes[1].set_ylabel("Pearson with memorization")
+    plots.curves(axes[1], rungs, labels="legend")
+    axes[1].get_legend().set_loc("center right")
+    axes[1].set(xlabel="trained networks", xticks=list(ladder.index))
+    for name, value in known.items():
+        axes[1].axhline(value, color=CHANCE, linestyle="--", linewidth=0.8, zorder=1)
+        axes[1].annotate(name, (0.02, value), (0, -2), textcoords="offset points", va="top",
+                         xycoords=("axes fraction", "data"), fontsize=7, color=INK)  # fmt: skip
+    lines = pd.DataFrame({"series": list(references), "mean": list(references.values())})
+    parts = {"map": table.rename_axis("sample").reset_index(), "ladder": rungs, "references": lines}
+    data = pd.concat(parts, names=["panel", "row"]).reset_index("panel")
+    return Drawing(figure, data.reset_index(drop=True))
 
 
-def _ladder(ax: Axes, ladder: pd.DataFrame, ceiling: float) -> None:
-    for i, (name, part) in enumerate(ladder.groupby("series", sort=False)):
-        means = part.groupby("networks")["pearson"].agg(["mean", "min", "max"])
-        style = plots.style_of(str(name), i)
-        ax.vlines(means.index, means["min"], means["max"], color=style["color"], linewidth=1)
-        ax.plot(means.index, means["mean"], **style, markersize=4)
-        below, above = ((4, -9), (4, 5))
-        ax.annotate(plots.label_of(name), (means.index[-1], means["mean"].iloc[-1]),
-                    below if i % 2 else above, textcoords="offset points", fontsize=7,
-                    color=style["color"], ha="left" if means.index[-1] < 100 else "right")  # fmt: skip
-    if np.isfinite(ceiling):
-        ax.axhline(ceiling, color=CHANCE, linestyle="--", linewidth=0.8)
-        ax.annotate("ceiling", (0.02, ceiling), (0, -2), textcoords="offset points", va="top",
-                    xycoords=("axes fraction", "data"), fontsize=7)  # fmt: skip
-    ax.set(xscale="log", xlabel="trained networks", ylabel="Pearson with memorization",
-           xlim=(0.7, 3500))  # fmt: skip
+def _data_map(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw a map of the training set as Swayamdipta et al. 2020, coloured by memorization."""
+    dots = ax.scatter(table["variability"], 1 - table["confidence"], 6, c=table["memorization"],
+                      cmap="cividis_r", vmin=0, vmax=1, linewidth=0, rasterized=True)  # fmt: skip
+    ax.set(xlabel="variability: std of p(label)", ylabel="mean p(label) over epochs")
+    bar = ax.get_figure().colorbar(dots, ax=ax, aspect=25, pad=0.02)
+    bar.set_label("memorization", size=7)
+    bar.ax.tick_params(labelsize=7)
 
 
 def by_epoch(
     panels: Mapping[str, pd.DataFrame],
-    marks: Mapping[str, float] | None = None,
+    marks: Mapping[str, Mapping[str, float]] | None = None,
     *,
     columns: int = 2,
     ylabel: str = "Pearson with memorization",
@@ -190,25 +209,28 @@ def by_epoch(
     ----------
     panels : mapping from panel title to DataFrame
         The first column is the epoch.
-    marks : mapping from label to epoch, optional
-        Drawn as vertical lines in every panel, and named in the first one.
+    marks : mapping from panel title to mapping from label to epoch, optional
+        Drawn as vertical lines, labelled at the bottom of the panel.
     columns : int
         Panels in a row.
     ylabel : str
         Of the first panel of every row.
     """
     n_rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(n_rows, columns, figsize=plots.figsize(columns, n_rows, 0.6),
+    figure, axes = plt.subplots(n_rows, columns, figsize=plots.figsize(columns, n_rows, 0.66),
                                 sharex=True, sharey=True, squeeze=False)  # fmt: skip
+    every = pd.concat(panels.values(), ignore_index=True)
+    spread = every["std"].fillna(0)
+    low, high = (every["mean"] - spread).min(), (every["mean"] + spread).max()
+    low, n_marks = min(0, low - 0.02), max(map(len, (marks or {}).values()), default=0)
+    axes[0, 0].set_ylim(low, high + (0.05 + 0.13 * n_marks) * (high - low))  # room for labels
     parts = []
     for i, (ax, (title, table)) in enumerate(zip(axes.flat, panels.items(), strict=True)):
         plots.curves(ax, table)
-        ax.axhline(0, color=CHANCE, linewidth=0.6, zorder=1)
         ax.set(title=title, ylabel="" if i % columns else ylabel)
         ax.set_xlabel(ax.get_xlabel() if i >= columns * (n_rows - 1) else "")
-        for number, (label, epoch) in enumerate((marks or {}).items()):
-            named = label if i == 0 else ""
-            plots.mark_epoch(ax, epoch, named, height=0.32 - 0.1 * number)
+        for number, (label, epoch) in enumerate((marks or {}).get(title, {}).items()):
+            plots.mark_epoch(ax, epoch, label, height=0.98 - 0.09 * number)
         parts.append(table.assign(panel=title))
     data = pd.concat(parts, ignore_index=True)
     return Drawing(figure, data[["panel", *data.columns.drop("panel")]])
@@ -223,10 +245,11 @@ def tail_and_dynamics(scores: Mapping[str, ArrayLike], history: pd.DataFrame,
     scores : mapping from name to array (n_samples,)
         Each is divided by its mean; 0 or more.
     history : DataFrame
-        `plots.bands` table of losses and curvature by epoch.
+        `plots.bands` table of losses and curvature by epoch; the bands are not drawn.
     overfitting : float
         Epoch of the lowest validation loss, which is marked.
     """
+    history = history.drop(columns="std")
     figure, axes = plt.subplots(1, 2, figsize=plots.figsize(2, 1, 0.7))
     parts = [_share_by_rank(name, values) for name, values in scores.items()]
     shares = pd.concat(parts, ignore_index=True)
@@ -240,7 +263,7 @@ def tail_and_dynamics(scores: Mapping[str, ArrayLike], history: pd.DataFrame,
     axes[0].legend(loc="lower right")
     axes[1].set(yscale="log", ylabel="loss, or mean curvature")
     plots.curves(axes[1], history)
-    plots.mark_epoch(axes[1], overfitting, "lowest validation loss", height=0.99)
+    plots.mark_epoch(axes[1], overfitting, "lowest validation loss", height=0.1)
     data = pd.concat({"shares": shares, "history": history}, names=["panel", "row"])
     return Drawing(figure, data.reset_index("panel").reset_index(drop=True))
 
@@ -254,32 +277,41 @@ def _share_by_rank(name: str, values: ArrayLike, n_points: int = 101) -> pd.Data
     return pd.DataFrame({"series": name, "largest": largest, "share": share})
 
 
-def image_rows(
-    images: Mapping[str, ArrayLike],
-    titles: Mapping[str, Sequence[str]],
-    values: pd.DataFrame,
+def highest_images(
+    rows: Mapping[str, tuple[Samples, ArrayLike]],
+    class_names: Sequence[str],
     *,
+    n: int = 8,
     pixel_max: float = 255,
 ) -> Drawing:
-    """Show a row of images for each name, with a title above each image.
+    """Show the n samples with the highest values of each row, the highest first.
 
     Parameters
     ----------
-    images : mapping from row label to array (n, 1 or 3, h, w)
-        The same number in every row.
-    titles : mapping from row label to n titles
-    values : DataFrame
-        The numbers in the titles.
+    rows : mapping from row label to (samples, values)
+        Samples with images (n_samples, 1 or 3, h, w) and labels (n_samples,), and values
+        (n_samples,) in their order.
+    class_names : sequence of str
+        Shown above the images.
+    n : int
+        Images in a row.
     pixel_max : float
         White.
     """
-    columns = len(next(iter(images.values())))
-    figure = plt.figure(figsize=plots.figsize(columns, len(images), 1.3))
-    every = np.concatenate([np.asarray(row) for row in images.values()])
-    texts = [title for name in images for title in titles[name]]
-    plots.image_grid(figure, every, titles=texts, rows=list(images), columns=columns,
+    shown, parts = [], []
+    for row, (samples, values) in rows.items():
+        score = np.asarray(values, dtype=float)
+        order = np.argsort(-score, kind="stable")[:n]
+        shown.append(np.stack([np.asarray(samples.images[int(i)]) for i in order]))
+        names = [class_names[int(samples.labels[int(i)])] for i in order]
+        columns = {"row": row, "position": order, "name": names, "value": score[order]}
+        parts.append(pd.DataFrame(columns))
+    data = pd.concat(parts, ignore_index=True)
+    figure = plt.figure(figsize=plots.figsize(n, len(rows), 1.25))
+    titles = [plots.shortened(name, 11) for name in data["name"]]
+    plots.image_grid(figure, np.concatenate(shown), titles=titles, rows=list(rows), columns=n,
                      pixel_max=pixel_max)  # fmt: skip
-    return Drawing(figure, values)
+    return Drawing(figure, data)
 
 
 def flipped_labels(scores: Mapping[str, ArrayLike], is_flipped: ArrayLike) -> Drawing:
