@@ -265,7 +265,7 @@ def test_every_sample_keeps_its_place(tiny, monkeypatch):
 
 def test_a_run_evaluates_at_its_stops_as_by_hand_and_leaves_the_threads_alone():
     data = ml.load("digits").subset(60)
-    run = train("mlp", data, TrainConfig(epochs=2))
+    run = train("mlp", data, TrainConfig(epochs=2, batch_size=16))
     before = torch.get_num_threads()
     for stop in ("last", "best_val"):
         x, net = data.normalise(data.train.images), run.snapshot(stop)
