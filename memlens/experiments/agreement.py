@@ -212,6 +212,14 @@ def squared_gradients(runs: Sequence[Run]) -> np.ndarray:
     return np.stack([run.trace.grad_l2.astype(np.float64) ** 2 for run in runs])
 
 
+def posthoc_rows(runs: Sequence[Run], signal: str) -> np.ndarray:
+    """Return a post-hoc signal of each run, (n_seeds, n_epochs, n_samples), float64.
+
+    NaN in epochs in which it was not measured. Names as in `Run.posthoc_trace`.
+    """
+    return np.stack([run.posthoc_trace[signal] for run in runs]).astype(np.float64)
+
+
 def epoch_bands(
     rows: Mapping[str, ArrayLike],
     truth: ArrayLike,

@@ -145,6 +145,9 @@ def test_squared_gradients_sum_up_to_csg_and_the_stops_are_means(run):
     rows = agreement.squared_gradients([run, run])
     assert rows.shape == (2, 5, 60)
     np.testing.assert_allclose(rows[0].sum(0), run.scores["csg"], rtol=1e-6)
+    curvature = agreement.posthoc_rows([run], "curvature_norm")
+    assert curvature.shape == (1, 5, 60) and curvature.dtype == np.float64
+    np.testing.assert_array_equal(curvature[0], run.posthoc_trace.curvature_norm)
     stops = agreement.mean_stops([run, run])
     assert stops["lowest validation loss"] == run.snapshot_epoch("best_val")
     history = agreement.history_bands([run])
