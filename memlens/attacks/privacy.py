@@ -8,18 +8,21 @@ shadows. With ``keep=0.5``, half of the samples are members of each target.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from memlens.attacks.membership import ATTACKS, NEED_CURVATURE, MembershipAttack
-from memlens.attacks.shadows import Shadows, Target
+from memlens.attacks.shadows import Shadows, Target, TooFewShadows, paired_references
 from memlens.ensembles.queries import Snapshot
 from memlens.ensembles.subsets import Sweep
 from memlens.evaluation import detection, metrics
 
 N_SHADOWS = 64  # as the CSG paper, A.1
+REFERENCES = (1, 2, 4, 16, 64)
 FPRS = (1e-4, 1e-3, 1e-2)  # of CSG Table 9
 _LEAK_ERRORS = 6.0  # standard errors; independent masks reach it once in 10^9
 
@@ -167,15 +170,20 @@ def run_attacks(
         If the shadows reveal a target's members (`check_leak`), or do not match a target
         (`shadows.check_pair`).
     """
-    targets, members, shadows = setup
-    check_leak(members, shadows)
-    if attacks is None:
-        has_curvature = all(part.curvature is not None for part in (shadows, *targets))
-        attacks = {k: f for k, f in ATTACKS.items() if has_curvature or f not in NEED_CURVATURE}
+    check_leak(setup.members, setup.shadows)
     return {
-        name: np.stack([attack(target, shadows) for target in targets])
-        for name, attack in attacks.items()
+        name: np.stack([attack(target, setup.shadows) for target in setup.targets])
+        for name, attack in _usable(setup, attacks).items()
     }
+
+
+def _usable(
+    setup: AttackSetup, attacks: Mapping[str, MembershipAttack] | None
+) -> Mapping[str, MembershipAttack]:
+    if attacks is not None:
+        return attacks
+    has_curvature = all(part.curvature is not None for part in (setup.shadows, *setup.targets))
+    return {k: f for k, f in ATTACKS.items() if has_curvature or f not in NEED_CURVATURE}
 
 
 def evaluate_attacks(
@@ -242,6 +250,111 @@ def evaluate_snapshots(
         setup = attack_setup(sweep, snapshot, **options)
         tables[snapshot] = evaluate_attacks(setup.members, run_attacks(setup, attacks))
     return pd.concat(tables, names=["snapshot"])
+
+
+def evaluate_references(
+    setup: AttackSetup,
+    sizes: Sequence[int] = REFERENCES,
+    *,
+    attacks: Mapping[str, MembershipAttack] | None = None,
+) -> pd.DataFrame:
+    """Evaluate attackers who trained few networks: the strength of an attack against its cost.
+
+    Parameters
+    ----------
+    setup : AttackSetup
+    sizes : sequence of int
+        Numbers of reference networks. As many as the setup has are used as they are; fewer are
+        those of `shadows.paired_references`.
+    attacks : mapping of functions, optional
+        As in `run_attacks`.
+
+    Returns
+    -------
+    DataFrame, index (n_references, target, attack), columns as in `evaluate_attacks`
+        Without the attacks that are not defined for so few networks.
+
+    Raises
+    ------
+    ValueError
+        If a size is above the number of shadows; see also `run_attacks`.
+    TooFewShadows
+        If a sample has too few shadows on a side for `paired_references`.
+    """
+    tables = {}
+    for size in sizes:
+        if size > len(setup.shadows.masks):
+            raise ValueError(f"{size} references of {len(setup.shadows.masks)} shadows: train more")
+        whole = size == len(setup.shadows.masks)
+        few = setup if whole else setup._replace(shadows=paired_references(setup.shadows, size))
+        scores = {}
+        for name, attack in _usable(few, attacks).items():
+            with suppress(TooFewShadows):
+                scores |= run_attacks(few, {name: attack})
+        tables[size] = evaluate_attacks(setup.members, scores)
+    return pd.concat(tables, names=["n_references"])
+
+
+def found_members(members: np.ndarray, scores: np.ndarray, fpr: float = 1e-3) -> np.ndarray:
+    """Return the members that an attack finds at a false positive rate, as bool.
+
+    Parameters
+    ----------
+    members, scores : ndarray (n_targets, n_samples)
+        One threshold applies to all targets, so the scores must be on one scale.
+    fpr : float in [0, 1]
+        Highest share of all non-members above the threshold.
+
+    Returns
+    -------
+    ndarray (n_targets, n_samples), bool
+        False for non-members.
+    """
+    others = np.sort(scores[~members])[::-1]
+    allowed = int(fpr * others.size + 1e-9)  # 0.001 * 1000 < 1
+    if allowed >= others.size:
+        return members.copy()
+    return members & (scores > others[allowed])
+
+
+def precision_of_scores(
+    scores: pd.DataFrame,
+    members: np.ndarray,
+    found: np.ndarray,
+    fractions: Sequence[float] = (0.01, 0.05, 0.1),
+) -> pd.DataFrame:
+    """Evaluate how well scores of another training name the members that an attack finds.
+
+    The measure of LT-IQR (arXiv 2411.05743): the share of found ones among the members with the
+    highest scores, mean over targets.
+
+    Parameters
+    ----------
+    scores : DataFrame (n_samples, n_scores)
+        Finite; higher = more memorized. Of a training on all samples, for example.
+    members, found : ndarray (n_targets, n_samples), bool
+        Members of each target, and those that the attack finds (`found_members`).
+    fractions : sequence of float
+        Shares of the members.
+
+    Returns
+    -------
+    DataFrame, index "score"
+        precision_at_0.01 and so on, in [0, 1]; by chance the share of members that are found. NaN
+        if no target has both found and other members.
+    """
+    precisions = {
+        f"precision_at_{fraction:g}": partial(detection.precision_at, fraction=fraction)
+        for fraction in fractions
+    }
+    tables = [
+        detection.evaluate_detectors(hits[member], scores[member], metrics=precisions)
+        for member, hits in zip(members, found, strict=True)
+        if 0 < hits.sum() < member.sum()
+    ]
+    if not tables:
+        return pd.DataFrame(np.nan, scores.columns.rename("score"), [*precisions])
+    return sum(tables) / len(tables)
 
 
 def auroc_by(

@@ -5,6 +5,7 @@ networks trained like the target on known subsets. Most attacks compare the log 
 phi = log p_y - log(1 - p_y), computed in float64 from the logits: a softmax would round p to 1.
 """
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,6 +81,10 @@ class Target:
         return true_class_logit(self.logits, self.y_true)
 
 
+class TooFewShadows(ValueError):
+    """An attack is not defined for so few shadows."""
+
+
 class Normals(NamedTuple):
     """Two normal distributions per sample: of networks trained with it, and without it."""
 
@@ -106,7 +111,7 @@ class Shadows:
     Raises
     ------
     ValueError
-        As `Target`, and if fewer than two networks were trained with a sample, or without it.
+        As `Target`, and if the masks do not match.
     """
 
     masks: np.ndarray
@@ -126,11 +131,20 @@ class Shadows:
             raise ValueError(
                 f"masks are {self.masks.dtype} {self.masks.shape}: expected bool {expected}"
             )
-        few = np.minimum(self.masks.sum(0), (~self.masks).sum(0)) < 2
+
+    def require(self, n_in: int, n_out: int) -> None:
+        """Refuse an attack that is not defined for so few networks.
+
+        Raises
+        ------
+        TooFewShadows
+            If fewer than ``n_in`` networks were trained with a sample, or ``n_out`` without it.
+        """
+        few = (self.masks.sum(0) < n_in) | ((~self.masks).sum(0) < n_out)
         if few.any():
-            raise ValueError(
-                f"{few.sum()} samples, the first at {few.argmax()}, have fewer than two shadows "
-                f"with them or without them among {len(self.masks)}: train more"
+            raise TooFewShadows(
+                f"{few.sum()} samples, the first at {few.argmax()}, have fewer than {n_in} shadows "
+                f"with them or {n_out} without them among {len(self.masks)}: train more"
             )
 
     @cached_property
@@ -170,7 +184,7 @@ def fit_normals(
     -------
     Normals
         Means and standard deviations (divided by the count, not the count - 1), broadcastable to
-        (n_augmentations, n_samples).
+        (n_augmentations, n_samples). NaN where no network was trained with a sample, or without it.
 
     Raises
     ------
@@ -182,11 +196,13 @@ def fit_normals(
     fits = []
     for chosen in (masks, ~masks):
         chosen = np.broadcast_to(chosen[:, None], values.shape)
-        mean = _centre(values, chosen, centre)
-        if variance == "fixed":
-            std = np.sqrt(((values - mean) ** 2).mean(where=chosen))
-        else:
-            std = values.std(axis=0, where=chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no network on this side: NaN
+            mean = _centre(values, chosen, centre)
+            if variance == "fixed":
+                std = np.sqrt(((values - mean) ** 2).mean(where=chosen))
+            else:
+                std = values.std(axis=0, where=chosen)
         fits += [mean, std]
     return Normals(*fits)
 
@@ -195,6 +211,35 @@ def _centre(values: np.ndarray, chosen: np.ndarray, centre: str) -> np.ndarray:
     if centre == "mean":
         return values.mean(axis=0, where=chosen)
     return np.nanmedian(np.where(chosen, values, np.nan), axis=0)
+
+
+def paired_references(shadows: Shadows, n_references: int) -> Shadows:
+    """Return the shadows of an attacker who trained few networks, in pairs on complementary halves.
+
+    Half of ``n_references`` networks, rounded down, were then trained with each sample, and the
+    others without it. They are chosen sample by sample, the first of each side, because random
+    halves leave some samples with one side only: one "network" of the result combines predictions
+    of several. One reference alone was trained without the sample (an offline attack).
+
+    Raises
+    ------
+    TooFewShadows
+        If fewer than one are asked for, or if a sample has fewer networks on a side.
+    """
+    if n_references < 1:
+        raise TooFewShadows(f"{n_references} references: an attack needs one or more")
+    n_in = n_references // 2
+    shadows.require(n_in, n_references - n_in)
+    # Sorting puts the networks of one side first, in their order.
+    with_it = np.argsort(~shadows.masks, axis=0, kind="stable")[:n_in]
+    without = np.argsort(shadows.masks, axis=0, kind="stable")[: n_references - n_in]
+    chosen = np.concatenate([with_it, without])  # (n_references, n_samples)
+    logits = np.take_along_axis(shadows.logits, chosen[:, None, :, None], axis=0)
+    curvature = shadows.curvature
+    if curvature is not None:
+        curvature = np.take_along_axis(curvature, chosen, axis=0)
+    masks = np.take_along_axis(shadows.masks, chosen, axis=0)
+    return Shadows(masks, logits, shadows.y_true, shadows.settings, curvature)
 
 
 def check_pair(target: Target, shadows: Shadows) -> None:

@@ -9,7 +9,13 @@ from scipy import stats
 
 from memlens.attacks import membership
 from memlens.attacks.membership import ATTACKS
-from memlens.attacks.shadows import Shadows, Target
+from memlens.attacks.shadows import (
+    Shadows,
+    Target,
+    TooFewShadows,
+    fit_normals,
+    paired_references,
+)
 
 SETTINGS = {"model": "mlp"}
 
@@ -111,6 +117,46 @@ class Slow:
         own = self.loss(self.target.logits[0, i], i)
         return own, *(mean(side) for side in self.sides(self.loss, i, 0))
 
+    def probability(self, z, i):
+        return 1 / (1 + math.exp(-self.phi(z, i)))
+
+    def rmia(self, i, slope=None):
+        """The share of samples whose ratio is not above that of sample i."""
+        found = []
+        for v in range(self.n_augmentations):
+            ratios = []
+            for j in range(self.n_samples):
+                inside, outside = map(mean, self.sides(self.probability, j, v))
+                if slope is not None:
+                    inside = slope * outside + 1 - slope
+                own = self.probability(self.target.logits[v, j], j)
+                ratios.append(own / ((inside + outside) / 2))
+            found.append(mean([ratio <= ratios[i] for ratio in ratios]))
+        return mean(found)
+
+    def common_variances(self):
+        """The variance within samples on each side, of all deviations from each sample's mean."""
+        squares, freedom = [0.0, 0.0], [0, 0]
+        for i in range(self.n_samples):
+            for v in range(self.n_augmentations):
+                for side, values in enumerate(self.sides(self.phi, i, v)):
+                    squares[side] += sum((x - mean(values)) ** 2 for x in values)
+                    freedom[side] += len(values) - 1
+        return [s / f for s, f in zip(squares, freedom)]
+
+    def bavaria(self, i, commons, prior=8):
+        found = []
+        for v in range(self.n_augmentations):
+            x, logs = self.phi(self.target.logits[v, i], i), []
+            for values, common in zip(self.sides(self.phi, i, v), commons):
+                n, centre = len(values), mean(values)
+                freedom = prior + n - 1
+                squares = prior * common + sum((value - centre) ** 2 for value in values)
+                scale = math.sqrt(squares / freedom * (1 + 1 / n))
+                logs.append(stats.t.logpdf((x - centre) / scale, freedom) - math.log(scale))
+            found.append(logs[0] - logs[1])
+        return mean(found)
+
     def curvature(self, i, form):
         logs = [math.log(c) for c in self.shadows.curvature[:, i]]
         sides = [
@@ -128,11 +174,14 @@ class Slow:
 def slow_attacks(target, shadows):
     slow = Slow(target, shadows)
     stds, n = slow.fixed(), range(slow.n_samples)
-    losses = [slow.losses(i) for i in n]
+    losses, commons = [slow.losses(i) for i in n], slow.common_variances()
     return {
         "lira": [slow.lira(i, stds) for i in n],
         "lira_offline": [slow.offline(i, stds, False) for i in n],
         "lira_csg": [slow.csg(i) for i in n],
+        "bavaria": [slow.bavaria(i, commons) for i in n],
+        "rmia": [slow.rmia(i) for i in n],
+        "rmia_offline": [slow.rmia(i, slope=0.3) for i in n],
         "curvature": [slow.curvature(i, "nll") for i in n],
         "curvature_lr": [slow.curvature(i, "lr") for i in n],
         "mast": [-(own - (inside + outside) / 2) for own, inside, outside in losses],
@@ -216,6 +265,101 @@ def test_each_attack_by_hand():
     assert membership.lira_csg(target, rough) == pytest.approx([expected], rel=1e-4)
 
 
+def of_probabilities(target, inside, outside):
+    """A target and two shadows, one on each side, from probabilities of each sample's label."""
+    odds = [np.log(p) - np.log1p(-np.asarray(p)) for p in (target, inside, outside)]
+    y = np.zeros(len(target), dtype=int)
+    masks = np.array([[True] * len(target), [False] * len(target)])
+    shadows = Shadows(masks, two_classes([[odds[1]], [odds[2]]]), y, SETTINGS)
+    return Target(two_classes([odds[0]]), y, SETTINGS), shadows
+
+
+def test_rmia_by_hand():
+    """Ratios 0.9 / 0.6 = 1.5, 0.8 / 0.8 = 1, 0.3003 / 0.2 (above 1.5) and 0.2 / 0.5 = 0.4."""
+    target, shadows = of_probabilities(
+        [0.9, 0.8, 0.3003, 0.2], [0.8, 0.9, 0.3, 0.7], [0.4, 0.7, 0.1, 0.3]
+    )
+    assert membership.rmia(target, shadows) == pytest.approx([0.75, 0.5, 1, 0.25])
+    # with gamma = 1.5, z = 1 (ratio 1) and 3 (0.4) are exceeded by the first and the third sample
+    assert membership.rmia(target, shadows, gamma=1.4999) == pytest.approx([0.5, 0.25, 0.5, 0])
+    # offline, a = 0.5: the mean with the sample is taken as 0.7, 0.85, 0.55 and 0.65, so the ratios
+    # are 0.9 / 0.55, 0.8 / 0.775, 0.3003 / 0.325 and 0.2 / 0.475
+    offline = membership.rmia_offline(target, shadows, slope=0.5)
+    assert offline == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_rmia_orders_a_target_by_its_ratio(setup):
+    target, shadows = setup(n_augmentations=1)
+    p, masks = 1 / (1 + np.exp(-shadows.phi[:, 0])), shadows.masks
+    marginal = (p.mean(0, where=masks) + p.mean(0, where=~masks)) / 2
+    ratio = 1 / (1 + np.exp(-target.phi[0])) / marginal
+    assert np.array_equal(np.argsort(membership.rmia(target, shadows)), np.argsort(ratio))
+    coarse = membership.rmia(target, shadows, gamma=2)[np.argsort(ratio)]
+    assert (np.diff(coarse) >= 0).all() and (coarse == 0).sum() > 1  # ties, but no other order
+
+
+def test_bavaria_by_hand():
+    """Each side has mean 4 or 0, squares 2, so a common variance of 2, which is also its own.
+
+    The predictive scale is sqrt(2 * (1 + 1 / 2)), with 8 + 2 - 1 degrees of freedom.
+    """
+    target, shadows = by_hand()
+    nearer = replace(target, logits=two_classes([[3.5]]))
+    expected = -5 * (math.log(1 + 0.25 / 27) - math.log(1 + 12.25 / 27))
+    assert membership.bavaria(nearer, shadows) == pytest.approx([expected])
+    assert membership.bavaria(target, shadows) == pytest.approx([0], abs=1e-12)
+
+
+def test_bavaria_tends_to_one_spread_and_to_a_spread_per_sample(setup):
+    """A heavy prior is one normal variance for all; many networks outweigh a light one."""
+    target, shadows = setup(n_augmentations=1)
+    phi, masks = shadows.phi[:, 0], shadows.masks
+    logs = []
+    for side in (masks, ~masks):
+        n, centre = side.sum(0), phi.mean(0, where=side)
+        common = ((phi - centre) ** 2).sum(where=side) / (n - 1).sum()
+        logs.append(stats.norm.logpdf(target.phi[0], centre, np.sqrt(common * (1 + 1 / n))))
+    heavy = membership.bavaria(target, shadows, prior_networks=1e9)
+    np.testing.assert_allclose(heavy, logs[0] - logs[1], rtol=1e-5, atol=1e-6)
+    gaps = []
+    for n_models in (50, 4000):
+        target, shadows = setup(n_models=n_models, n_augmentations=1)
+        fits = fit_normals(shadows.phi, shadows.masks, "per_sample", centre="mean")
+        own = stats.norm.logpdf(target.phi, fits.mean_in, fits.std_in)
+        own -= stats.norm.logpdf(target.phi, fits.mean_out, fits.std_out)
+        gaps.append(np.abs(membership.bavaria(target, shadows) - own[0]).max())
+    assert gaps[1] < 0.05 < gaps[0]
+
+
+def test_a_lucky_spread_misleads_lira_and_not_bavaria(setup):
+    """Two networks agree by chance on one sample: its spread is 0, its true one is that of all."""
+    target, shadows = setup(n_models=24, n_augmentations=1)
+    chosen = np.r_[0:4]  # two with every sample, two without
+    few = replace(shadows, masks=shadows.masks[chosen], logits=shadows.logits[chosen].copy(),
+                  curvature=None)  # fmt: skip
+    few.logits[1, :, 7] = few.logits[0, :, 7] * 1.0001
+    naive = np.abs(membership.lira(target, few, variance="per_sample"))
+    assert naive.argmax() == 7 and naive[7] > 1e4
+    assert np.abs(membership.bavaria(target, few))[7] < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("rmia_offline", 1), ("calibrated_loss", 1), ("yeom", 1), ("rmia", 2), ("mast", 2),
+     ("lira_offline", 3), ("lira", 4), ("lira_csg", 4), ("bavaria", 4), ("curvature", 4),
+     ("curvature_lr", 4)],
+)  # fmt: skip
+def test_attacks_refuse_fewer_networks_than_they_are_defined_for(name, least, setup):
+    target, shadows = setup(n_models=60)
+    for n_references in (1, 2, 3, 4):
+        few = paired_references(shadows, n_references)
+        if n_references >= least:
+            assert np.isfinite(ATTACKS[name](target, few)).all()
+        else:
+            with pytest.raises(TooFewShadows):
+                ATTACKS[name](target, few)
+
+
 def test_the_csg_form_jumps_where_a_float32_softmax_rounds_to_one():
     """Above 17 the probability is 1 in float32, and the logit that of 1 - 1e-22."""
     target, shadows = by_hand()
@@ -243,23 +387,24 @@ def test_curvature_below_rounding_is_clipped():
 
 
 def test_a_member_scores_higher(setup):
-    """The sign of every attack, on predictions of networks with the sample and without it."""
+    """The sign of every attack: two targets with complementary members, half of the samples each.
+
+    Their predictions are those of networks with the sample, or without it.
+    """
     _, shadows = setup(n_models=200, n_augmentations=1)
+    i, member = np.arange(50), np.random.default_rng(2).random(50) < 0.5
+    half = replace(shadows, masks=shadows.masks[:100], logits=shadows.logits[:100],
+                   curvature=shadows.curvature[:100])  # fmt: skip
+    targets = []
+    for inside in (member, ~member):
+        pick = np.argmax(shadows.masks[100:] == inside, axis=0) + 100
+        logits = shadows.logits[pick, 0, i][None]
+        curvature = shadows.curvature[pick, i]
+        targets.append(Target(logits, shadows.y_true, shadows.settings, curvature))
     for name, attack in ATTACKS.items():
-        values = []
-        for chosen in (shadows.masks, ~shadows.masks):
-            pick = np.argmax(chosen[100:], axis=0) + 100  # a net with, or without, each sample
-            i = np.arange(50)
-            predictions = shadows.logits[pick, 0, i][None]
-            target = Target(
-                predictions, shadows.y_true, shadows.settings, shadows.curvature[pick, i]
-            )
-            half = replace(
-                shadows, masks=shadows.masks[:100], logits=shadows.logits[:100],
-                curvature=shadows.curvature[:100],
-            )  # fmt: skip
-            values.append(attack(target, half))
-        assert (values[0] > values[1]).mean() > 0.6, name
+        first, second = (attack(target, half) for target in targets)
+        higher = np.where(member, first > second, second > first)
+        assert higher.mean() > 0.6, name
 
 
 def test_repeated_augmentations_change_nothing(setup):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -189,6 +190,55 @@ def test_pooled_targets_are_evaluated_as_one_and_resolve_more():
     assert row["tpr_at_0.01"] == pytest.approx(detection.tpr_at_fpr(members.ravel(), score, 0.01))
     assert row["finest_fpr"] == 1 / (~members).sum()
     assert row["finest_fpr"] < privacy.evaluate_attacks(members, scores)["finest_fpr"].min() / 2
+
+
+def test_each_attack_is_evaluated_from_the_number_of_references_that_it_needs(setup):
+    target, shadows = setup(n_models=64, n_samples=400)
+    member = np.random.default_rng(0).random(400) < 0.5
+    logits = target.logits.copy()  # planted: members are fitted, others are not
+    logits[:, np.arange(400), target.y_true] += np.where(member, 2.0, -2.0)
+    planted = privacy.AttackSetup([replace(target, logits=logits)], member[None], shadows)
+    attacks = {name: membership.ATTACKS[name] for name in ("lira", "mast", "rmia_offline")}
+    table = privacy.evaluate_references(planted, (1, 2, 4, 64), attacks=attacks)["auroc"]
+    defined = {size: set(rows.index.get_level_values("attack"))
+               for size, rows in table.groupby(level="n_references")}  # fmt: skip
+    assert defined == {1: {"rmia_offline"}, 2: {"rmia_offline", "mast"},
+                       4: {*attacks}, 64: {*attacks}}  # fmt: skip
+    whole = privacy.evaluate_attacks(planted.members, privacy.run_attacks(planted, attacks))
+    assert table.loc[64].equals(whole["auroc"])
+    assert table.min() > 0.7  # a chance of 0.5
+    with pytest.raises(ValueError, match="128 references of 64 shadows"):
+        privacy.evaluate_references(planted, (128,))
+
+
+def test_members_found_at_a_rate_by_hand():
+    """Two targets of one scale: with 4 non-members, one false positive is a rate of 0.25."""
+    members = np.array([[1, 1, 0, 0], [0, 1, 1, 0]], dtype=bool)
+    scores = np.array([[0.9, 0.2, 0.5, 0.1], [0.8, 0.85, 0.6, 0.0]])
+    strict = privacy.found_members(members, scores, 0.0)
+    assert strict.tolist() == [[True, False, False, False], [False, True, False, False]]
+    assert privacy.found_members(members, scores, 0.24).tolist() == strict.tolist()
+    one = privacy.found_members(members, scores, 0.25)  # above 0.5, the next non-member
+    assert one.tolist() == [[True, False, False, False], [False, True, True, False]]
+    assert np.array_equal(privacy.found_members(members, scores, 1.0), members)
+    rate = detection.tpr_at_fpr(members.ravel(), scores.ravel(), 0.25)
+    assert one.sum() / members.sum() == rate
+    tied = np.where(members, 0.5, 0.5)
+    assert not privacy.found_members(members, tied, 0.5).any()
+
+
+def test_precision_of_scores_is_the_mean_over_targets():
+    """Half of six members: the good score has all three found ones first, the bad one none."""
+    members = np.array([[1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]], dtype=bool)
+    found = np.array([[1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1, 0, 0]], dtype=bool)
+    scores = pd.DataFrame({"good": [8, 7, 6, 3, 2, 1, 9, 9], "bad": [1, 2, 3, 7, 8, 6, 0, 0.5]})
+    table = privacy.precision_of_scores(scores, members, found, (0.5,))
+    # target 1: members 2 to 7 by "good": 6, 7 (9 each), 2 (found), ...; by "bad": 4, 3, 5 (found)
+    assert table["precision_at_0.5"].to_dict() == pytest.approx(
+        {"good": (1 + 1 / 3) / 2, "bad": (0 + 1 / 3) / 2}
+    )
+    nothing = privacy.precision_of_scores(scores, members, found & False)
+    assert nothing.isna().all(axis=None) and nothing.index.tolist() == ["good", "bad"]
 
 
 def test_auroc_by_groups_is_auroc_of_each_group():

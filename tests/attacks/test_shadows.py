@@ -79,5 +79,24 @@ def test_malformed_predictions_are_refused(setup):
         replace(shadows, masks=shadows.masks.astype(np.int64))
     masks = shadows.masks.copy()
     masks[1:, 13] = False
-    with pytest.raises(ValueError, match="1 samples, the first at 13, have fewer than two shadows"):
-        replace(shadows, masks=masks)
+    with pytest.raises(
+        module.TooFewShadows, match="1 samples, the first at 13, have fewer than 2 shadows"
+    ):
+        membership.lira(target, replace(shadows, masks=masks))
+
+
+def test_paired_references_are_the_first_networks_of_each_side(setup):
+    _, shadows = setup(n_models=40)
+    few = module.paired_references(shadows, 5)
+    assert few.masks.tolist() == [[True] * 50] * 2 + [[False] * 50] * 3
+    for i in range(50):
+        inside, outside = (np.flatnonzero(side[:, i]) for side in (shadows.masks, ~shadows.masks))
+        chosen = np.r_[inside[:2], outside[:3]]
+        assert np.array_equal(few.logits[:, :, i], shadows.logits[chosen, :, i])
+        assert np.array_equal(few.curvature[:, i], shadows.curvature[chosen, i])
+    one = module.paired_references(shadows, 1)
+    assert one.masks.shape == (1, 50) and not one.masks.any()
+    with pytest.raises(module.TooFewShadows, match="0 references"):
+        module.paired_references(shadows, 0)
+    with pytest.raises(module.TooFewShadows, match="have fewer than 20 shadows"):
+        module.paired_references(shadows, 40)
