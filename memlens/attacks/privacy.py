@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memlens.attacks.membership import ATTACKS, NEED_CURVATURE, MembershipAttack
+from memlens.attacks.membership import ATTACKS, NEED_CURVATURE, MembershipAttack, lira
 from memlens.attacks.shadows import Shadows, Target, TooFewShadows, paired_references
 from memlens.ensembles.queries import Snapshot
 from memlens.ensembles.subsets import Sweep
@@ -249,6 +249,45 @@ def evaluate_snapshots(
     for snapshot in sweep.queries.snapshots if snapshots is None else snapshots:
         setup = attack_setup(sweep, snapshot, **options)
         tables[snapshot] = evaluate_attacks(setup.members, run_attacks(setup, attacks))
+    return pd.concat(tables, names=["snapshot"])
+
+
+def leak_and_accuracy(
+    sweep: Sweep,
+    snapshots: Sequence[Snapshot] | None = None,
+    *,
+    attack: MembershipAttack = lira,
+    **options: object,
+) -> pd.DataFrame:
+    """Return what each snapshot costs and leaks: the trade between accuracy and privacy.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    snapshots : sequence of str or int, optional
+        By default all of the sweep's.
+    attack : function
+    **options
+        As in `attack_setup`.
+
+    Returns
+    -------
+    DataFrame, index (snapshot, target)
+        epochs of the target; accuracy on the samples that it was not trained on (first
+        augmentation); auroc of the attack.
+    """
+    tables = {}
+    for snapshot in sweep.queries.snapshots if snapshots is None else snapshots:
+        setup = attack_setup(sweep, snapshot, **options)
+        leak = evaluate_attacks(setup.members, run_attacks(setup, {"": attack}))["auroc"]
+        predicted = np.stack([target.logits[0].argmax(axis=1) for target in setup.targets])
+        right = predicted == sweep.y_true
+        columns = {
+            "epochs": sweep.arrays[f"epochs/{snapshot}"][-len(setup.targets) :],
+            "accuracy": right.mean(axis=1, where=~setup.members),
+            "auroc": leak.to_numpy(),
+        }
+        tables[snapshot] = pd.DataFrame(columns).rename_axis("target")
     return pd.concat(tables, names=["snapshot"])
 
 

@@ -102,6 +102,22 @@ def test_longer_training_leaks_more(memorizing):
 
 
 @pytest.mark.slow
+def test_leak_and_accuracy_are_those_of_the_targets(memorizing):
+    options = {"n_targets": 3, "n_shadows": 24, "augmentations": ["identity"]}
+    table = privacy.leak_and_accuracy(memorizing, (1, "last"), **options)
+    assert table.index.tolist() == [(s, t) for s in (1, "last") for t in range(3)]
+    assert table.loc[1, "epochs"].tolist() == [1, 1, 1]
+    left_out = memorizing.held_out(1, models=[41, 42, 43])
+    right = (left_out.logits.argmax(1) == left_out.y_true).reshape(3, -1).mean(axis=1)
+    assert table.loc[1, "accuracy"].to_numpy() == pytest.approx(right)
+    attacks = {"lira": membership.lira}
+    leak = privacy.evaluate_snapshots(memorizing, ("last",), attacks=attacks, **options)["auroc"]
+    assert table.loc["last", "auroc"].to_numpy() == pytest.approx(leak.to_numpy())
+    by_yeom = privacy.leak_and_accuracy(memorizing, ("last",), attack=membership.yeom, **options)
+    assert not np.allclose(by_yeom["auroc"], table.loc["last", "auroc"])
+
+
+@pytest.mark.slow
 def test_targets_and_shadows_are_disjoint_networks_of_one_sweep(memorizing):
     targets, members, known = privacy.attack_setup(
         memorizing, "weight_norm", n_targets=3, n_shadows=24

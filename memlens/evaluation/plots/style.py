@@ -41,6 +41,8 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "lira": ("#CC6677", "o", "-"), "lira_offline": ("#CC6677", "D", ":"),
     "lira_csg": ("#CC6677", "X", "--"), "mast": ("#AA4499", "s", "-."),
     "calibrated_loss": ("#999933", "v", "--"), "yeom": ("#88CCEE", "<", "-"),
+    "lira_per_sample": ("#CC6677", "v", ":"), "bavaria": ("#332288", "P", "-"),
+    "rmia": ("#117733", "p", "-"), "rmia_offline": ("#117733", "h", ":"),
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ _OTHERS = (
 _SPELLINGS = [
     "CSG", "CSL", "SGAL", "AUM", "EL2N", "AUROC", "ECE", "MCE", "MSCE", "UCE", "MLP", "CNN",
     "SGD", "Adam", "AdamW", "Adagrad", "RMSProp", "Pearson", "Spearman", "VoG", "GraNd", "TracIn",
-    "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "TPR", "FPR", "LT", "IQR",
+    "SAMIS", "SSFT", "LiRA", "MAST", "Yeom", "RMIA", "BaVarIA", "TPR", "FPR", "LT", "IQR",
 ]  # fmt: skip
 
 
