@@ -311,27 +311,34 @@ def evaluate_references(
     Returns
     -------
     DataFrame, index (n_references, target, attack), columns as in `evaluate_attacks`
-        Without the attacks that are not defined for so few networks.
+        Without the attacks that are not defined for so few networks, and without the sizes for
+        which a sample has too few shadows on a side.
 
     Raises
     ------
     ValueError
         If a size is above the number of shadows; see also `run_attacks`.
-    TooFewShadows
-        If a sample has too few shadows on a side for `paired_references`.
     """
     tables = {}
     for size in sizes:
         if size > len(setup.shadows.masks):
             raise ValueError(f"{size} references of {len(setup.shadows.masks)} shadows: train more")
-        whole = size == len(setup.shadows.masks)
-        few = setup if whole else setup._replace(shadows=paired_references(setup.shadows, size))
-        scores = {}
-        for name, attack in _usable(few, attacks).items():
-            with suppress(TooFewShadows):
-                scores |= run_attacks(few, {name: attack})
-        tables[size] = evaluate_attacks(setup.members, scores)
+        with suppress(TooFewShadows):
+            whole = size == len(setup.shadows.masks)
+            few = setup if whole else setup._replace(shadows=paired_references(setup.shadows, size))
+            tables[size] = evaluate_attacks(setup.members, _defined(few, attacks))
     return pd.concat(tables, names=["n_references"])
+
+
+def _defined(
+    setup: AttackSetup, attacks: Mapping[str, MembershipAttack] | None
+) -> dict[str, np.ndarray]:
+    """Return the scores of the attacks that are defined for these shadows."""
+    scores = {}
+    for name, attack in _usable(setup, attacks).items():
+        with suppress(TooFewShadows):
+            scores |= run_attacks(setup, {name: attack})
+    return scores
 
 
 def found_members(members: np.ndarray, scores: np.ndarray, fpr: float = 1e-3) -> np.ndarray:

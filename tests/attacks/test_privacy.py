@@ -223,6 +223,8 @@ def test_each_attack_is_evaluated_from_the_number_of_references_that_it_needs(se
     whole = privacy.evaluate_attacks(planted.members, privacy.run_attacks(planted, attacks))
     assert table.loc[64].equals(whole["auroc"])
     assert table.min() > 0.7  # a chance of 0.5
+    both = privacy.evaluate_references(planted, (2, 62), attacks=attacks)
+    assert both.index.unique("n_references").tolist() == [2]  # no sample has 31 on each side
     with pytest.raises(ValueError, match="128 references of 64 shadows"):
         privacy.evaluate_references(planted, (128,))
 

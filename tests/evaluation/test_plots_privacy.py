@@ -28,41 +28,45 @@ def lines(ax):
 
 def bars_of(ax):
     """Names, points and bar ends of the error bars."""
-    return {bar.get_label(): (bar[0].get_xydata(), bar[2][0].get_segments())
+    return {bar.get_label(): (bar[0].get_xydata(), *[lines.get_segments() for lines in bar[2]])
             for bar in ax.containers}  # fmt: skip
 
 
 def test_log_odds_of_networks_with_and_without_a_sample():
-    phi = {"hard": np.array([0.0, 1.0, 8.0, 10.0]), "easy": np.array([3.0, 4.0, 5.0, 5.0])}
-    mask = {"hard": np.array([0, 0, 1, 1], bool), "easy": np.array([1, 0, 1, 0], bool)}
-    figure, data = draw.log_odds(phi, mask, {"hard": 9.0, "easy": 4.5}, n_bins=2)
+    phi = np.array([[0.0, 3.0], [1.0, 4.0], [8.0, 5.0], [10.0, 5.0]])
+    mask = np.array([[0, 1], [0, 0], [1, 1], [1, 0]], dtype=bool)
+    figure, data = draw.log_odds(phi, mask, np.array([9.0, 4.5]), ["hard", "easy"], n_bins=2)
     assert data["panel"].tolist() == ["hard", "hard", "easy", "easy"]
     assert data["n_with"].tolist() == [0, 2, 1, 1]
     assert data["n_without"].tolist() == [2, 0, 0, 2]
-    assert data["target"].tolist() == [9.0, 9.0, 4.5, 4.5]
-    for ax, name in zip(figure.axes, phi, strict=True):
+    assert data["attacked"].tolist() == [9.0, 9.0, 4.5, 4.5]
+    for ax, name in zip(figure.axes, ["hard", "easy"], strict=True):
         heights = [patch.get_height() for patch in ax.patches]
         part = data[data["panel"] == name]
         assert heights == [*part["n_without"], *part["n_with"]]
-        assert ax.get_lines()[0].get_xdata()[0] == part["target"].iloc[0]
+        assert ax.get_lines()[0].get_xdata()[0] == part["attacked"].iloc[0]
 
 
 def test_attacks_at_stops_share_one_scale_with_the_printed_values():
-    mean = pd.DataFrame({"best_val": [0.6, 0.55], "last": [0.7, 0.65]}, index=["lira", "yeom"])
-    printed = pd.DataFrame({"last": [0.9]}, index=["lira"])
-    figure, data = draw.attacks_by_stop(mean, mean / 10, printed, ours="ours", theirs="paper")
+    index = pd.MultiIndex.from_product(
+        [["best_val", "last"], [0, 1], ["yeom", "lira"]], names=["stop", "target", "attack"]
+    )
+    auroc = pd.Series([0.5, 0.58, 0.6, 0.62, 0.6, 0.65, 0.7, 0.75], index)
+    printed = pd.DataFrame({"last": [0.9], "best_val": [0.8]}, index=["lira"])
+    rows = ["lira", "yeom"]
+    figure, data = draw.attacks_by_stop(auroc, printed, rows, ours="ours", theirs="paper")
     left, right = figure.axes
     assert left.get_xlim() == right.get_xlim() and right.get_xlim()[1] > 0.9
     names = [label.get_text() for label in left.get_yticklabels()]
-    assert names == ["LiRA", "Yeom"] and (left.get_title("left"), right.get_title("left")) != (
-        "",
-        "",
-    )
+    assert names == ["LiRA", "Yeom"] and [title(left), title(right)] == ["ours", "paper"]
     drawn = bars_of(left)
-    assert drawn["last"][0][:, 0].tolist() == [0.7, 0.65]
-    assert drawn["last"][1][0][:, 0] == pytest.approx([0.63, 0.77])
+    assert [*drawn] == ["best val", "last"]
+    assert drawn["last"][0][:, 0] == pytest.approx([0.7, 0.65])
+    half = 0.1 / 2**0.5
+    assert drawn["last"][1][0][:, 0] == pytest.approx([0.7 - half, 0.7 + half])
+    assert [*bars_of(right)] == ["best val", "last"]
     assert data.loc["lira", "printed_last"] == 0.9 and np.isnan(data.loc["yeom", "printed_last"])
-    assert data.loc["yeom", "std_best_val"] == pytest.approx(0.055)
+    assert data.loc["yeom", "std_best_val"] == pytest.approx(half)
 
 
 def test_roc_curves_begin_at_one_false_positive():
@@ -103,6 +107,7 @@ def test_auroc_by_bin_has_the_bounds_of_its_table():
         ["memorization", "lira"], ["csg", "lira"]
     ]  # fmt: skip
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert [ax.get_xscale() for ax in figure.axes] == ["linear", "log"]
 
 
 def test_distances_are_means_of_each_bin():

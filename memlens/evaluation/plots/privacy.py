@@ -15,10 +15,18 @@ def _chance(ax: Axes, value: float = 0.5) -> None:
     ax.axhline(value, color=plots.CHANCE, linestyle="--", linewidth=1, zorder=1)
 
 
+def _name_score(ax: Axes, score: str) -> None:
+    """Name the x axis, on a log scale for a score without an upper end."""
+    ax.set_xlabel(f"{plots.label_of(score)} (mean of the bin)")
+    if score != "memorization":
+        ax.set_xscale("log")
+
+
 def log_odds(
-    phi: Mapping[str, np.ndarray],
-    trained_on: Mapping[str, np.ndarray],
-    target: Mapping[str, float],
+    phi: np.ndarray,
+    trained_on: np.ndarray,
+    attacked: np.ndarray,
+    titles: Sequence[str],
     *,
     n_bins: int = 24,
 ) -> Drawing:
@@ -26,51 +34,55 @@ def log_odds(
 
     Parameters
     ----------
-    phi : mapping of panel title to ndarray (n_models,)
-        Log odds of the label of one sample in each shadow network.
-    trained_on : mapping of ndarray (n_models,), bool
-        True where the network was trained on the sample; same keys.
-    target : mapping of float
-        Log odds in the attacked network, drawn as a line; same keys.
+    phi : ndarray (n_models, n_samples)
+        Log odds of the label in the shadow networks; one panel a sample.
+    trained_on : ndarray (n_models, n_samples), bool
+        True where the network was trained on the sample.
+    attacked : ndarray (n_samples,)
+        Log odds in the attacked network, drawn as a line.
+    titles : sequence of str (n_samples,)
     n_bins : int
 
     Returns
     -------
     Drawing
-        Columns panel, left, right, n_with, n_without and target.
+        Columns panel, left, right, n_with, n_without and attacked.
     """
-    figure, axes = plt.subplots(1, len(phi), figsize=plots.figsize(len(phi), aspect=0.5))
-    parts = []
-    for ax, (title, values) in zip(np.ravel(axes), phi.items(), strict=True):
-        table = plots.counts(values, np.asarray(trained_on[title]), n_bins=n_bins)
+    figure, axes = plt.subplots(1, len(titles), figsize=plots.figsize(len(titles), aspect=0.5))
+    parts, looks = [], {"n_without": (plots.FILL, ""), "n_with": (plots.MARKED, "//")}
+    for i, (ax, title) in enumerate(zip(np.ravel(axes), titles, strict=True)):
+        table = plots.counts(phi[:, i], trained_on[:, i], n_bins=n_bins)
         table["n_without"] = table.pop("n") - table["n_marked"]
         table = table.rename(columns={"n_marked": "n_with"})
         width = table["right"] - table["left"]
-        for column, color, hatch in (("n_without", plots.FILL, ""), ("n_with", plots.MARKED, "//")):
+        for column, (color, hatch) in looks.items():
             label = f"networks {column[2:]} the sample"
             ax.bar(
                 table["left"], table[column], width, align="edge", color=color, alpha=0.8,
                 hatch=hatch, edgecolor="white", linewidth=0, label=label,
             )  # fmt: skip
-        ax.axvline(target[title], color="black", linewidth=1.2, label="the attacked network")
+        ax.axvline(attacked[i], color="black", linewidth=1.2, label="the attacked network")
         ax.set(title=title, xlabel="log odds of the label", ylabel="shadow networks")
-        parts.append(table.assign(panel=title, target=target[title]))
-    np.ravel(axes)[0].legend(loc="upper left")
-    columns = ["panel", "left", "right", "n_with", "n_without", "target"]
+        parts.append(table.assign(panel=title, attacked=attacked[i]))
+        ax.yaxis.get_major_locator().set_params(integer=True)
+    np.ravel(axes)[0].legend(loc="best")
+    columns = ["panel", "left", "right", "n_with", "n_without", "attacked"]
     return Drawing(figure, pd.concat(parts, ignore_index=True)[columns])
 
 
 def attacks_by_stop(
-    mean: pd.DataFrame, std: pd.DataFrame, printed: pd.DataFrame, *, ours: str, theirs: str
+    auroc: pd.Series, printed: pd.DataFrame, attacks: Sequence[str], *, ours: str, theirs: str
 ) -> Drawing:
     """Draw the AUROC of each attack at each stop, ours beside the paper's, on one scale.
 
     Parameters
     ----------
-    mean, std : DataFrame (n_attacks, n_stops)
-        Over targets.
-    printed : DataFrame (n_attacks, n_printed_stops)
-        In [0, 1]; NaN or an absent attack is not drawn.
+    auroc : Series, index (stop, target, attack)
+        Mean and standard deviation over targets are drawn, stops in their order.
+    printed : DataFrame (n_attacks, n_stops)
+        In [0, 1]; an absent attack or stop is not drawn.
+    attacks : sequence of str
+        Rows, the first at the top.
     ours, theirs : str
         Titles of the panels.
 
@@ -79,14 +91,17 @@ def attacks_by_stop(
     Drawing
         A row for each attack, columns such as mean_last, std_last and printed_last.
     """
-    printed = printed.reindex(mean.index)
-    width, height = plots.listsize(4 * len(mean), 2)
+    stops, names = auroc.index.unique("stop"), list(attacks)
+    grouped = auroc.groupby(level=["attack", "stop"])
+    mean, std = (grouped.agg(how).unstack().loc[names, stops] for how in ("mean", "std"))
+    printed = printed.loc[:, [stop for stop in stops if stop in printed]].reindex(names)
+    width, height = plots.listsize(4 * len(names), 2)
     figure, axes = plt.subplots(1, 2, figsize=(width, height), sharey=True)
     plots.dots(axes[0], mean, std, reference=0.5).set_title(ours)
     plots.dots(axes[1], printed, reference=0.5).set_title(theirs)
-    drawn = np.concatenate([(mean + std).to_numpy(), printed.to_numpy()], axis=1)
+    highest = np.nanmax(np.concatenate([(mean + std).to_numpy(), printed.to_numpy()], axis=1))
     for ax in axes:
-        ax.set(xlabel="AUROC of membership", xlim=(0.48, np.nanmax(drawn) + 0.02))
+        ax.set(xlabel="AUROC of membership", xlim=(0.48, highest + 0.02))
     axes[1].get_legend().remove()
     axes[0].legend(loc="lower right")
     tables = {"mean": mean, "std": std, "printed": printed}
@@ -189,10 +204,10 @@ def auroc_by_bin(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Drawing:
             ax.errorbar(table["value"], table["auroc"], bars, **plots.style_of(name), label=label)
             parts.append(table.assign(panel=score, series=name))
         _chance(ax)
-        ax.set_xlabel(f"{plots.label_of(score)} (mean of the bin)")
+        _name_score(ax, score)
     first = np.ravel(axes)[0]
     first.set(ylabel="AUROC of membership", ylim=(0.45, 1.02))
-    first.legend(loc="lower right")
+    first.legend(loc="center right")
     drawn = pd.concat(parts, ignore_index=True)
     return Drawing(figure, drawn[["panel", "series", *drawn.columns.drop(["panel", "series"])]])
 
@@ -231,7 +246,7 @@ def distance_by_bin(
         table = grouped["distance"].agg(["mean", "std"]).assign(n_samples=grouped.size())
         table.insert(0, "value", grouped["value"].mean())
         ax.errorbar(table["value"], table["mean"], table["std"], **plots.style_of(name))
-        ax.set_xlabel(f"{plots.label_of(name)} (mean of the bin)")
+        _name_score(ax, name)
         parts.append(table.reset_index().assign(panel=name))
     np.ravel(axes)[0].set(ylabel="distance to the boundary", ylim=(0, None))
     drawn = pd.concat(parts, ignore_index=True)
@@ -265,6 +280,8 @@ def precision_at_the_top(mean: pd.DataFrame, std: pd.DataFrame, *, chance: float
 def trade(fixed: pd.DataFrame, stops: pd.DataFrame) -> Drawing:
     """Draw the leak at each stop beside networks of fixed lengths, by epochs and by accuracy.
 
+    The first fixed length, whose accuracy is low, may lie outside the panel of accuracies.
+
     Parameters
     ----------
     fixed : DataFrame (n_lengths,)
@@ -286,13 +303,18 @@ def trade(fixed: pd.DataFrame, stops: pd.DataFrame) -> Drawing:
             label = plots.label_of(name)
             ax.errorbar(row[column], row["auroc"], row["auroc_std"], **style, label=label)
         _chance(ax)
-    for _, row in fixed.iterrows():
+    before = np.inf
+    for _, row in fixed.iterrows():  # at the side to which the line bends
+        side = 1 if row["accuracy"] > before else -1
         place = (row["accuracy"], row["auroc"])
         axes[1].annotate(
-            f"{row['epochs']:.0f}", place, (-4, 4), textcoords="offset points", fontsize=7,
-            ha="right", color=plots.INK,
+            f"{row['epochs']:.0f}", place, (5 * side, 0), textcoords="offset points", fontsize=7,
+            ha="left" if side > 0 else "right", va="center", color=plots.INK, annotation_clip=True,
         )  # fmt: skip
+        before = row["accuracy"]
+    seen = np.concatenate([fixed["accuracy"].iloc[1:], stops["accuracy"]])
+    axes[1].set_xlim(seen.min() - 0.01, seen.max() + 0.006)
     axes[0].set(xlabel="epochs", ylabel="AUROC of LiRA", ylim=(0.48, None))
     axes[1].set(xlabel="accuracy on samples that were left out")
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="upper left")
     return Drawing(figure, pd.concat([fixed, stops]))
