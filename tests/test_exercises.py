@@ -89,6 +89,12 @@ def largest_rise(norms):
     return max(norms) / norms[0] - 1
 def time_constant(lr, weight_decay, momentum, n_steps):
     return 1 / (lr * weight_decay * n_steps)""",
+    "07_privacy": """
+def members_found(member, score, fpr):
+    others = np.sort(score[~member])
+    return float(np.mean(score[member] > others[int(fpr * len(others))]))
+def calibrated(target, known):
+    return -membership.calibrated_loss(target, known)""",
     "08_discrepancies": """
 def cap_of_pair(keep):
     return 1 - keep

@@ -92,6 +92,9 @@ def test_strength_starts_where_an_attack_is_defined():
     assert drawn["RMIA"] == [[1, 0.6], [2, 0.65], [64, 0.7]]
     assert data.loc[data["series"] == "lira", "n_references"].tolist() == [2, 64]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "2", "64"]
+    unresolved = {"AUROC": table, "TPR": table * np.nan}
+    figure, data = draw.strength_by_references(unresolved, chance={"AUROC": 0.5, "TPR": 0.01})
+    assert len(figure.axes[1].get_lines()) == 1 and data["panel"].unique().tolist() == ["AUROC"]
 
 
 def test_auroc_by_bin_has_the_bounds_of_its_table():

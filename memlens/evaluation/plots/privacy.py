@@ -158,7 +158,7 @@ def strength_by_references(
     tables : mapping of panel title to DataFrame (n_attacks, n_sizes)
         Columns are numbers of networks; NaN where an attack is not defined for so few.
     chance : mapping of float
-        What guessing reaches, drawn as a dashed line; same keys.
+        What guessing reaches, drawn as a dashed line; same keys. A panel of NaN shows it alone.
 
     Returns
     -------
@@ -172,7 +172,8 @@ def strength_by_references(
         frame = plots.bands(table.T.to_dict("list"), sizes, "n_references")
         frame = frame.dropna(subset="mean").drop(columns=["std", "n_seeds"])
         ax.set(xscale="log", xlim=(sizes[0] / 1.15, sizes[-1] * 1.15), title=title)
-        ax.set_ylim(chance[title] - 0.02, frame["mean"].max() + 0.02)
+        highest = max(frame["mean"], default=chance[title])  # no attack may be defined
+        ax.set_ylim(chance[title] - 0.02, highest + 0.02)
         _chance(ax, chance[title])
         plots.curves(ax, frame)
         ax.set(xticks=sizes, xticklabels=sizes, xlabel="reference networks")
@@ -303,18 +304,20 @@ def trade(fixed: pd.DataFrame, stops: pd.DataFrame) -> Drawing:
             label = plots.label_of(name)
             ax.errorbar(row[column], row["auroc"], row["auroc_std"], **style, label=label)
         _chance(ax)
-    before = np.inf
-    for _, row in fixed.iterrows():  # at the side to which the line bends
-        side = 1 if row["accuracy"] > before else -1
+    accuracy = fixed["accuracy"].to_numpy()
+    farthest = (
+        np.r_[False, accuracy[1:] > accuracy[:-1]] & np.r_[accuracy[:-1] > accuracy[1:], True]
+    )
+    for (_, row), is_farthest in zip(fixed.iterrows(), farthest, strict=True):
         place = (row["accuracy"], row["auroc"])
+        offset, side = ((5, 0), "left") if is_farthest else ((-5, 5), "right")
         axes[1].annotate(
-            f"{row['epochs']:.0f}", place, (5 * side, 0), textcoords="offset points", fontsize=7,
-            ha="left" if side > 0 else "right", va="center", color=plots.INK, annotation_clip=True,
+            f"{row['epochs']:.0f}", place, offset, textcoords="offset points", fontsize=7,
+            ha=side, va="center", color=plots.INK, annotation_clip=True,
         )  # fmt: skip
-        before = row["accuracy"]
     seen = np.concatenate([fixed["accuracy"].iloc[1:], stops["accuracy"]])
     axes[1].set_xlim(seen.min() - 0.01, seen.max() + 0.006)
     axes[0].set(xlabel="epochs", ylabel="AUROC of LiRA", ylim=(0.48, None))
     axes[1].set(xlabel="accuracy on samples that were left out")
-    axes[0].legend(loc="upper left")
+    axes[0].legend(loc="lower right", frameon=True, framealpha=1, edgecolor="none")
     return Drawing(figure, pd.concat([fixed, stops]))
