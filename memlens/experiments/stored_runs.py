@@ -60,7 +60,7 @@ def as_bytes(notebook: NotebookNode) -> bytes:
 def notebook_key(path: Path, changed: Mapping[str, Any], profile: str) -> str:
     """Return a hash of everything that determines the outputs of a notebook."""
     cells = [(c.cell_type, c.source) for c in nbformat.read(path, as_version=4).cells]
-    package = sorted(p for p in store.PACKAGE.rglob("*") if p.suffix in (".py", ".csv"))
+    package = sorted(p for p in store.PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc")
     code = [hashlib.sha256(p.read_bytes()).hexdigest() for p in package]
     libraries = [platform.python_version(), *map(version, LIBRARIES)]
     return store.fingerprint([cells, dict(changed), profile, code, libraries])

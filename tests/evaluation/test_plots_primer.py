@@ -71,7 +71,10 @@ def test_boundaries_have_a_panel_for_each_snapshot_with_all_points():
     grid[5], grid[10] = [0.1] * 6, [0.1, 0.2, 0.4, 0.6, 0.8, 0.9]
     figure, data = draw.toy_boundaries(grid, POINTS)
     first, second = figure.axes[:2]
-    assert first.get_title() == "after 5 epochs" and second.get_title() == "after 10 epochs"
+    assert [ax.get_title(loc="left") for ax in (first, second)] == [
+        "after 5 epochs",
+        "after 10 epochs",
+    ]
     np.testing.assert_allclose(np.ravel(second.collections[0].get_array()), grid[10])
     assert places(first)[-2:] == [[[-1.0, 0.0], [1.5, 1.0]], [[-0.5, 0.3], [1.0, -0.2]]]
     assert len(second.collections) == len(first.collections) + 1  # the boundary

@@ -186,7 +186,9 @@ def extremes(
         figure,
         np.asarray(images)[positions],
         titles=[plots.shortened(name, 12) for name in shown["class"]],
-        rows=[name.replace(" ", "\n") for name in parts],
+        rows=[
+            f"{end}\n{plots.label_of(score)}" for score in scores for end in ("lowest", "highest")
+        ],
         columns=n,
         pixel_max=pixel_max,
     )
