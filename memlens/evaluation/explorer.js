@@ -5,8 +5,8 @@
 // position 0 ... n - 1 in the arrays; `data.index` has the index that Python knows it by.
 "use strict";
 
-const PLOT = { width: 440, height: 380, left: 52, right: 10, top: 10, bottom: 38 };
-const CURVE = { width: 212, height: 165, left: 38, right: 6, top: 20, bottom: 30 };
+const PLOT = { width: 420, height: 380, left: 52, right: 10, top: 10, bottom: 38 };
+const CURVE = { width: 200, height: 165, left: 38, right: 6, top: 20, bottom: 30 };
 const MARKER = 7; // pixels across
 const REACH = 9; // pixels between the pointer and a sample that it shows
 const N_SHOWN = 54; // images and curves of a brush

@@ -156,7 +156,7 @@ def test_the_legend_filters(opened):
     window.mouse.move(*place(document, 77))  # a dog
     assert document.locator("#tip").is_hidden()
     box = document.locator("#overlay").bounding_box()
-    drag(window, (box["x"] + 40, box["y"] + 2), (box["x"] + 435, box["y"] + 345))
+    drag(window, (box["x"] + 40, box["y"] + 2), (box["x"] + 415, box["y"] + 345))
     assert len(chosen(document)) == 148 and 77 not in chosen(document)
     document.locator("#none").click()
     assert chosen(document) == []
