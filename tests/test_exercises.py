@@ -60,8 +60,8 @@ WRONG = {
     "00_primer": """
 def my_sensitivity(trace):
     return trace.grad_l1.sum(0)
-my_nets = 143
-calm_runs = runs""",
+my_networks = 143
+my_brush = truth.index[~memorized][:4].tolist()""",
     "01_validate_theory": """
 direction = torch.linalg.svd(weight).U[:, 1]
 def smallest_offset(x, y, slope):
