@@ -249,7 +249,7 @@ def epoch_bands(
 def mean_stops(runs: Sequence[Run]) -> dict[str, float]:
     """Return the mean epoch of the lowest validation loss and of the gradient's peak, by label."""
     epochs = pd.DataFrame([run.stops["epoch"] for run in runs]).mean()
-    return {"lowest validation loss": epochs["best_val"], "gradient peak": epochs["input_gradient"]}
+    return {"lowest validation loss": epochs["best_val"], "peak": epochs["input_gradient"]}
 
 
 def at_stop(rows: ArrayLike, runs: Sequence[Run], stop: str) -> np.ndarray:
