@@ -93,7 +93,7 @@ def time_constant(lr, weight_decay, momentum, n_steps):
 def members_found(member, score, fpr):
     others = np.sort(score[~member])
     return float(np.mean(score[member] > others[int(fpr * len(others))]))
-def calibrated(target, known):
+def calibrated(target, shadows):
     return -membership.calibrated_loss(target, known)""",
     "08_discrepancies": """
 def cap_of_pair(keep):
