@@ -23,6 +23,7 @@ CLAIMS_FILE = "CLAIMS.md"  # in the root of the checkout
 START, END = "<!-- claims:start -->", "<!-- claims:end -->"
 _VERDICTS = {"claim": paper.VERDICTS, "discrepancy": paper.DISCREPANCY_VERDICTS}
 _NOT_TAKEN_UP = "not taken up"
+_UNTESTABLE = paper.VERDICTS[3]
 
 
 def claims_table(profile: str = "fashion_small") -> pd.DataFrame:
@@ -73,7 +74,7 @@ def _all_claims() -> pd.DataFrame:
             "notebook": entry.notebook, "kind": "claim", "id": entry.id, "paper": entry.paper,
             "where": entry.where, "claim": entry.statement,
             "measured": f"needs {entry.needs}" if entry.needs else "",
-            "verdict": paper.VERDICTS[3] if entry.needs else "",
+            "verdict": _UNTESTABLE if entry.needs else "",
         }
         for entry in claims().values()
     ]  # fmt: skip
@@ -139,7 +140,7 @@ def _count_verdicts(verdicts: pd.Series) -> str:
 
 
 def _missing(table: pd.DataFrame) -> str:
-    judged = set(table.loc[table["verdict"] != "", "notebook"])
+    judged = set(table.loc[~table["verdict"].isin(["", _UNTESTABLE]), "notebook"])
     missing = [name for name in NOTEBOOKS if name not in judged]
     return f"\n\nNothing from {', '.join(missing)}." if missing else ""
 
