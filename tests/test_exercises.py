@@ -94,7 +94,7 @@ def members_found(member, score, fpr):
     others = np.sort(score[~member])
     return float(np.mean(score[member] > others[int(fpr * len(others))]))
 def calibrated(target, shadows):
-    return -membership.calibrated_loss(target, known)""",
+    return -membership.calibrated_loss(target, shadows)""",
     "08_discrepancies": """
 def cap_of_pair(keep):
     return 1 - keep
