@@ -122,7 +122,7 @@ def test_sums_by_epoch_have_means_over_seeds_and_stops_at_their_median():
         line.get_label(): line.get_xydata()[0] for line in ax.lines if len(line.get_xdata()) < 2
     }
     np.testing.assert_allclose(marked["Label Wave"], [1, 0.09])
-    np.testing.assert_allclose(marked["last"], [2, 0.19])
+    np.testing.assert_allclose(marked["last epoch"], [2, 0.19])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Label Wave", "last"]
 
 

@@ -147,7 +147,7 @@ def test_the_trade_shows_stops_beside_fixed_lengths():
     left, right = figure.axes
     assert lines(left)["fixed length"] == [[2, 0.52], [10, 0.64]]
     assert lines(right)["fixed length"] == [[0.7, 0.52], [0.8, 0.64]]
-    assert bars_of(right)["input gradient"][0].tolist() == [[0.78, 0.6]]
+    assert bars_of(right)["sample gradient"][0].tolist() == [[0.78, 0.6]]
     assert left.containers[0][0].get_color() == style_of("input_gradient")["color"]
     assert [text.get_text() for text in right.texts] == ["2", "10"]
     assert len(data) == 3 and left.get_ylim() == right.get_ylim()

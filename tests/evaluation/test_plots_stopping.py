@@ -139,7 +139,9 @@ def test_scores_at_stops_are_means_over_seeds_in_the_order_given():
     first = data[(data["panel"] == "a") & (data["stop"] == "label_wave")]
     np.testing.assert_allclose(first["mean"], [0.6, 0.7])
     np.testing.assert_allclose(first["std"], np.std([[0.5, 0.7], [0.8, 0.6]], axis=1, ddof=1))
-    assert left.get_legend() is not None and right.get_legend() is None
+    assert left.get_legend() is None and right.get_legend() is None
+    (legend,) = left.figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {"CSL", "CSG"}
 
 
 def test_scores_of_one_seed_are_drawn_without_spread():

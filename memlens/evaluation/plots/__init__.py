@@ -35,6 +35,7 @@ from memlens.evaluation.plots.style import (
     LINE,
     MARKED,
     PALETTE,
+    STOP_NAMES,
     STYLE,
     Drawing,
     apply_style,
@@ -59,9 +60,9 @@ from memlens.evaluation.plots.tables import (
 
 __all__ = [
     "CHANCE", "COLUMN", "CURVES", "Drawing", "FILL", "FULL", "GAP", "INK", "LETTER", "LINE",
-    "MARKED", "PALETTE", "STYLE", "apply_style", "bands", "bars", "binned", "binned_scatter",
-    "common_limits", "counts", "curves", "dots", "figsize", "footnote", "forest", "heatmap",
-    "histogram", "image_grid", "label_of", "largest_rows", "listsize", "mark_epoch", "panels",
-    "reliability_diagram", "roc", "roc_points", "shortened", "style_of", "styled",
-    "training_figure",
+    "MARKED", "PALETTE", "STOP_NAMES", "STYLE", "apply_style", "bands", "bars", "binned",
+    "binned_scatter", "common_limits", "counts", "curves", "dots", "figsize", "footnote",
+    "forest", "heatmap", "histogram", "image_grid", "label_of", "largest_rows", "listsize",
+    "mark_epoch", "panels", "reliability_diagram", "roc", "roc_points", "shortened", "style_of",
+    "styled", "training_figure",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from memlens.evaluation import plots
-from memlens.evaluation.plots import Drawing
+from memlens.evaluation.plots import STOP_NAMES, Drawing
 
 WRONG_ORDER = "1 - AUROC"
 OURS = "#0072B2"
@@ -24,10 +24,6 @@ PRINTED = {  # grey levels, markers and line styles of the printed data sets
 }  # fmt: skip
 RATES = ("#88CCEE", "#0072B2", "#332288")  # from little to much noise, light to dark
 TICKS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-STOP_NAMES = {
-    "label_wave": "Label Wave", "best_val": "validation loss", "input_gradient": "gradient",
-    "weight_norm": "weight norm", "last": "last",
-}  # fmt: skip
 
 
 def all_scores(auroc: pd.DataFrame, precision: pd.DataFrame) -> Drawing:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from memlens.evaluation import detection, plots
-from memlens.evaluation.plots import Drawing
+from memlens.evaluation.plots import STOP_NAMES, Drawing
 
 
 def _chance(ax: Axes, value: float = 0.5) -> None:
@@ -103,7 +103,8 @@ def attacks_by_stop(
     for ax in axes:
         ax.set(xlabel="AUROC of membership", xlim=(0.48, highest + 0.02))
     axes[1].get_legend().remove()
-    axes[0].legend(loc="lower right")
+    handles, stop_labels = axes[0].get_legend_handles_labels()
+    axes[0].legend(handles, [STOP_NAMES.get(stop, stop) for stop in stops], loc="lower right")
     tables = {"mean": mean, "std": std, "printed": printed}
     named = [table.add_prefix(f"{name}_") for name, table in tables.items()]
     return Drawing(figure, pd.concat(named, axis=1))
@@ -142,7 +143,7 @@ def roc_at_low_rates(
             parts.append(pd.DataFrame(part))
         ax.plot([lowest, 1], [lowest, 1], color=plots.CHANCE, linestyle="--", linewidth=1)
         ax.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
-        ax.set(title=plots.label_of(stop), xlabel="false positive rate")
+        ax.set(title=STOP_NAMES.get(stop, stop), xlabel="false positive rate")
     axes[0, 0].set_ylabel("members found")
     axes[0, -1].legend(loc="lower right")
     return Drawing(figure, pd.concat(parts, ignore_index=True))
@@ -301,7 +302,7 @@ def trade(fixed: pd.DataFrame, stops: pd.DataFrame) -> Drawing:
         ax.plot(fixed[column], fixed["auroc"], ".-", color=plots.INK, label="fixed length")
         for name, row in stops.iterrows():
             style = plots.style_of(name) | {"linestyle": "none"}
-            label = plots.label_of(name)
+            label = STOP_NAMES.get(str(name), name)
             ax.errorbar(row[column], row["auroc"], row["auroc_std"], **style, label=label)
         _chance(ax)
     accuracy = fixed["accuracy"].to_numpy()

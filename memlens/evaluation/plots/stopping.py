@@ -14,15 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from memlens.evaluation import plots
-from memlens.evaluation.plots import Drawing
+from memlens.evaluation.plots import STOP_NAMES, Drawing
 
-STOP_NAMES = {
-    "input_gradient": "sample gradient",
-    "weight_norm": "weight norm",
-    "label_wave": "Label Wave",
-    "best_val": "validation loss",
-    "last": "last epoch",
-}
 TITLES = {
     "val_loss": "validation loss",
     "input_gradient": "mean input gradient",

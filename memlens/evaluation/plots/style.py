@@ -59,6 +59,10 @@ _SPELLINGS = [
 ]  # fmt: skip
 
 
+STOP_NAMES = {  # of `peaks.STOPS`, in its order
+    "input_gradient": "sample gradient", "weight_norm": "weight norm", "label_wave": "Label Wave",
+    "best_val": "validation loss", "last": "last epoch",
+}  # fmt: skip
 STYLE = Path(__file__).parents[1] / "memlens.mplstyle"
 
 
