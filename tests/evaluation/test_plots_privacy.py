@@ -81,7 +81,7 @@ def test_roc_curves_begin_at_one_false_positive():
     assert found["last", "yeom"].tolist()[:-1] == [0.0] * 39
     assert found["last", "yeom"].iloc[-1] == 1
     assert {ax.get_xlim() for ax in figure.axes} == {(0.25, 1.0)}
-    assert [title(ax) for ax in figure.axes] == ["last", "best val"]
+    assert [title(ax) for ax in figure.axes] == ["last epoch", "validation loss"]
 
 
 def test_strength_starts_where_an_attack_is_defined():
