@@ -201,7 +201,7 @@ PROXIES: dict[str, Score] = {
     "fold_memorization": Score(fold_memorization, "mean p_y trained with - mean p_y held out",
                                "probabilities, three folds", "-", "Feldman 2020, few networks",
                                ("folds",)),
-    "curvature_ssft": Score(rank_mean, "mean of the ranks of curvature and ssft_mean",
+    "curvature_ssft": Score(rank_mean, "mean of the ranks of curvature and ssft",
                             "mean of ranks, as the paper states no combination", "-",
                             "Garg 2024, Table 2", ("curvature_squared", "second_split")),
 }
@@ -291,8 +291,8 @@ def every_score(run: Run, extra: pd.DataFrame | None = None) -> pd.DataFrame:
             "the index of extra is not that of run.scores: compute extra_scores on run.data"
         )
     frame = frame.join(extra)
-    if {"curvature", "ssft_mean"} <= set(frame):
-        frame["curvature_ssft"] = rank_mean(frame["curvature"], frame["ssft_mean"])
+    if {"curvature", "ssft"} <= set(frame):
+        frame["curvature_ssft"] = rank_mean(frame["curvature"], frame["ssft"])
     return frame
 
 

@@ -8,6 +8,7 @@ same result on every machine; anything closer is an observation, which is not co
 """
 
 import re
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ from memlens.storage import store
 Comparisons = Comparison | Sequence[Comparison]
 
 ENFORCED_PROFILE = "fashion_small"  # the thresholds were measured on it, so its checks must hold
+WIDTH = 100  # letters in a line of text below a cell
 DPI = 200  # of saved figures: sharp on a page, and small enough to keep in git
 
 
@@ -62,6 +64,7 @@ def open_report(
         raise ValueError(f"unknown notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
     report = NotebookReport(notebook, profile, scale, n_samples)
     plots.apply_style()
+    pd.set_option("display.max_colwidth", None)  # the results of claims are sentences
     return report
 
 
@@ -214,9 +217,10 @@ class NotebookReport:
         ]
         verdict = paper.verdict([comparison.holds for comparison in comparisons])
         self._results["claim", name] = ("; ".join(lines), verdict, comparisons)
-        print(f"{claim.paper} {claim.where}. {claim.statement} -> {verdict}")
+        _print(f"{claim.paper} {claim.where}. {claim.statement}")
+        print(f"  -> {verdict}")
         for line in lines:
-            print(f"  {line}")
+            _print(line, indent="  ")
 
     def discrepancy(
         self,
@@ -226,7 +230,7 @@ class NotebookReport:
         *,
         in_print: bool = False,
     ) -> None:
-        """Record our result on a discrepancy of the papers, and print ``name: verdict``.
+        """Record our result on a discrepancy of the papers, and print it with its verdict.
 
         Parameters
         ----------
@@ -260,7 +264,7 @@ class NotebookReport:
         if in_print and holds is not None and all(holds):
             verdict = paper.DISCREPANCY_VERDICTS[4]
         self._results["discrepancy", name] = (measured, verdict, parts)
-        print(f"{name}: {verdict}")
+        _print(f"{name}: {verdict}. {measured}")
 
     def _record(self, kind: str, text: str, comparison: Comparison) -> None:
         if not isinstance(comparison, Comparison):
@@ -290,6 +294,11 @@ class NotebookReport:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{self.notebook.split('_')[0]}_{name}"
+
+
+def _print(text: str, indent: str = "") -> None:
+    """Print text in lines that fit the page of a notebook."""
+    print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  "))
 
 
 def _compared(measured: ArrayLike | Estimate) -> tuple[float, ...]:

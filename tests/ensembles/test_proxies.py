@@ -62,8 +62,8 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(PROXIES))
 def test_score_by_hand(name):
     """Every score in the catalogue needs a value in BY_HAND."""
-    if name == "curvature_ssft":  # ranks of curvatures 1, 9, 4 and of ssft_mean
-        found = PROXIES[name].function(np.array([1, 9, 4]), np.array([0.25, 0.75, 1]))
+    if name == "curvature_ssft":  # ranks of curvatures 1, 9, 4 and of ssft
+        found = PROXIES[name].function(np.array([1, 9, 4]), np.array([-4, -1, 0]))
     else:
         found = PROXIES[name].function(ARRAYS)
     assert found == pytest.approx(BY_HAND[name], abs=1e-6)
@@ -259,7 +259,7 @@ def test_every_score_is_one_frame(tiny, own_cache):
     assert whole[in_step].equals(run.scores)  # in-step where available
     assert whole[later].equals(run.posthoc_scores[later])
     assert whole[list(extra)].equals(extra)
-    by_rank = rank_mean(run.posthoc_scores["curvature"], extra["ssft_mean"])
+    by_rank = rank_mean(run.posthoc_scores["curvature"], extra["ssft"])
     assert whole["curvature_ssft"].tolist() == by_rank.tolist()
     assert "curvature_ssft" not in every_score(bare, extra)
     assert list(run.scores) == in_step  # the frame of the run is unchanged

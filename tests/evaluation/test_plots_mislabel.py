@@ -123,7 +123,8 @@ def test_sums_by_epoch_have_means_over_seeds_and_stops_at_their_median():
     }
     np.testing.assert_allclose(marked["Label Wave"], [1, 0.09])
     np.testing.assert_allclose(marked["last epoch"], [2, 0.19])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Label Wave", "last epoch"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["Label Wave", "last epoch"]
 
 
 def test_boxes_hold_the_quantiles_of_their_group_in_the_given_order():
