@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from memlens.data.samples import Dataset
 from memlens.evaluation import metrics
 from memlens.experiments import paper
+from memlens.experiments.agreement import by_seed
 from memlens.experiments.profiles import Profile
 from memlens.models import registry
 from memlens.tracking import signals
@@ -167,12 +168,11 @@ def similarity_by_seed(
     DataFrame
         Rows (variant, seed), columns the scores.
     """
-    rows = {
-        (name, seed): metrics.compare(table, truth, top_k=top_k, n_resamples=1)[measure]
-        for name, tables in scores.items()
-        for seed, table in enumerate(tables)
+    tables = {
+        name: by_seed(frames, truth, top_k=top_k, statistic=measure).T
+        for name, frames in scores.items()
     }
-    return pd.DataFrame(rows).T.rename_axis(["variant", "seed"])
+    return pd.concat(tables, names=["variant", "seed"])
 
 
 def printed_optimizers(
