@@ -348,7 +348,8 @@ def cost_and_worth(table: pd.DataFrame) -> Drawing:
     for column, label in (("compute_low", "paper"), ("compute_high", None)):
         axes[0].scatter(table[column], rows, 24, marker="D", facecolor="white", edgecolor="black",
                         linewidth=0.9, label=label, zorder=3)  # fmt: skip
-    axes[0].scatter(table["cost"], rows, 22, color="black", label="measured here", zorder=4)
+    below = rows + 0.25  # a measured cost may equal a printed one
+    axes[0].scatter(table["cost"], below, 22, color="black", label="measured here", zorder=4)
     axes[0].axvline(1, color=CHANCE, linestyle="--", linewidth=0.8, zorder=1)
     axes[0].set(xscale="log", xlabel="cost, in plain trainings")
     axes[0].set_yticks(rows, [plots.label_of(name) for name in table.index])
