@@ -56,7 +56,7 @@ def draw_noise(page: NotebookReport, noisy: dict, runs: dict) -> pd.DataFrame:
         f"column: ResNet-18 on CIFAR-10, 10 % (CSG Table 4). The weight norm peaks in {called} of "
         f"{len(runs)} trainings; where it does not, SGAL is CSL and early CSG is CSG."
     )
-    page.figure(fig, "noise", drawn, caption)
+    page.save(plots.Drawing(fig, drawn), "noise", caption)
     return mean
 
 
@@ -95,7 +95,7 @@ def draw_tone(
         f"within classes darker is higher in {dark} of {data.n_classes}. Mean of {N_SEEDS} seeds. "
         "CSG Fig. 5, curvature Fig. 4."
     )
-    page.figure(fig, "tone", tests, caption)
+    page.save(plots.Drawing(fig, tests), "tone", caption)
     return tests
 
 
@@ -119,7 +119,7 @@ def draw_ends(page: NotebookReport, data: ml.Dataset, csg: pd.Series) -> None:
         "The four lowest (plain) and the four highest CSG (dark, cut short, unusual or of another "
         f"class) of each class; mean of {N_SEEDS} seeds. CSG Fig. 1a, 1b, 5."
     )
-    page.figure(fig, "ends", table, caption)
+    page.save(plots.Drawing(fig, table), "ends", caption)
 
 
 def main() -> int:

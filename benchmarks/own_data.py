@@ -90,7 +90,7 @@ def draw(out: Path, flipped: set[str]) -> None:
     )
     columns = ["file", "label", "predicted_label", "p_label", "p_predicted", "aum"]
     report = NotebookReport("own", "fashion_mnist")
-    report.figure(figure, "labels", first[columns].assign(planted=wrong), caption)
+    report.save(plots.Drawing(figure, first[columns].assign(planted=wrong)), "labels", caption)
 
 
 def main() -> int:

@@ -98,7 +98,7 @@ def draw(page: NotebookReport, tables: pd.DataFrame) -> None:
         f"learning of three held-out folds; flips: {NOISE:.0%} of the labels. Diamonds: printed "
         "(CSG Tables 1 and 4, Inception and ResNet-18); upright ticks: without crops and flips."
     )
-    page.figure(fig, "similarity", tables, caption)
+    page.save(plots.Drawing(fig, tables), "similarity", caption)
 
 
 def facts(run: ml.Run) -> dict[str, float]:

@@ -65,3 +65,8 @@ SCORES = {
     "tracin": [1, 4.1, 26.6],
     "tracin_last_layer": [1, 1.1, 9.4],
 }
+
+
+def title_of(ax):
+    """The title of axes, wherever the style in force puts it."""
+    return "".join(ax.get_title(place) for place in ("left", "center", "right"))

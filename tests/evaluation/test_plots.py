@@ -128,7 +128,8 @@ def test_colours_keep_their_meaning_and_are_doubled_by_a_marker_or_a_line():
 
 NOT_SCORES = {
     "weight_norm", "input_gradient", "val_loss", "train_loss", "label_wave", "best_val", "last",
-    "lira", "lira_offline", "lira_csg", "mast", "calibrated_loss", "yeom",
+    "lira", "lira_offline", "lira_csg", "lira_per_sample", "mast", "calibrated_loss", "yeom",
+    "bavaria", "rmia", "rmia_offline",
 }  # fmt: skip
 
 

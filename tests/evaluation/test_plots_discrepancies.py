@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from hand_made import title_of
 from matplotlib.colors import to_hex
 
 from memlens.evaluation.plots import discrepancies as draw
@@ -27,7 +28,7 @@ def test_equal_values_are_joined():
     dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert list(dotted[0].get_xdata()) == [0.01, 0.1]
     assert list(dotted[0].get_ydata()) == [0.9, 0.9]
-    assert [ax.get_title() for ax in figure.axes] == ["A", "B"]
+    assert [title_of(ax) for ax in figure.axes] == ["A", "B"]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     pd.testing.assert_frame_equal(data, values)
 

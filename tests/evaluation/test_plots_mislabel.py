@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from hand_made import title_of
 
 from memlens.evaluation.plots import mislabel as draw
 
@@ -61,7 +62,7 @@ def printed_table():
 def test_a_panel_for_each_method_with_printed_lines_and_ours():
     figure, data = draw.printed_and_ours(printed_table(), columns=2)
     first, second = figure.axes
-    assert [first.get_title(), second.get_title()] == ["CSG", "CSL"]
+    assert [title_of(first), title_of(second)] == ["CSG", "CSL"]
     lines = {line.get_label(): line for line in first.lines if "," in line.get_label()}
     assert list(lines) == ["cifar10, printed", "clothes, ours"]
     ours = lines["clothes, ours"]
@@ -109,7 +110,7 @@ def test_sums_by_epoch_have_means_over_seeds_and_stops_at_their_median():
     )  # fmt: skip
     figure, data = draw.sums_by_epoch(auroc, stops)
     (ax,) = figure.axes
-    assert ax.get_title() == "10% flipped" and ax.get_yscale() == "log"
+    assert title_of(ax) == "10% flipped" and ax.get_yscale() == "log"
     drawn = data[data["series"] == "csl"].set_index("epochs")
     np.testing.assert_allclose(drawn["mean"], [0.09, 0.19])
     assert drawn.index.tolist() == [1, 2] and (drawn["n_seeds"] == 2).all()
@@ -159,7 +160,7 @@ def test_the_highest_scores_come_first_and_twins_share_a_letter():
     assert data["position"].tolist() == [1, 2, 3, 4]
     assert data["is_duplicate"].tolist() == [True, True, True, False]
     assert data["pair"].tolist() == ["A", "", "A", ""]
-    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    titles = [title_of(ax) for ax in figure.axes if title_of(ax)]
     assert titles == ["A #1\nv", "#2\nw", "A #3\nx", "#4\ny"]
     framed = [ax.get_frame_on() for ax in figure.axes][:4]
     assert framed == [True, True, True, False]

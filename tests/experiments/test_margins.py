@@ -168,6 +168,9 @@ def unsafe_checks(stored, checks):
     """Checks of a notebook that are too close to their threshold, or without a stored margin."""
     current = checks.loc[checks["kind"] == "check", ["notebook", "name", "low", "high"]]
     known = stored[stored["kind"] == "check"]
+    for table in (current := current.copy(), known := known.copy()):
+        ends = table[["low", "high"]]
+        table[["low", "high"]] = ends.map(lambda end: float(f"{end:.6g}"))  # as they are stored
     joined = current.merge(known, on=["notebook", "name", "low", "high"], how="left")
     n_machines = known["n_machines"].max()  # a check that one of them lacks is not safe
     bad = ~(joined["margin"] >= MIN_MARGIN) | ~(joined["n_machines"] >= n_machines)
