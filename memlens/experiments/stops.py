@@ -45,7 +45,7 @@ def flipped_runs(
     return train_many(jobs)
 
 
-def by_seed(runs: Sequence[Run], column: str) -> np.ndarray:
+def history_by_seed(runs: Sequence[Run], column: str) -> np.ndarray:
     """Return a column of the history of each run, (n_seeds, n_epochs)."""
     return np.stack([run.history[column].to_numpy() for run in runs])
 
@@ -57,7 +57,7 @@ def epochs_of(runs: Sequence[Run], stop: str) -> np.ndarray:
 
 def watched_curves(runs: Sequence[Run]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the curves of `WATCHED`, (n_seeds, n_epochs) each, and their stops, (n_seeds,)."""
-    curves = {column: by_seed(runs, column) for column in WATCHED}
+    curves = {column: history_by_seed(runs, column) for column in WATCHED}
     return curves, {column: epochs_of(runs, stop) for column, stop in WATCHED.items()}
 
 
@@ -71,7 +71,7 @@ def planned_accuracy(
     accuracy = {}
     for length in lengths:
         runs = flipped_runs(profile, data, rate, seeds=seeds, epochs=length)
-        accuracy[length] = by_seed(runs, "val_accuracy")[:, -1]
+        accuracy[length] = history_by_seed(runs, "val_accuracy")[:, -1]
     return accuracy
 
 
@@ -115,7 +115,7 @@ def descents(trained: Mapping[str, Mapping[float, Sequence[Run]]], n_easiest: in
     for rate, by_share in trained.items():
         for flipped, runs in by_share.items():
             easiest = np.stack([easiest_gradient(run, n_easiest) for run in runs])
-            curves = {"val_loss": by_seed(runs, "val_loss"), "easiest_gradient": easiest}
+            curves = {"val_loss": history_by_seed(runs, "val_loss"), "easiest_gradient": easiest}
             table = plots.bands(curves, np.arange(easiest.shape[1]))
             named = table.rename(columns={"series": "curve"})
             tables.append(named.assign(flipped=flipped, rate=rate))
