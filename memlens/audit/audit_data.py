@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from memlens.audit import image_files
-from memlens.audit.image_files import Listing, list_folder, list_table
+from memlens.audit import arrays, image_files
+from memlens.audit.listings import Listing, list_folder
+from memlens.audit.tables import list_table
 from memlens.data.folders import EXTENSIONS, some_of
 from memlens.data.samples import Dataset, from_arrays
 from memlens.training import memory
@@ -44,6 +46,11 @@ class AuditData:
         Columns file and reason; one row per skipped file, folder or row.
     notes : tuple of str
         Changes made to the images.
+    pictures : Tensor (n_samples, channels, height, width) or None
+        What is shown of each sample, and compared to find duplicates; None if there are only
+        features. By default the images that the network is trained on.
+    split : tuple of str, one per sample, or None
+        The part of the data ("train", "test", ...) that each sample belongs to, if it is known.
     """
 
     name: str
@@ -52,6 +59,17 @@ class AuditData:
     root: Path
     skipped: pd.DataFrame
     notes: tuple[str, ...]
+    pictures: Tensor | None = None
+    split: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pictures is None and not self.is_features:
+            object.__setattr__(self, "pictures", self.dataset.train.images)
+
+    @property
+    def is_features(self) -> bool:
+        """Whether the samples are vectors, stored as images of one pixel with d channels."""
+        return self.dataset.in_shape[1:] == (1, 1)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -188,8 +206,8 @@ def _select_classes(
 
 def _from_arrays(path: Path, size: int | None, classes: Sequence[str] | None) -> AuditData:
     """Read an ``.npz``, without unpickling."""
-    x, y = image_files.read_arrays(path)
-    x = image_files.channels_first(path, x)
+    x, y = arrays.read_arrays(path)
+    x = arrays.channels_first(path, x)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # some data sets have a column
     if y.ndim != 1 or len(x) != len(y):
         raise ValueError(
@@ -212,11 +230,11 @@ def _from_arrays(path: Path, size: int | None, classes: Sequence[str] | None) ->
     if classes is not None:
         position, skipped = _select_classes(names, labels, position, classes, skipped)
     _require_enough(path, len(position), skipped)
-    x, white = image_files.pixel_range(path, x[position])
+    x, white = arrays.pixel_range(path, x[position])
     height, width = image_files.common_shape([x.shape[:1:-1]] * len(x), size)
     notes = ()
     if x.shape[2:] != (height, width):
-        x = image_files.crop_and_resize(x, height)
+        x = arrays.crop_and_resize(x, height)
         notes = (f"images were resized to {width} x {height}",)
     dataset = _dataset(x, [labels[i] for i in position], position, classes, white)
     files = tuple(names[i] for i in position)

@@ -343,13 +343,13 @@ def test_images_that_do_not_fit_are_refused_before_they_are_decoded(tmp_path, mo
 @pytest.mark.slow
 def test_a_hundred_thousand_files_are_listed_fast(tmp_path):
     """The listing alone: every file is opened later, by all cores."""
-    from memlens.audit import image_files
+    from memlens.audit import listings
 
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(50_000):
             (tmp_path / name / f"{i}.png").touch()
     start = time.perf_counter()
-    listing = image_files.list_folder(tmp_path, None)
+    listing = listings.list_folder(tmp_path, None)
     assert len(listing.names) == 100_000 and not listing.skipped
     assert time.perf_counter() - start < 10  # a second here; a stat a file would take many
